@@ -1,0 +1,1 @@
+"""The `wsi-dbps` command: one module per sub-command."""

@@ -1,0 +1,1 @@
+"""Which slides, whose, their label and split."""

@@ -1,0 +1,1 @@
+"""Dual-buffer patch selection as pure tensor functions."""

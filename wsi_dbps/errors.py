@@ -1,0 +1,66 @@
+"""Everything that can go wrong and is not a bug.
+
+    WsiDbpsError
+    ├── ManifestError          a cohort table that cannot be used
+    ├── ConfigError            a setting that is unknown or out of range
+    ├── SlideError             one slide that cannot be used
+    │   ├── UnreadableSlideError
+    │   └── MissingMppError
+    ├── CacheError             a patch cache that is missing, damaged or of another version
+    │   └── SpecMismatchError  a cache made with other settings or from another slide file
+    ├── CheckpointError        a checkpoint that is missing, damaged or does not fit
+    ├── TrainingError          training cannot start or go on
+    ├── PredictionError        predictions that cannot be made or evaluated
+    └── OutputError            a file that cannot be written
+
+Each message is one line: which slide, which file, what was found, what to do. The command line prints it and exits
+with 2 (1 when only some slides failed); anything else is a bug and keeps its traceback.
+"""
+
+
+class WsiDbpsError(Exception):
+    """Base of every error a user can cause or repair."""
+
+
+class ManifestError(WsiDbpsError):
+    """A cohort table that cannot be used; the message lists every problem with its line number."""
+
+
+class ConfigError(WsiDbpsError):
+    """A setting that is unknown or out of range."""
+
+
+class SlideError(WsiDbpsError):
+    """One slide that cannot be used; the others go on."""
+
+
+class UnreadableSlideError(SlideError):
+    """A file that no reader, or not the one asked for, can open or decode."""
+
+
+class MissingMppError(SlideError):
+    """Neither the manifest nor the file says how large a pixel is."""
+
+
+class CacheError(WsiDbpsError):
+    """A patch cache that is missing, damaged or of another format version."""
+
+
+class SpecMismatchError(CacheError):
+    """A patch cache made with other settings, or from another slide file."""
+
+
+class CheckpointError(WsiDbpsError):
+    """A checkpoint that is missing, damaged, or does not fit the cohort or the settings."""
+
+
+class TrainingError(WsiDbpsError):
+    """Training cannot start or go on."""
+
+
+class PredictionError(WsiDbpsError):
+    """Predictions that cannot be made, read or evaluated."""
+
+
+class OutputError(WsiDbpsError):
+    """A file that cannot be written: no space, no permission."""

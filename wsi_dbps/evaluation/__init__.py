@@ -1,0 +1,1 @@
+"""Predictions, metrics with intervals, and the report."""

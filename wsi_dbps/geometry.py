@@ -1,0 +1,76 @@
+"""Sizes, regions, levels, and the arithmetic between level 0, a level and µm.
+
+Points are (x, y), sizes (width, height), arrays (H, W, C). `_lv0` is level-0 pixels, `_px` the pixels of the level or
+picture at hand, `_um` micrometres, mpp µm per pixel.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True)
+class Size:
+    """Width and height in pixels."""
+
+    width: int
+    height: int
+
+    def __str__(self) -> str:
+        return f"{self.width} x {self.height}"
+
+
+@dataclass(frozen=True)
+class Region:
+    """A rectangle in the pixels of one pyramid level."""
+
+    level: int
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of a pyramid, 0 the finest."""
+
+    size: Size
+    downsample: float
+    """Level-0 pixels per pixel of this level, along each axis."""
+
+
+def pyramid_levels(sizes: Sequence[Size]) -> tuple[Level, ...]:
+    """The levels of a pyramid from their sizes, finest first.
+
+    A level of 741 rows under 2967 was made by dividing by 4 and dropping the rest, so where one whole number explains
+    both sides, it is the downsample; the quotient of the sizes would drift by up to a pixel across the slide.
+
+    Examples:
+        >>> [level.downsample for level in pyramid_levels([Size(2220, 2967), Size(555, 741)])]
+        [1.0, 4.0]
+    """
+    return tuple(Level(size, _downsample(sizes[0], size)) for size in sizes)
+
+
+def _downsample(fine: Size, coarse: Size) -> float:
+    mean = (fine.width / coarse.width + fine.height / coarse.height) / 2
+    whole = round(mean)
+
+    def explained(a: int, b: int) -> bool:
+        return b in (math.floor(a / whole), math.ceil(a / whole))
+
+    if explained(fine.width, coarse.width) and explained(fine.height, coarse.height):
+        return float(whole)
+    return mean
+
+
+def fit_within(size: Size, max_px: int) -> Size:
+    """The size shrunk, never grown, so that its longer side is at most `max_px`; no side falls below 1."""
+    scale = min(1.0, max_px / max(size.width, size.height))
+    return Size(max(1, round(size.width * scale)), max(1, round(size.height * scale)))

@@ -1,0 +1,1 @@
+"""Attention drawn as pictures and as QuPath tiles."""

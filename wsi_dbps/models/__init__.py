@@ -1,0 +1,1 @@
+"""Encoders, aggregators, and the slide model that joins them with patch selection."""

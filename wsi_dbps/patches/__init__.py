@@ -1,0 +1,1 @@
+"""The HDF5 patch cache: its format, writer and reader."""

@@ -1,0 +1,197 @@
+"""What the torch side hands to the rest, and its file forms: predictions and attention.
+
+Documented for readers in docs/formats/predictions.md and docs/formats/attention.md.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from wsi_dbps.errors import PredictionError
+from wsi_dbps.files import write_text, written_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+ROLES: Final = ("other", "salient", "recycled")
+"""Names of the values of `SlideAttention.role_N`: 0 neither, 1 in the fundamental and 2 in the auxiliary buffer."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Class probabilities of one slide, or of one case when `slide_id` is None."""
+
+    slide_id: str | None
+    case_id: str
+    split: str | None
+    label: str | None
+    """The known label, if any."""
+    num_patches: int
+    probabilities: tuple[float, ...]
+    """One per class, in the order of `Predictions.classes`; they sum to 1."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """All predictions of one run of `predict`."""
+
+    classes: tuple[str, ...]
+    slides: tuple[Prediction, ...]
+    cases: tuple[Prediction, ...]
+
+    def predicted(self, row: Prediction) -> str:
+        """The class of highest probability; the first of equals."""
+        return self.classes[int(np.argmax(row.probabilities))]
+
+    def write_csv(self, path: Path) -> None:
+        """Write predictions.csv: a row per slide, then a row per case."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow([*_COLUMNS, *(f"prob_{name}" for name in self.classes)])
+        for level, rows in (("slide", self.slides), ("case", self.cases)):
+            for row in rows:
+                known = (row.slide_id or "", row.case_id, row.split or "", row.label or "", self.predicted(row))
+                writer.writerow([level, *known, row.num_patches, *(repr(p) for p in row.probabilities)])
+        write_text(path, out.getvalue())
+
+
+_COLUMNS: Final = ("level", "slide_id", "case_id", "split", "label", "predicted", "num_patches")
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read a predictions.csv.
+
+    Raises:
+        PredictionError: If the file is missing, lacks a column, or holds a number that is none; with the line number.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise PredictionError(f"{path}: no such file; run `wsi-dbps predict` first") from None
+    except UnicodeDecodeError as error:
+        raise PredictionError(f"{path}: not UTF-8: {error}") from None
+    reader = csv.DictReader(io.StringIO(text))
+    columns = reader.fieldnames or []
+    classes = tuple(name.removeprefix("prob_") for name in columns if name.startswith("prob_"))
+    if missing := [name for name in _COLUMNS if name not in columns]:
+        raise PredictionError(f"{path}: no column {', '.join(missing)}; found {', '.join(columns) or 'nothing'}")
+    if len(classes) < 2:
+        raise PredictionError(f"{path}: needs two or more columns prob_<class>; found {len(classes)}")
+    rows: dict[str, list[Prediction]] = {"slide": [], "case": []}
+    for row in reader:
+        where = f"{path}, line {reader.line_num}"
+        if row["level"] not in rows:
+            raise PredictionError(f"{where}: level is {row['level']!r}; it is slide or case")
+        rows[row["level"]].append(_parse_row(row, classes, where))
+    return Predictions(classes, tuple(rows["slide"]), tuple(rows["case"]))
+
+
+def _parse_row(row: dict[str, Any], classes: Sequence[str], where: str) -> Prediction:
+    try:
+        probabilities = tuple(float(row[f"prob_{name}"]) for name in classes)
+        num_patches = int(row["num_patches"])
+    except (TypeError, ValueError) as error:
+        raise PredictionError(f"{where}: not a number: {error}") from None
+    if not all(0 <= p <= 1 for p in probabilities) or not math.isclose(sum(probabilities), 1, abs_tol=1e-3):
+        raise PredictionError(f"{where}: probabilities {probabilities} are not shares of 1")
+    if (label := row["label"] or None) is not None and label not in classes:
+        raise PredictionError(f"{where}: label {label!r} is not one of the classes {', '.join(classes)}")
+    return Prediction(
+        row["slide_id"] or None, row["case_id"], row["split"] or None, label, num_patches, probabilities
+    )
+
+
+@dataclass(frozen=True)
+class SlideAttention:
+    """How a model looked at every patch of one slide. Row i is row i of the slide's patch cache."""
+
+    slide_id: str
+    prediction: Prediction
+    """The very prediction that this attention produced."""
+    classes: tuple[str, ...]
+    coords_N2: npt.NDArray[np.int64]
+    """(N, 2) top-left corners (x, y) in level-0 pixels."""
+    tile_lv0: float
+    """Tile side in level-0 pixels; not always whole."""
+    logits_NR: npt.NDArray[np.float32]
+    """(N, R) attention logits, R = heads x query tokens."""
+    weights_N: npt.NDArray[np.float32]
+    """(N,) softmax of the logits over the slide, averaged over R; sums to 1."""
+    role_N: npt.NDArray[np.uint8]
+    """(N,) index into `ROLES`."""
+    cache_fingerprint: str
+    checkpoint_fingerprint: str
+
+    def write(self, path: Path) -> None:
+        """Write the attention file (HDF5), whole or not at all."""
+        import h5py
+
+        with written_whole(path) as partial, h5py.File(partial, "w") as file:
+            file.attrs.update(
+                format=ATTENTION_FORMAT,
+                format_version=ATTENTION_VERSION,
+                slide_id=self.slide_id,
+                case_id=self.prediction.case_id,
+                split=self.prediction.split or "",
+                label=self.prediction.label or "",
+                classes=json.dumps(self.classes),
+                probabilities=np.asarray(self.prediction.probabilities, np.float64),
+                tile_lv0=self.tile_lv0,
+                cache_fingerprint=self.cache_fingerprint,
+                checkpoint_fingerprint=self.checkpoint_fingerprint,
+                roles=json.dumps(ROLES),
+            )
+            file["coords"] = self.coords_N2.astype(np.int64)
+            file["logits"] = self.logits_NR.astype(np.float32)
+            file["weights"] = self.weights_N.astype(np.float32)
+            file["role"] = self.role_N.astype(np.uint8)
+
+
+ATTENTION_FORMAT: Final = "wsi-dbps attention"
+ATTENTION_VERSION: Final = 1
+
+
+def read_attention(path: Path) -> SlideAttention:
+    """Read an attention file.
+
+    Raises:
+        PredictionError: If the file is missing, damaged, or of another format or version.
+    """
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            found = (file.attrs.get("format"), file.attrs.get("format_version"))
+            if found != (ATTENTION_FORMAT, ATTENTION_VERSION):
+                raise PredictionError(f"{path}: is {found[0]!r} version {found[1]}, not {ATTENTION_FORMAT!r} version 1")
+            a = file.attrs
+            coords_N2, probabilities = file["coords"][:], tuple(float(p) for p in a["probabilities"])
+            prediction = Prediction(
+                a["slide_id"], a["case_id"], a["split"] or None, a["label"] or None, len(coords_N2), probabilities
+            )
+            return SlideAttention(
+                slide_id=a["slide_id"],
+                prediction=prediction,
+                classes=tuple(json.loads(a["classes"])),
+                coords_N2=coords_N2,
+                tile_lv0=float(a["tile_lv0"]),
+                logits_NR=file["logits"][:],
+                weights_N=file["weights"][:],
+                role_N=file["role"][:],
+                cache_fingerprint=a["cache_fingerprint"],
+                checkpoint_fingerprint=a["checkpoint_fingerprint"],
+            )
+    except FileNotFoundError:
+        raise PredictionError(f"{path}: no such attention file; run `wsi-dbps predict` first") from None
+    except (OSError, KeyError) as error:
+        raise PredictionError(f"{path}: not a readable attention file: {error}") from None

@@ -1,0 +1,1 @@
+"""Bags from caches, the loop, checkpoints and the run folder."""
