@@ -1,0 +1,148 @@
+"""`wsi-dbps demo`: the whole way from slides to heatmaps, on slides that it makes itself."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from wsi_dbps_cli import evaluate, heatmap, predict, tile, train
+from wsi_dbps_cli.options import Split
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from wsi_dbps.cohort.cohort import Cohort, SlideRecord
+
+MPP_UM, SIZE_PX = 1.0, 96
+
+SETTINGS = """\
+# What `wsi-dbps demo` trains with: a small encoder from random weights, on a CPU, in about two minutes.
+[encoder]
+name = "small_gn"
+
+[selection]
+preset = "dbps"
+num_salient = 12
+num_subsalient = 24
+num_kept = 96
+chunk_size = 48
+exploration = 0.3
+
+[aggregator]
+num_heads = 4
+
+[optimizer]
+lr = 1e-3
+weight_decay = 0.05
+
+[training]
+epochs = 30
+batch_slides = 4
+seed = {seed}
+"""
+
+
+def command(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to fill.")],
+    slides: Annotated[int, typer.Option(help="Slides to make.")] = 48,
+    seed: Annotated[int, typer.Option(help="Of the slides and of training.")] = 0,
+    epochs: Annotated[int | None, typer.Option(help="Fewer epochs, for a quick look.")] = None,
+) -> None:
+    """Make a cohort of synthetic slides, tile it, train, predict, evaluate and draw heatmaps: CPU, offline, minutes.
+
+    Each step is a command of its own, and is printed as you would type it. Run again, it goes on where it was stopped.
+    """
+    from wsi_dbps.synth.cohort import make_cohort
+
+    start = time.monotonic()
+    cohort, caches, run = out / "cohort.csv", out / "caches", out / "run"
+    predictions, report, maps = out / "predictions", out / "report", out / "heatmaps"
+    print(f"making {slides} slides in {out / 'slides'}")
+    make_cohort(out, num_slides=slides, seed=seed)
+    config = out / "demo.toml"
+    config.write_text(SETTINGS.format(seed=seed), encoding="utf-8")
+
+    _say(f"tile {cohort} --out {caches} --mpp {MPP_UM:g} --size {SIZE_PX}")
+    tile.command(cohort, caches, mpp=MPP_UM, size=SIZE_PX)
+    changes = [] if epochs is None else [f"training.epochs={epochs}"]
+    resume = (run / "run.json").exists()
+    flags = "".join(f" --set {change}" for change in changes) + " --resume" * resume
+    _say(f"train {cohort} --caches {caches} --out {run} --config {config}{flags}")
+    train.command(cohort, caches, run, config=config, set_=changes, resume=resume)
+    _say(f"predict {run} {cohort} --caches {caches} --out {predictions}")
+    predict.command(run, cohort, caches, predictions)
+    _say(f"evaluate {predictions} --out {report}")
+    evaluate.command(predictions, report)
+    _say(f"heatmap {run} {cohort} --caches {caches} --predictions {predictions} --split test --out {maps}")
+    heatmap.command(run, cohort, caches, maps, predictions=predictions, split=Split.TEST)
+
+    found = _compare(cohort, caches, predictions)
+    print(f"\n{'on the test slides':<44} {'dbps':>6} {'colour only':>12}")
+    print(f"{'slide AUROC':<44} {found.slide_auroc:>6.3f} {found.colour_slide_auroc:>12.3f}")
+    name = f"attention on the lesion, mean patch AUROC of {found.num_positive}"
+    print(f"{name:<44} {found.patch_auroc:>6.3f} {found.colour_patch_auroc:>12.3f}")
+    print(f"\nreport    {report / 'report.html'}\nheatmaps  {maps}\n{time.monotonic() - start:.0f} s in all")
+
+
+def _say(line: str) -> None:
+    print(f"\n$ wsi-dbps {line}", flush=True)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The model beside what colour alone tells, on the test slides."""
+
+    slide_auroc: float
+    colour_slide_auroc: float
+    patch_auroc: float
+    """Mean over positive slides of the AUROC of attention against the known lesion."""
+    colour_patch_auroc: float
+    num_positive: int
+
+
+def _compare(manifest: Path, caches: Path, folder: Path) -> Comparison:
+    import numpy as np
+    from sklearn.metrics import roc_auc_score
+
+    from wsi_dbps.cohort.manifest import read_manifest
+    from wsi_dbps.evaluation.colour_baseline import ColourBaseline, patch_colours
+    from wsi_dbps.evaluation.localisation import patch_auroc
+    from wsi_dbps.evaluation.predict import attention_path
+    from wsi_dbps.patches.cache import PatchCache
+    from wsi_dbps.records import read_attention, read_predictions
+    from wsi_dbps.synth.cohort import lesion_share
+
+    cohort = read_manifest(manifest)
+    positive = cohort.classes[1]
+
+    def colours(part: Cohort) -> Mapping[str, np.ndarray]:
+        return {r.slide_id: patch_colours(PatchCache(caches / f"{r.slide_id}.h5")) for r in part.records}
+
+    training = cohort.part("train")
+    baseline = ColourBaseline.fit(
+        list(colours(training).values()), [record.label == positive for record in training.records]
+    )
+    test, probability = colours(cohort.part("test")), {}
+    for row in read_predictions(folder / "predictions.csv").slides:
+        probability[row.slide_id] = row.probabilities[1]
+    records = [record for record in cohort.part("test").records if record.slide_id in probability]
+    truth = [record.label == positive for record in records]
+
+    def of(record: SlideRecord) -> tuple[float | None, float | None]:
+        attention = read_attention(attention_path(folder, record.slide_id))
+        assert record.path is not None
+        share_N = lesion_share(record.path.with_suffix(".geojson"), attention.coords_N2, attention.tile_lv0)
+        scores_N = baseline.patch_scores(test[record.slide_id])
+        return patch_auroc(attention.weights_N, share_N), patch_auroc(scores_N, share_N)
+
+    located = [pair for r, known in zip(records, truth, strict=True) if known and None not in (pair := of(r))]
+    return Comparison(
+        float(roc_auc_score(truth, [probability[r.slide_id] for r in records])),
+        float(roc_auc_score(truth, [baseline.slide_score(test[r.slide_id]) for r in records])),
+        *(float(np.mean([pair[i] for pair in located])) for i in (0, 1)),
+        len(located),
+    )

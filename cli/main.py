@@ -1,0 +1,32 @@
+"""The `wsi-dbps` command. Every module imports what it works with only when its command runs: `--help` is quick."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from wsi_dbps.errors import WsiDbpsError
+from wsi_dbps_cli import demo, evaluate, heatmap, inspect, predict, split, tile, train
+
+app = typer.Typer(
+    rich_markup_mode=None,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train on whole pathology slides, end to end, from pixels, with dual-buffer patch selection.",
+)
+for module in (demo, tile, inspect, split, train, predict, evaluate, heatmap):
+    app.command(module.__name__.rpartition(".")[2])(module.command)
+
+
+def run() -> None:
+    """Run the command line: exit code 0 all done, 1 some slides failed, 2 the request cannot be met."""
+    try:
+        app()
+    except WsiDbpsError as error:
+        print(f"wsi-dbps: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("wsi-dbps: stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,41 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from wsi_dbps.cohort.cohort import Cohort
+
+CohortCsv = Annotated[Path, typer.Argument(metavar="COHORT.csv", help="Cohort manifest; see docs/formats/manifest.md.")]
+Caches = Annotated[Path, typer.Option(help="Folder of patch caches, as `wsi-dbps tile` wrote them.")]
+Columns = Annotated[
+    list[str], typer.Option(help="Read the manifest with a column renamed: slide_id=FILENAME. May be repeated.")
+]
+Device = Annotated[str, typer.Option(help="auto (the first GPU, else the CPU), cpu, cuda, cuda:1, mps ...")]
+Fold = Annotated[int | None, typer.Option(help="Take splits from the fold column, with this fold as test.")]
+
+
+class Split(StrEnum):
+    """Which slides of a cohort."""
+
+    TRAIN = "train"
+    VAL = "val"
+    TEST = "test"
+    ALL = "all"
+
+
+def cohort_part(
+    cohort: Path, columns: list[str], split: Split, fold: int | None = None, *, need_path: bool = False
+) -> Cohort:
+    """The slides of one split of a manifest."""
+    from wsi_dbps.cohort.manifest import parse_columns, read_manifest
+
+    whole = read_manifest(cohort, columns=parse_columns(columns), need_path=need_path)
+    if fold is not None:
+        whole = whole.with_fold(fold)
+    return whole if split is Split.ALL else whole.part(split.value)

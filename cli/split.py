@@ -1,0 +1,46 @@
+"""`wsi-dbps split`: cases are dealt to train, val and test, or to folds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from wsi_dbps_cli.options import CohortCsv, Columns
+
+if TYPE_CHECKING:
+    from wsi_dbps.cohort.cohort import Cohort
+
+
+def command(
+    cohort: CohortCsv,
+    out: Annotated[Path, typer.Option(help="Manifest to write, with its split or fold column filled.")],
+    folds: Annotated[int | None, typer.Option(help="Deal to this many folds instead of train, val and test.")] = None,
+    val: Annotated[float, typer.Option(help="Share of cases for validation.")] = 0.2,
+    test: Annotated[float, typer.Option(help="Share of cases for testing.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Of the shuffle.")] = 0,
+    columns: Columns = [],
+) -> None:
+    """Deal cases, never slides, stratified by label; the same seed and cases give the same split in any row order."""
+    from wsi_dbps.cohort.manifest import parse_columns, read_manifest, write_manifest
+    from wsi_dbps.cohort.splits import fold_cohort, split_cohort
+
+    whole = read_manifest(cohort, columns=parse_columns(columns))
+    if folds is None:
+        dealt, column = split_cohort(whole, val=val, test=test, seed=seed), "split"
+    else:
+        dealt, column = fold_cohort(whole, num_folds=folds, seed=seed), "fold"
+    write_manifest(out, dealt)
+    print_split(dealt, column)
+    print(f"wrote {out}")
+
+
+def print_split(cohort: Cohort, column: str) -> None:
+    """Print how many slides and cases of each class lie in each part."""
+    from wsi_dbps.cohort.splits import split_table
+
+    row = "{:<8} {:<20} {:>7} {:>7}"
+    print(row.format(column, "label", "slides", "cases"))
+    for count in split_table(cohort, by=column):
+        print(row.format(count.part or "-", count.label or "-", count.num_slides, count.num_cases))

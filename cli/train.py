@@ -1,0 +1,49 @@
+"""`wsi-dbps train`: caches and labels become a run folder with a trained model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from wsi_dbps_cli.options import Caches, CohortCsv, Columns, Fold
+
+if TYPE_CHECKING:
+    from wsi_dbps.training.loop import TrainingResult
+
+
+def command(
+    cohort: CohortCsv,
+    caches: Caches,
+    out: Annotated[Path, typer.Option(help="Run folder to write.")],
+    config: Annotated[Path | None, typer.Option(help="Settings in TOML; see docs/settings.md.")] = None,
+    set_: Annotated[list[str], typer.Option("--set", help="Change one: selection.num_salient=8. May be repeated.")] = [],
+    fold: Fold = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's last epoch.")] = False,
+    columns: Columns = [],
+) -> None:
+    """Train on the `train` slides, choose the best epoch on the `val` slides; the `test` slides are never opened."""
+    from wsi_dbps.cohort.manifest import parse_columns, read_manifest
+    from wsi_dbps.config import read_toml, with_overrides
+    from wsi_dbps.training.config import build_run_config
+
+    tables = with_overrides(read_toml(config) if config else {}, set_)
+    source = " with ".join([str(config)] * bool(config) + ["--set"] * bool(set_)) or "train"
+    settings = build_run_config(tables, source)
+    whole = read_manifest(cohort, columns=parse_columns(columns), need_label=True)
+    if fold is not None:
+        whole = whole.with_fold(fold)
+    from wsi_dbps.training.loop import train
+
+    print_result(train(whole, caches, out, settings, resume=resume))
+
+
+def print_result(result: TrainingResult) -> None:
+    """Print which epoch was kept."""
+    best = result.best
+    auroc = "does not exist" if best["val_auroc"] is None else f"{best['val_auroc']:.3f}"
+    print(
+        f"best epoch {best['epoch']} of {len(result.history)}: val AUROC {auroc}, val loss {best['val_loss']:.3f}: "
+        f"{result.checkpoint}"
+    )

@@ -1,0 +1,204 @@
+"""The cohort manifest: checked whole before any work, and written so that it reads back the same.
+
+The format is docs/formats/manifest.md.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from wsi_dbps.cohort.cohort import SPLITS, Cohort, SlideRecord, finite_number
+from wsi_dbps.cohort.names import same_file_key, why_unsafe
+from wsi_dbps.cohort.table import OURS, Row, parse_columns, quoted, read_table, refuse
+from wsi_dbps.files import write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from wsi_dbps.cohort.table import Problem, Table
+
+__all__ = ["parse_columns", "read_manifest", "write_manifest"]
+
+_MISSING_WORDS = ("nan", "na", "n/a", "null")
+
+
+def read_manifest(
+    path: Path, *, columns: Mapping[str, str] = {}, need_path: bool = False, need_label: bool = False
+) -> Cohort:
+    """The slides of a CSV file, in its order; classes are its labels in the order of `ordered_classes`.
+
+    Without a `slide_id` column, the id is the slide file's name without its ending; without a `case_id` column, every
+    slide is its own case.
+
+    Args:
+        path: The CSV file; slide and mask paths in it are relative to its folder.
+        columns: Our column name to the file's, where they differ.
+        need_path: Every slide needs a path, and slides and masks must exist (a URL is not looked up).
+        need_label: Slides to learn from need a label: those in train or val or in a fold, or all if the table has
+            neither column.
+
+    Raises:
+        ManifestError: Listing every problem with its line.
+    """
+    required = ["slide_id", *(["path"] if need_path else []), *(["label"] if need_label else [])]
+    table = read_table(path, columns, required)
+    folder = path.parent.absolute()
+    rows = [(row, _slide_id(row, table)) for row in table.rows]
+    problems = [
+        *table.problems,
+        *_id_problems(rows, table),
+        *_case_problems(table),
+        *_number_problems(table.rows),
+        *_label_problems(table, need_label=need_label),
+        *_file_problems(table, folder, need_path=need_path),
+    ]
+    refuse(path, problems)
+    return Cohort.of(_record(row, slide_id, folder, table) for row, slide_id in rows)
+
+
+def write_manifest(path: Path, cohort: Cohort) -> None:
+    """Write a cohort under our column names, whole or not at all, every other column after them.
+
+    A slide below the manifest's folder gets a relative path, so that the folder can move; any other an absolute one.
+    Columns of ours that hold nothing are left out.
+    """
+    folder = path.parent.absolute()
+    rows = [{**record.extra, **_cells(record, folder)} for record in cohort.records]
+    filled = {name for row in rows for name, cell in row.items() if cell}
+    names = [name for name in OURS if name in filled or name in ("slide_id", "case_id")]
+    names += [name for name in dict.fromkeys(name for row in rows for name in row) if name not in OURS]
+    cells = [names, *([row.get(name, "") for name in names] for row in rows)]
+
+    # csv leaves a lone carriage return unquoted, and then reads it as the end of a line
+    has_return = any("\r" in cell for row in cells for cell in row)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL)
+    writer.writerows(cells)
+    write_text(path, text.getvalue())
+
+
+def _slide_id(row: Row, table: Table) -> str:
+    if "slide_id" in table.columns:
+        return row.ours["slide_id"]
+    where = row.ours["path"]
+    return PurePosixPath(where.partition("?")[0]).stem if _is_url(where) else Path(where).stem
+
+
+def _record(row: Row, slide_id: str, folder: Path, table: Table) -> SlideRecord:
+    cells = row.ours
+    url = cells["path"] if _is_url(cells["path"]) else None
+    return SlideRecord(
+        slide_id=slide_id,
+        case_id=cells["case_id"] if "case_id" in table.columns else slide_id,
+        path=folder / cells["path"] if cells["path"] and not url else None,
+        label=cells["label"] or None,
+        split=cells["split"] or None,
+        mpp_um=finite_number(cells["mpp"]),
+        mask=folder / cells["mask"] if cells["mask"] else None,
+        url=url,
+        extra=row.extra,
+    )
+
+
+def _cells(record: SlideRecord, folder: Path) -> dict[str, str]:
+    return {
+        "slide_id": record.slide_id,
+        "path": record.url or _written_path(record.path, folder),
+        "case_id": record.case_id,
+        "label": record.label or "",
+        "split": record.split or "",
+        "mpp": "" if record.mpp_um is None else repr(record.mpp_um),
+        "mask": _written_path(record.mask, folder),
+    }
+
+
+def _written_path(path: Path | None, folder: Path) -> str:
+    if path is None:
+        return ""
+    path = path.absolute()
+    return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
+
+
+def _id_problems(rows: Sequence[tuple[Row, str]], table: Table) -> Iterator[Problem]:
+    given = "slide_id" in table.columns
+    hint = "" if given else " (ids are file names here; add a slide_id column)"
+    first: dict[str, tuple[int, str]] = {}
+    for row, slide_id in rows:
+        if not slide_id:
+            yield row.line, "slide_id is empty" if given else "path is empty, so the slide has no id"
+            continue
+        if why := why_unsafe(slide_id):
+            yield row.line, f"slide_id {quoted(slide_id)} cannot name a file: {why}{hint}"
+        line, other = first.setdefault(same_file_key(slide_id), (row.line, slide_id))
+        if line != row.line and other == slide_id:
+            yield row.line, f"slide_id {quoted(slide_id)} is already on line {line}{hint}"
+        elif line != row.line:
+            yield (
+                row.line,
+                (
+                    f"slide_id {quoted(slide_id)} differs only in case from {quoted(other)} on line {line}; "
+                    f"their files would overwrite each other on some disks{hint}"
+                ),
+            )
+
+
+def _case_problems(table: Table) -> Iterator[Problem]:
+    first: dict[str, tuple[int, str]] = {}
+    for row in table.rows:
+        case_id, split = row.ours["case_id"], row.ours["split"]
+        if split and split not in SPLITS:
+            yield row.line, f"unknown split {quoted(split)}; known: {', '.join(SPLITS)}, or empty for not used"
+            continue
+        if "case_id" not in table.columns:
+            continue
+        if not case_id:
+            yield row.line, "case_id is empty; without the column every slide is its own case"
+        elif split:
+            line, other = first.setdefault(case_id, (row.line, split))
+            if other != split:
+                yield row.line, f"case {quoted(case_id)} is in {split} here and in {other} on line {line}"
+
+
+def _number_problems(rows: Sequence[Row]) -> Iterator[Problem]:
+    for row in rows:
+        cell = row.ours["mpp"]
+        number = finite_number(cell)
+        if cell and number is None:
+            with_point = cell.replace(",", ".")
+            hint = f"; write {with_point}" if finite_number(with_point) is not None else ""
+            yield row.line, f"mpp {quoted(cell)} is not a number{hint}"
+        elif number is not None and number <= 0:
+            yield row.line, f"mpp {quoted(cell)} is not above 0"
+
+
+def _label_problems(table: Table, *, need_label: bool) -> Iterator[Problem]:
+    unsplit = not table.columns & {"split", "fold"}
+    for row in table.rows:
+        label, split, fold = row.ours["label"], row.ours["split"], row.ours["fold"]
+        if label.lower() in _MISSING_WORDS:
+            yield row.line, f"label {quoted(label)} reads as a missing value; empty the cell or rename the class"
+        elif need_label and not label and (unsplit or fold or split in ("train", "val")):
+            where = f" of a slide in {split or f'fold {fold}'}" if split or fold else ""
+            yield row.line, f"the label{where} is empty"
+
+
+def _file_problems(table: Table, folder: Path, *, need_path: bool) -> Iterator[Problem]:
+    for row in table.rows:
+        if need_path and not row.ours["path"] and "slide_id" in table.columns:
+            yield row.line, "path is empty"
+        for name in ("path", "mask"):
+            cell = row.ours[name]
+            if _is_url(cell):
+                if name == "mask":
+                    yield row.line, f"mask {quoted(cell)} is a URL; masks are read from local files"
+            elif need_path and cell and not os.path.exists(folder / cell):
+                where = "" if Path(cell).is_absolute() else f" in {folder}"
+                yield row.line, f"{name} {quoted(cell)}: no such file{where}"
+
+
+def _is_url(cell: str) -> bool:
+    return "://" in cell

@@ -1,0 +1,161 @@
+"""Deals cases, never slides, to train, val and test, or to folds, each class in the same shares."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from wsi_dbps.cohort.cohort import MIN_FOLDS, SPLITS, Cohort, ordered_classes
+from wsi_dbps.errors import ConfigError, ManifestError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Set
+
+    from wsi_dbps.cohort.cohort import SlideRecord
+
+
+def deal(cases: Mapping[str, tuple[str, ...]], shares: Mapping[str, Fraction], seed: int) -> dict[str, str]:
+    """A part for each case.
+
+    The cases of a stratum, shuffled, go one by one to the part that is furthest behind its share of the stratum; among
+    equals, of all cases dealt so far; among equals again, to the first in `shares`. With equal shares, or up to three
+    of them, each part's count in each stratum is within one of its share. The order of `cases` does not matter.
+
+    Args:
+        cases: Case to stratum.
+        shares: Part to its share; they add up to 1.
+        seed: Of the shuffle.
+
+    Raises:
+        ValueError: If the shares do not add up to 1.
+
+    Examples:
+        >>> from collections import Counter
+        >>> parts = deal({str(i): ("tumour",) for i in range(10)}, {"a": Fraction(7, 10), "b": Fraction(3, 10)}, seed=0)
+        >>> sorted(Counter(parts.values()).items())
+        [('a', 7), ('b', 3)]
+    """
+    if sum(shares.values()) != 1:
+        raise ValueError(f"shares must add up to 1, got {dict(shares)}")
+    rng = np.random.default_rng(seed)
+    strata: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for case in sorted(cases):
+        strata[cases[case]].append(case)
+
+    parts: dict[str, str] = {}
+    in_all: Counter[str] = Counter()
+    for _, members in sorted(strata.items()):
+        in_stratum: Counter[str] = Counter()
+        for num_dealt, i in enumerate(rng.permutation(len(members)), start=1):
+            behind = {
+                part: (share * num_dealt - in_stratum[part], share * (len(parts) + 1) - in_all[part])
+                for part, share in shares.items()
+            }
+            part = max(behind, key=behind.__getitem__)
+            parts[members[i]] = part
+            in_stratum[part] += 1
+            in_all[part] += 1
+    return parts
+
+
+def split_cohort(cohort: Cohort, *, val: float = 0.2, test: float = 0.2, seed: int = 0) -> Cohort:
+    """The cohort with every case dealt anew to train, val or test; a share of 0 leaves that part empty.
+
+    Raises:
+        ConfigError: If the shares leave nothing to train on.
+        ManifestError: If a slide has no label, there are too few cases for the parts, or a class would have no case in
+            train.
+    """
+    shares = {"val": Fraction(str(val)), "test": Fraction(str(test))} if _are_shares(val, test) else {}
+    train = 1 - sum(shares.values(), Fraction(0))
+    if not shares or train <= 0:
+        raise ConfigError(f"val {val} and test {test} must be shares from 0, together below 1")
+    shares = {part: share for part, share in {"train": train, **shares}.items() if share}
+
+    parts = _dealt(cohort, shares, seed)
+    _check_trained(cohort, {case for case, part in parts.items() if part == "train"}, "train")
+    return replace(cohort, records=tuple(replace(r, split=parts[r.case_id]) for r in cohort.records))
+
+
+def fold_cohort(cohort: Cohort, *, num_folds: int, seed: int = 0) -> Cohort:
+    """The cohort with every case dealt anew to a fold, from 0, in its `fold` column; splits stay as they are.
+
+    Raises:
+        ConfigError: If there are fewer folds than test, validation and training need.
+        ManifestError: If a slide has no label, there are fewer cases than folds, or a class would have no case to train
+            on with one of the folds as test.
+    """
+    if num_folds < MIN_FOLDS:
+        raise ConfigError(
+            f"{num_folds} folds are too few: one tests, one validates, the rest train; ask for {MIN_FOLDS}"
+        )
+    folds = _dealt(cohort, {str(k): Fraction(1, num_folds) for k in range(num_folds)}, seed)
+    for k in range(num_folds):
+        out = {str(k), str((k + 1) % num_folds)}
+        _check_trained(cohort, {case for case, fold in folds.items() if fold not in out}, f"train of fold {k}")
+    records = tuple(replace(r, extra={**r.extra, "fold": folds[r.case_id]}) for r in cohort.records)
+    return replace(cohort, records=records)
+
+
+@dataclass(frozen=True)
+class SplitCount:
+    """How many slides and cases of one class lie in one split or fold."""
+
+    part: str | None
+    """None: not used."""
+    label: str | None
+    """None: no label."""
+    num_slides: int
+    num_cases: int
+
+
+def split_table(cohort: Cohort, *, by: str = "split") -> list[SplitCount]:
+    """Counts per split (or with `by="fold"` per fold) and class, parts in order, zeros included.
+
+    A case whose slides have several labels counts under each of them.
+    """
+    slides: dict[tuple[str | None, str | None], list[SlideRecord]] = defaultdict(list)
+    for record in cohort.records:
+        part = record.split if by == "split" else record.extra.get(by) or None
+        slides[part, record.label].append(record)
+    found = {part for part, _ in slides}
+    named = [s for s in SPLITS if s in found] if by == "split" else ordered_classes(p for p in found if p is not None)
+    labels = [*cohort.classes, *([None] if any(r.label is None for r in cohort.records) else [])]
+    return [
+        SplitCount(part, label, len(here := slides.get((part, label), [])), len({r.case_id for r in here}))
+        for part in [*named, *([None] if None in found else [])]
+        for label in labels
+    ]
+
+
+def _are_shares(*shares: float) -> bool:
+    return all(0 <= share < 1 for share in shares)
+
+
+def _dealt(cohort: Cohort, shares: Mapping[str, Fraction], seed: int) -> dict[str, str]:
+    """A part for each case, none of the parts empty."""
+    if unlabelled := [record.slide_id for record in cohort.records if record.label is None]:
+        more = f" and {len(unlabelled) - 1} more slides" if len(unlabelled) > 1 else ""
+        raise ManifestError(f"slide {unlabelled[0]!r}{more} without a label; add labels or leave the rows out")
+    labels = {case: {str(r.label) for r in slides} for case, slides in cohort.cases().items()}
+    if len(labels) < len(shares):
+        raise ManifestError(f"{len(labels)} cases are too few for {len(shares)} parts ({', '.join(shares)})")
+    parts = deal({case: tuple(sorted(its)) for case, its in labels.items()}, shares, seed)
+    if empty := [part for part in shares if part not in parts.values()]:
+        raise ManifestError(f"{len(labels)} cases leave {empty[0]} empty; add cases, or ask for other shares")
+    return parts
+
+
+def _check_trained(cohort: Cohort, cases: Set[str], where: str) -> None:
+    trained = {record.label for record in cohort.records if record.case_id in cases}
+    for label in cohort.classes:
+        if label not in trained:
+            count = len({record.case_id for record in cohort.records if record.label == label})
+            raise ManifestError(
+                f"class {label!r} has {count} {'case' if count == 1 else 'cases'} and none of them in {where}; "
+                "add cases, or merge or leave out the class"
+            )

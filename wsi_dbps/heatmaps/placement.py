@@ -1,0 +1,89 @@
+"""Where a tile lies, on the slide and on a picture of the slide.
+
+A picture of width W shows a slide of width w from edge to edge, so x in level-0 pixels lies at x * W / w, and y
+likewise: each axis has its own factor, because the picture's sides were rounded to whole pixels. Positions are edges,
+not pixel centres: 0 is the left edge of the first pixel, W the right edge of the last.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from wsi_dbps.errors import PredictionError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from wsi_dbps.geometry import Size
+    from wsi_dbps.records import SlideAttention
+
+
+def tile_boxes_px(
+    coords_N2: npt.NDArray[np.int64], tile_lv0: float, slide_lv0: Size, picture: Size
+) -> npt.NDArray[np.float64]:
+    """The edges of every tile on a picture of the whole slide.
+
+    Args:
+        coords_N2: (N, 2) top-left corners (x, y) in level-0 pixels.
+        tile_lv0: Tile side in level-0 pixels; not always whole.
+        slide_lv0: Slide size in level-0 pixels.
+        picture: Size of the picture.
+
+    Returns:
+        (N, 4) array of left, top, right, bottom in pixels of the picture. A tile that crosses the slide's edge is not
+        cut.
+
+    Examples:
+        >>> from wsi_dbps.geometry import Size
+        >>> tile_boxes_px(np.array([[50, 0]]), 25.0, Size(100, 100), Size(20, 10)).tolist()
+        [[10.0, 0.0, 15.0, 2.5]]
+    """
+    corners_N2 = np.asarray(coords_N2, np.float64).reshape(-1, 2)
+    boxes_N4: npt.NDArray[np.float64] = np.concatenate([corners_N2, corners_N2 + tile_lv0], axis=1)
+    boxes_N4[:, 0::2] *= picture.width / slide_lv0.width
+    boxes_N4[:, 1::2] *= picture.height / slide_lv0.height
+    return boxes_N4
+
+
+def picture_mpp_um(slide_lv0: Size, picture: Size, mpp_lv0_um: float) -> float:
+    """µm per pixel of a picture of the whole slide, by its longer side, which rounding changes least."""
+    if picture.width >= picture.height:
+        return mpp_lv0_um * slide_lv0.width / picture.width
+    return mpp_lv0_um * slide_lv0.height / picture.height
+
+
+def round_length_um(longest_um: float) -> float:
+    """The largest of 1, 2 or 5 times a power of ten that is at most `longest_um`.
+
+    Examples:
+        >>> round_length_um(3400.0), round_length_um(0.7)
+        (2000.0, 0.5)
+    """
+    power = 10.0 ** math.floor(math.log10(longest_um))
+    lengths = [factor * power for factor in (0.5, 1.0, 2.0, 5.0, 10.0)]
+    return max(length for length in lengths if length <= longest_um)
+
+
+def check_on_slide(attention: SlideAttention, slide_lv0: Size) -> None:
+    """Refuse attention that cannot be drawn on this slide.
+
+    Raises:
+        PredictionError: If a tile starts outside the slide, or a weight is not finite.
+    """
+    coords_N2 = attention.coords_N2
+    outside_N = ((coords_N2 < 0) | (coords_N2 >= [slide_lv0.width, slide_lv0.height])).any(axis=1)
+    if outside_N.any():
+        row = int(outside_N.argmax())
+        x, y = coords_N2[row].tolist()
+        raise PredictionError(
+            f"{attention.slide_id}: tile {row} starts at ({x}, {y}), outside the slide of {slide_lv0} px; "
+            "the attention is of another slide, predict again"
+        )
+    if not np.isfinite(attention.weights_N).all():
+        row = int((~np.isfinite(attention.weights_N)).argmax())
+        raise PredictionError(
+            f"{attention.slide_id}: the attention of tile {row} is {attention.weights_N[row]}; the model has diverged"
+        )

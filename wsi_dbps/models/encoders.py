@@ -1,0 +1,165 @@
+"""Encoders: from uint8 patches to embeddings. timm's models by name, and a small one for training on a CPU."""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from wsi_dbps.errors import ConfigError
+
+if TYPE_CHECKING:
+    from wsi_dbps.models.config import EncoderConfig
+
+_HALF = (0.5, 0.5, 0.5)
+
+
+class PatchEncoder(nn.Module):
+    """A backbone with the normalisation that it was trained with, so that every caller hands it plain pixels."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(
+        self, backbone: nn.Module, num_features: int, mean: tuple[float, ...], std: tuple[float, ...], dim: int | None
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.project = nn.Identity() if dim is None else nn.Sequential(nn.Linear(num_features, dim), nn.LayerNorm(dim))
+        self.dim = dim or num_features
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def forward(self, pixels_NCPP: torch.Tensor) -> torch.Tensor:
+        """(N, D) embeddings of patches given as uint8, or as floats from 0 to 1."""
+        if pixels_NCPP.dtype == torch.uint8:
+            pixels_NCPP = pixels_NCPP / 255
+        normal_NCPP = ((pixels_NCPP - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        embeddings_ND: torch.Tensor = self.project(self.backbone(normal_NCPP))
+        return embeddings_ND
+
+
+def build_encoder(config: EncoderConfig, *, load_weights: bool = True) -> PatchEncoder:
+    """The encoder that the settings name, starting from the weights that they name.
+
+    Args:
+        config: Settings.
+        load_weights: False where a checkpoint is loaded over it anyway.
+
+    Raises:
+        ConfigError: If timm has no such model, its weights cannot be had, or the file does not fit.
+    """
+    if config.name == "small_gn":
+        backbone, mean, std = _small_group_norm(), _HALF, _HALF
+    else:
+        backbone = _timm_model(config, fetch=load_weights and config.pretrained and config.weights is None)
+        mean, std = (tuple(backbone.pretrained_cfg.get(key, _HALF)) for key in ("mean", "std"))
+    if load_weights and config.weights is not None:
+        load_weights_file(backbone, Path(config.weights), config.weights_match)
+    encoder = PatchEncoder(backbone, backbone.num_features, mean, std, config.dim)
+    if config.batch_norm == "train" and batch_norms(encoder):
+        warnings.warn(
+            "[encoder] batch_norm = 'train': running statistics will follow the salient patches only", stacklevel=2
+        )
+    return encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def batch_norms(module: nn.Module) -> list[nn.Module]:
+    """Every layer that normalises by the statistics of its batch."""
+    return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+def _small_group_norm() -> Any:
+    """A residual network of four stages with group norm, 0.7 M parameters: independent of batch and statistics."""
+    from timm.layers import GroupNorm
+    from timm.models.resnet import BasicBlock, ResNet
+
+    return ResNet(
+        BasicBlock,
+        (1, 1, 1, 1),
+        num_classes=0,
+        channels=(24, 48, 96, 128),
+        stem_width=24,
+        norm_layer=partial(GroupNorm, num_groups=8),
+    )
+
+
+def _timm_model(config: EncoderConfig, *, fetch: bool) -> Any:
+    import timm
+
+    if not timm.is_model(config.name):
+        near = timm.list_models(f"*{config.name}*")[:5]
+        hint = f"; there are {', '.join(near)}" if near else "; see timm.list_models()"
+        raise ConfigError(f"[encoder] name: timm {timm.__version__} has no model {config.name!r}{hint}, or small_gn")
+    try:
+        return timm.create_model(config.name, pretrained=fetch, num_classes=0)
+    except Exception as error:
+        if not fetch:
+            raise
+        raise ConfigError(
+            f"[encoder] weights of {config.name} cannot be fetched ({type(error).__name__}); without a network give "
+            "a file as encoder.weights, or set encoder.pretrained = false to start from random weights"
+        ) from error
+
+
+def load_weights_file(backbone: nn.Module, path: Path, match: str) -> None:
+    """Load a local weights file into a backbone; a classifier head that the file has beyond it is left out.
+
+    Args:
+        backbone: What to load into.
+        path: .safetensors, or anything `torch.load` reads with `weights_only`.
+        match: `name`, or `order`: tensor after tensor, each of the same shape.
+
+    Raises:
+        ConfigError: If the file is missing or not weights, or does not fit; with the first tensor that does not.
+    """
+    given, wanted = _read_weights(path), backbone.state_dict()
+    if match == "order":
+        given = _renamed_by_order(given, wanted, path)
+    if missing := [name for name in wanted if name not in given and not name.endswith("num_batches_tracked")]:
+        raise ConfigError(
+            f"{path}: {len(missing)} of {len(wanted)} tensors are not in it, the first {missing[0]!r}; "
+            "if its names differ from timm's, try encoder.weights_match = 'order'"
+        )
+    for name, tensor in wanted.items():
+        if name in given and given[name].shape != tensor.shape:
+            raise ConfigError(
+                f"{path}: {name} has shape {tuple(given[name].shape)}, the encoder wants {tuple(tensor.shape)}"
+            )
+    backbone.load_state_dict({name: given.get(name, tensor) for name, tensor in wanted.items()})
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such weights file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ConfigError(f"{path}: not a weights file: {' '.join(str(error).split())[:200]}") from None
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ConfigError(f"{path}: holds no table of tensors")
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def _renamed_by_order(
+    given: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], path: Path
+) -> dict[str, torch.Tensor]:
+    def listed(state: dict[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
+        return [item for item in state.items() if not item[0].endswith("num_batches_tracked")]
+
+    pairs = list(zip(listed(wanted), listed(given), strict=False))
+    if len(pairs) < len(listed(wanted)):
+        raise ConfigError(f"{path}: holds {len(pairs)} tensors, the encoder has {len(listed(wanted))}")
+    return {name: tensor for (name, _), (_, tensor) in pairs}

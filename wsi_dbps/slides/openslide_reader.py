@@ -1,0 +1,91 @@
+"""Slides through OpenSlide: Aperio, Hamamatsu, Leica, MIRAX, Philips, Ventana, DICOM, generic tiled TIFF and others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+import openslide
+
+from wsi_dbps.errors import UnreadableSlideError
+from wsi_dbps.geometry import Size, pyramid_levels
+from wsi_dbps.slides.reader import SlideInfo, sampled_fingerprint, square_mpp
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from wsi_dbps.geometry import Region
+
+
+def recognises(path: Path) -> bool:
+    """Whether OpenSlide knows the file's format; it may yet fail to open it."""
+    return openslide.OpenSlide.detect_format(path) is not None
+
+
+class OpenSlideReader:
+    """A slide opened by OpenSlide. What no scanner tile covers is the slide's background colour, white by default."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._slide = openslide.OpenSlide(path)
+        except (openslide.OpenSlideError, OSError) as error:
+            raise UnreadableSlideError(f"{path}: OpenSlide cannot open it: {error}") from None
+        properties = self._slide.properties
+        background = properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF")
+        self._background = np.array([int(background[i : i + 2], 16) for i in (0, 2, 4)], np.float32)
+        self._info = SlideInfo(
+            levels=pyramid_levels([Size(*size) for size in self._slide.level_dimensions]),
+            mpp_um=square_mpp(
+                path,
+                _number(properties.get(openslide.PROPERTY_NAME_MPP_X)),
+                _number(properties.get(openslide.PROPERTY_NAME_MPP_Y)),
+            ),
+            vendor=properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown"),
+            reader="openslide",
+            fingerprint=sampled_fingerprint(path),
+        )
+
+    @property
+    def info(self) -> SlideInfo:
+        """What the file says of itself."""
+        return self._info
+
+    def read(self, region: Region) -> npt.NDArray[np.uint8]:
+        """(H, W, 3) RGB pixels of a region.
+
+        OpenSlide takes level-0 positions and divides by its own downsample, so we multiply by that one, not by ours.
+        """
+        scale = self._slide.level_downsamples[region.level]
+        place = (round(region.x * scale), round(region.y * scale))
+        try:
+            image = self._slide.read_region(place, region.level, (region.width, region.height))
+        except openslide.OpenSlideError as error:
+            raise UnreadableSlideError(
+                f"{self._path}: cannot decode level {region.level} at ({region.x}, {region.y}): {error}"
+            ) from None
+        pixels = np.asarray(image)
+        alpha = pixels[..., 3:]
+        if alpha.min(initial=255) == 255:
+            return np.ascontiguousarray(pixels[..., :3])
+        share = alpha.astype(np.float32) / 255
+        return np.rint(pixels[..., :3] * share + self._background * (1 - share)).astype(np.uint8)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._slide.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text) if text is not None else None
+    except ValueError:
+        return None

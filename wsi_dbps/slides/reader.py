@@ -1,0 +1,135 @@
+"""What every slide reader offers, and which reader opens which file."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol, Self
+
+from wsi_dbps.errors import UnreadableSlideError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from wsi_dbps.geometry import Level, Region, Size
+
+READERS: Final = ("openslide", "tiffslide", "image")
+FLAT_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+
+
+@dataclass(frozen=True)
+class SlideInfo:
+    """What a slide file says of itself."""
+
+    levels: tuple[Level, ...]
+    """Finest first; never empty."""
+    mpp_um: float | None
+    """µm per level-0 pixel as the file has it, whether or not it is plausible."""
+    vendor: str
+    reader: str
+    """One of `READERS`, or `memory`."""
+    fingerprint: str
+    """Tells this file's content from another's; see `sampled_fingerprint`."""
+
+    @property
+    def size_lv0(self) -> Size:
+        """Size of level 0."""
+        return self.levels[0].size
+
+
+class SlideReader(Protocol):
+    """Pixels of one open slide. Not safe to share between threads or processes."""
+
+    @property
+    def info(self) -> SlideInfo:
+        """What the file says of itself."""
+
+    def read(self, region: Region) -> npt.NDArray[np.uint8]:
+        """(H, W, 3) RGB pixels of a region, which lies inside its level.
+
+        Raises:
+            UnreadableSlideError: If the pixels cannot be decoded.
+        """
+
+    def close(self) -> None:
+        """Let go of the file."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+def open_slide(path: Path, reader: str = "auto") -> SlideReader:
+    """Open a slide with the named reader; `auto` picks one by the file's format and `info.reader` says which.
+
+    `auto` takes flat images (PNG, JPEG ...) by suffix, whatever OpenSlide recognises, and then TIFF files through
+    tiffslide. A file that OpenSlide recognises but cannot open is an error: no other decoder steps in.
+
+    Raises:
+        UnreadableSlideError: If the file is missing, empty, or not a slide to that reader.
+    """
+    if not path.exists():
+        raise UnreadableSlideError(f"{path}: no such file")
+    if path.is_file() and path.stat().st_size == 0:
+        raise UnreadableSlideError(f"{path}: the file is empty; copy it again")
+    chosen = _choose(path) if reader == "auto" else reader
+    if chosen == "openslide":
+        from wsi_dbps.slides.openslide_reader import OpenSlideReader
+
+        return OpenSlideReader(path)
+    if chosen == "tiffslide":
+        from wsi_dbps.slides.tiffslide_reader import TiffSlideReader
+
+        return TiffSlideReader(path)
+    if chosen == "image":
+        from wsi_dbps.slides.image_reader import ImageReader
+
+        return ImageReader(path)
+    raise UnreadableSlideError(f"{path}: no reader is called {reader!r}; there are auto, {', '.join(READERS)}")
+
+
+def _choose(path: Path) -> str:
+    if path.suffix.lower() in FLAT_SUFFIXES:
+        return "image"
+    from wsi_dbps.slides.openslide_reader import recognises
+
+    if recognises(path):
+        return "openslide"
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "tiffslide"
+    if head.startswith(b"version https://git-lfs"):
+        raise UnreadableSlideError(f"{path}: a Git LFS pointer, not the slide itself; run `git lfs pull`")
+    raise UnreadableSlideError(f"{path}: not a slide: neither OpenSlide nor tiffslide knows the format")
+
+
+def sampled_fingerprint(path: Path) -> str:
+    """16 hexadecimal digits from a file's length and 64 KiB at its head, middle and tail.
+
+    A slide of gigabytes on a network disk is told from another at once, and a copy of it is known again wherever it
+    lies. For a folder of files (DICOM) or a file with a companion folder (MIRAX) only the named file is looked at.
+    """
+    block = 1 << 16
+    length = path.stat().st_size
+    digest = hashlib.blake2b(str(length).encode(), digest_size=8)
+    with open(path, "rb") as file:
+        for start in sorted({0, max(0, (length - block) // 2), max(0, length - block)}):
+            file.seek(start)
+            digest.update(file.read(block))
+    return digest.hexdigest()
+
+
+def square_mpp(path: Path, mpp_x: float | None, mpp_y: float | None) -> float | None:
+    """The one mpp of a slide from its two, or None where the file has none.
+
+    Raises:
+        UnreadableSlideError: If the two differ by more than 2 %: every later length would be wrong along one axis.
+    """
+    if mpp_x is None or mpp_y is None or not (mpp_x > 0 and mpp_y > 0):
+        return None
+    if abs(mpp_x - mpp_y) > 0.02 * max(mpp_x, mpp_y):
+        raise UnreadableSlideError(f"{path}: pixels are not square ({mpp_x:g} x {mpp_y:g} µm); not supported")
+    return (mpp_x + mpp_y) / 2

@@ -1,0 +1,84 @@
+"""Any square of a slide at any resolution, and the thumbnail: the nearest finer level, read once, resampled once."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from PIL import Image
+
+from wsi_dbps.geometry import Region, Size, fit_within
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from wsi_dbps.geometry import Level
+    from wsi_dbps.slides.reader import SlideReader
+
+NATIVE_TOLERANCE: Final = 0.02
+"""A level up to this share coarser than what is asked for still serves: 0.5034 µm/px for 0.5."""
+_BAND_BYTES: Final = 64_000_000
+
+
+def best_level(levels: Sequence[Level], downsample: float) -> int:
+    """Index of the coarsest level no coarser than `downsample` (within `NATIVE_TOLERANCE`); 0 if all are coarser."""
+    fine_enough = [i for i, level in enumerate(levels) if level.downsample <= downsample * (1 + NATIVE_TOLERANCE)]
+    return max(fine_enough, key=lambda i: levels[i].downsample, default=0)
+
+
+def read_box(
+    reader: SlideReader, level: int, box_lv0: tuple[float, float, float, float], out: Size
+) -> npt.NDArray[np.uint8]:
+    """(H, W, 3) pixels of the rectangle (x0, y0, x1, y1), in level-0 pixels, resampled from one level to `out`.
+
+    The rectangle need not fall on whole pixels of the level: the smallest region that holds it is read, and Lanczos
+    resampling takes the fractional edges into account. Where rectangle and `out` are the same whole pixels, nothing is
+    resampled and the level's own pixels come back.
+    """
+    scale, size = reader.info.levels[level].downsample, reader.info.levels[level].size
+    x0, y0, x1, y1 = (_snap(v / scale) for v in box_lv0)
+    x1, y1 = min(x1, size.width), min(y1, size.height)  # a level's last column may stand for less than a whole one
+    left, top = math.floor(x0), math.floor(y0)
+    pixels = reader.read(Region(level, left, top, math.ceil(x1) - left, math.ceil(y1) - top))
+    box = (x0 - left, y0 - top, x1 - left, y1 - top)
+    if box == (0, 0, out.width, out.height):
+        return pixels
+    image = Image.fromarray(pixels).resize((out.width, out.height), Image.Resampling.LANCZOS, box=box)
+    return np.asarray(image)
+
+
+def _snap(value: float) -> float:
+    """The whole number within 1e-6, if there is one: 2.0000000001 must not read a further column."""
+    return float(round(value)) if abs(value - round(value)) < 1e-6 else value
+
+
+def thumbnail(reader: SlideReader, max_px: int) -> npt.NDArray[np.uint8]:
+    """(H, W, 3) picture of the whole slide, its longer side at most `max_px`, never enlarged.
+
+    Where a level's own longer side lies between half of `max_px` and all of it, that level is the picture; otherwise a
+    finer one is read in bands, so that a slide without coarse levels does not have to fit in memory, and resampled.
+    """
+    size_lv0 = reader.info.size_lv0
+    fitting = [level.size for level in reader.info.levels if max_px / 2 <= max(_sides(level.size)) <= max_px]
+    out = max(fitting, key=_sides) if fitting else fit_within(size_lv0, max_px)
+    level = best_level(reader.info.levels, size_lv0.width / out.width)
+    level_size = reader.info.levels[level].size
+    lines = max(1, _BAND_BYTES // (3 * level_size.width) * out.height // level_size.height)
+    scale_y = size_lv0.height / out.height
+    bands = [
+        read_box(
+            reader,
+            level,
+            (0, top * scale_y, size_lv0.width, min(top + lines, out.height) * scale_y),
+            Size(out.width, min(lines, out.height - top)),
+        )
+        for top in range(0, out.height, lines)
+    ]
+    return np.concatenate(bands)
+
+
+def _sides(size: Size) -> tuple[int, int]:
+    return size.width, size.height

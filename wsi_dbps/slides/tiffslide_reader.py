@@ -1,0 +1,82 @@
+"""Slides through tiffslide (tifffile): OME-TIFF and other TIFF files that OpenSlide does not know."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+import tiffslide
+
+from wsi_dbps.errors import UnreadableSlideError
+from wsi_dbps.geometry import Size, pyramid_levels
+from wsi_dbps.slides.reader import SlideInfo, sampled_fingerprint, square_mpp
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from wsi_dbps.geometry import Region
+
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it logs, it raises too; a run prints one line a slide
+
+
+class TiffSlideReader:
+    """A slide opened by tiffslide."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # "metadata parsing only partially implemented"
+                self._slide = tiffslide.TiffSlide(path)
+                levels = pyramid_levels([Size(*size) for size in self._slide.level_dimensions])
+                properties = self._slide.properties
+        except Exception as error:  # tifffile raises IndexError, struct.error and others on damaged files
+            raise UnreadableSlideError(
+                f"{path}: tiffslide cannot open it ({_line(error)}); if it is cut short, copy it again"
+            ) from None
+        self._info = SlideInfo(
+            levels=levels,
+            mpp_um=square_mpp(path, properties.get("tiffslide.mpp-x"), properties.get("tiffslide.mpp-y")),
+            vendor=properties.get("tiffslide.vendor") or "tiff",
+            reader="tiffslide",
+            fingerprint=sampled_fingerprint(path),
+        )
+
+    @property
+    def info(self) -> SlideInfo:
+        """What the file says of itself."""
+        return self._info
+
+    def read(self, region: Region) -> npt.NDArray[np.uint8]:
+        """(H, W, 3) RGB pixels of a region; tiffslide divides by its own downsample, so we multiply by that one."""
+        scale = self._slide.level_downsamples[region.level]
+        place = (round(region.x * scale), round(region.y * scale))
+        try:
+            pixels = self._slide.read_region(place, region.level, (region.width, region.height), as_array=True)
+        except Exception as error:
+            raise UnreadableSlideError(
+                f"{self._path}: cannot decode level {region.level} at ({region.x}, {region.y}): {_line(error)}"
+            ) from None
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
+            raise UnreadableSlideError(
+                f"{self._path}: pixels are {pixels.dtype} of shape {pixels.shape}; only 8-bit RGB is supported"
+            )
+        return np.ascontiguousarray(pixels[..., :3])
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._slide.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -1,0 +1,141 @@
+"""Which tiles of a slide become patches: decided as data before any pixel is read at full size."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from wsi_dbps.config import settings
+from wsi_dbps.errors import MissingMppError, SlideError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from wsi_dbps.geometry import Size
+    from wsi_dbps.tiling.tissue import TissueMask
+
+UPSAMPLING_TOLERANCE = 0.10
+"""How much finer than level 0 a patch may be: 0.5 µm/px is given from a slide of 0.5034, but never from one of 1.0."""
+PLAUSIBLE_MPP_UM = (0.05, 20.0)
+"""What a file may claim for level 0. Beyond it the number comes from a print resolution (72 dpi is 353 µm)."""
+
+
+@settings
+class TilingSpec:
+    """Which tiles to cut."""
+
+    mpp_um: float = 0.5
+    """Resolution of the patches, µm per pixel."""
+    size_px: int = 256
+    """Patch side."""
+    overlap_px: int = 0
+    """What neighbouring patches share along each side."""
+    tissue: Literal["otsu", "none"] = "otsu"
+    """How tissue is found where the manifest gives no mask: Otsu's threshold on saturation, or everywhere."""
+    min_tissue: float = 0.25
+    """Least share of a tile that must be tissue."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.mpp_um) and self.mpp_um > 0):
+            raise ValueError(f"mpp_um must be above 0, found {self.mpp_um}")
+        if self.size_px < 1:
+            raise ValueError(f"size_px must be at least 1, found {self.size_px}")
+        if not 0 <= self.overlap_px < self.size_px:
+            raise ValueError(f"overlap_px must lie in 0 .. size_px - 1 = {self.size_px - 1}, found {self.overlap_px}")
+        if not 0 <= self.min_tissue <= 1:
+            raise ValueError(f"min_tissue must lie in 0 .. 1, found {self.min_tissue}")
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """The tiles of one slide, row by row. Row i is patch i of the cache, instance i of the bag."""
+
+    spec: TilingSpec
+    slide_lv0: Size
+    mpp_lv0_um: float
+    origins_lv0: npt.NDArray[np.int64]
+    """(N, 2) top-left corners (x, y) in level-0 pixels; pixels are read from exactly there. N may be 0."""
+    tile_lv0: float
+    """Tile side in level-0 pixels; not always whole."""
+    tissue_N: npt.NDArray[np.float32]
+    """(N,) share of each tile that is tissue."""
+
+    def __len__(self) -> int:
+        return len(self.origins_lv0)
+
+
+def tile_origins(slide_lv0: Size, tile_lv0: float, *, stride_lv0: float) -> npt.NDArray[np.int64]:
+    """Top-left corners of every whole tile, row by row.
+
+    Tiles that would cross the right or bottom edge are left out, so a slide smaller than one tile has none. Each corner
+    is rounded down from its own exact position, so a fractional stride does not drift across the slide.
+
+    Args:
+        slide_lv0: Slide size in level-0 pixels.
+        tile_lv0: Tile side in level-0 pixels.
+        stride_lv0: Step between neighbours in level-0 pixels; `tile_lv0` for no overlap.
+
+    Returns:
+        (N, 2) int64 array of (x, y) in level-0 pixels.
+
+    Raises:
+        ValueError: If `tile_lv0` or `stride_lv0` is not above 0.
+
+    Examples:
+        >>> tile_origins(Size(width=8, height=16), 8, stride_lv0=4).tolist()
+        [[0, 0], [0, 4], [0, 8]]
+    """
+    if not (tile_lv0 > 0 and stride_lv0 > 0):
+        raise ValueError(f"tile and stride must be above 0, found {tile_lv0} and {stride_lv0}")
+
+    def corners(side: int) -> npt.NDArray[np.int64]:
+        count = math.floor((side - tile_lv0) / stride_lv0 + 1e-6) + 1
+        return np.floor(np.arange(max(0, count)) * stride_lv0 + 1e-6).astype(np.int64)
+
+    ys, xs = np.meshgrid(corners(slide_lv0.height), corners(slide_lv0.width), indexing="ij")
+    return np.stack([xs.ravel(), ys.ravel()], axis=1)
+
+
+def plan_tiles(mask: TissueMask, mpp_lv0_um: float, spec: TilingSpec) -> TilePlan:
+    """The tiles of the whole-slide grid that hold enough tissue.
+
+    Raises:
+        SlideError: If `spec.mpp_um` is finer than level 0 beyond `UPSAMPLING_TOLERANCE`.
+    """
+    if spec.mpp_um < mpp_lv0_um * (1 - UPSAMPLING_TOLERANCE):
+        raise SlideError(
+            f"level 0 has {mpp_lv0_um:g} µm/px, and {spec.mpp_um:g} is asked for: patches would hold detail that the "
+            f"scanner never saw; ask for {mpp_lv0_um:g} or coarser"
+        )
+    tile_lv0 = spec.size_px * spec.mpp_um / mpp_lv0_um
+    stride_lv0 = (spec.size_px - spec.overlap_px) * spec.mpp_um / mpp_lv0_um
+    origins_lv0 = tile_origins(mask.slide_lv0, tile_lv0, stride_lv0=stride_lv0)
+    tissue_N = mask.share(origins_lv0, tile_lv0)
+    keep_N = tissue_N >= spec.min_tissue
+    return TilePlan(spec, mask.slide_lv0, mpp_lv0_um, origins_lv0[keep_N], tile_lv0, tissue_N[keep_N])
+
+
+def resolve_mpp(slide_id: str, manifest_um: float | None, file_um: float | None) -> tuple[float, str]:
+    """µm per level-0 pixel and where it comes from: the manifest, else the file, else an error; never a guess.
+
+    Raises:
+        MissingMppError: If neither has it, or only the file has it and it is not plausible.
+
+    Examples:
+        >>> resolve_mpp("a", None, 0.25)
+        (0.25, 'file')
+    """
+    if manifest_um is not None:
+        return manifest_um, "manifest"
+    if file_um is None:
+        raise MissingMppError(f"no mpp in the file; add an mpp column to the manifest for {slide_id}")
+    low, high = PLAUSIBLE_MPP_UM
+    if not low <= file_um <= high:
+        raise MissingMppError(
+            f"the file says {file_um:.4g} µm/px, which is no scanner's (plausible: {low:g} to {high:g}); "
+            f"add an mpp column to the manifest for {slide_id}"
+        )
+    return file_um, "file"

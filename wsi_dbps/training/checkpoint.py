@@ -1,0 +1,130 @@
+"""Checkpoints and the run folder: everything needed to go on, to predict, and to repeat.
+
+    run.toml      every setting, resolved           history.csv   a row per epoch
+    run.json      versions, classes, slides,        last.pt       to go on from
+                  fingerprints of every input       best.pt       to predict with
+    cohort.csv    the cohort as it was used         tensorboard/  where TensorBoard is installed
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from wsi_dbps.config import build, to_dict
+from wsi_dbps.errors import CheckpointError
+from wsi_dbps.files import file_digest, write_text, written_whole
+from wsi_dbps.models.slide_model import SlideModel
+from wsi_dbps.training.bags import PatchKind
+from wsi_dbps.training.config import RunConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+FORMAT: Final = "wsi-dbps checkpoint"
+FORMAT_VERSION: Final = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model after some epoch, and what it was made with."""
+
+    path: Path
+    config: RunConfig
+    classes: tuple[str, ...]
+    patch_kind: PatchKind
+    epoch: int
+    """Epochs done."""
+    model_state: dict[str, torch.Tensor]
+    loop_state: dict[str, Any]
+    """Optimizer, scaler and history; empty in best.pt."""
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that identify the file's content."""
+        return file_digest(self.path)
+
+    def build_model(self, device: torch.device) -> SlideModel:
+        """The model with its weights, in evaluation mode."""
+        c = self.config
+        model = SlideModel(len(self.classes), c.encoder, c.aggregator, c.selection, load_weights=False)
+        try:
+            model.load_state_dict(self.model_state)
+        except RuntimeError as error:
+            raise CheckpointError(f"{self.path}: weights do not fit its settings: {_line(error)}") from None
+        return model.to(device).eval()
+
+
+def save_checkpoint(
+    path: Path,
+    model: SlideModel,
+    *,
+    config: RunConfig,
+    classes: Sequence[str],
+    patch_kind: PatchKind,
+    epoch: int,
+    loop_state: Mapping[str, Any],
+) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Raises:
+        OutputError: If it cannot be written; an older one of the same name stays.
+    """
+    content = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "config": to_dict(config),
+        "classes": list(classes),
+        "patch_kind": {"mpp_um": patch_kind.mpp_um, "size_px": patch_kind.size_px},
+        "epoch": epoch,
+        "model": model.state_dict(),
+        "loop": dict(loop_state),
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with written_whole(path) as partial:
+        partial.write_bytes(buffer.getbuffer())
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint on the CPU; nothing in it is executed.
+
+    Raises:
+        CheckpointError: If it is missing, damaged, or of another format version.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint; is this a run folder of `wsi-dbps train`?")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{path}: not a readable checkpoint: {_line(error)}") from None
+    found = (content.get("format"), content.get("format_version")) if isinstance(content, dict) else (None, None)
+    if found != (FORMAT, FORMAT_VERSION):
+        raise CheckpointError(f"{path}: is {found[0]!r} version {found[1]}, not {FORMAT!r} version {FORMAT_VERSION}")
+    return Checkpoint(
+        path=path,
+        config=build(RunConfig, content["config"], str(path)),
+        classes=tuple(content["classes"]),
+        patch_kind=PatchKind(**content["patch_kind"]),
+        epoch=content["epoch"],
+        model_state=content["model"],
+        loop_state=content["loop"],
+    )
+
+
+def write_history(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """Write history.csv, a row per epoch."""
+    out = io.StringIO()
+    if history:
+        writer = csv.DictWriter(out, list(history[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+    write_text(path, out.getvalue())
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,108 @@
+"""Settings of a training run: what run.toml may hold."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import TYPE_CHECKING, Any, Literal
+
+from wsi_dbps.config import build, settings
+from wsi_dbps.models.config import AggregatorConfig, EncoderConfig, SelectionConfig, with_preset
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@settings
+class OptimizerConfig:
+    """AdamW with linear warm-up and cosine decay."""
+
+    lr: float = 1e-4
+    """Peak learning rate of the aggregator."""
+    encoder_lr: float | None = None
+    """Peak learning rate of the encoder; None: the same."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of matrices; norms, biases and the query have none."""
+    warmup: float = 0.1
+    """First share of the steps in which the learning rate grows from 0."""
+    clip_norm: float | None = 1.0
+    """Largest norm of a step's gradient; None: no limit."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "encoder_lr", "clip_norm"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ValueError(f"{name} must be above 0, found {value}")
+        if self.weight_decay < 0:
+            raise ValueError(f"weight_decay must not be negative, found {self.weight_decay}")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup must lie in [0, 1), found {self.warmup}")
+
+
+@settings
+class AugmentationConfig:
+    """Changes to salient patches in training; selection and prediction see plain pixels."""
+
+    flips: bool = True
+    """Mirror each patch at random."""
+    turns: bool = True
+    """Turn each patch by a random multiple of 90 degrees."""
+    stain_jitter: float = 0.05
+    """Largest change of haematoxylin, eosin and residual stain: a factor in 1 +- this and a shift of +- this, drawn for
+    each patch (light in the terms of Tellez et al. 2018; 0.2 is strong). 0: none."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.stain_jitter < 1:
+            raise ValueError(f"stain_jitter must lie in [0, 1), found {self.stain_jitter}")
+
+
+@settings
+class LoopConfig:
+    """How long, on what, and which epoch is kept."""
+
+    epochs: int = 40
+    """Visits to every training slide."""
+    batch_slides: int = 4
+    """Slides that are encoded and pooled together."""
+    accumulate: int = 1
+    """Batches whose gradients make one step."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """`balanced`: a class weighs inversely to its number of training slides."""
+    monitor: Literal["auroc", "loss"] = "auroc"
+    """What the best epoch is chosen by, on the validation slides; equal AUROCs go by the loss."""
+    patience: int | None = None
+    """Stop after this many epochs without a better one; None: never."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """`auto`: bf16 where the GPU has it, else fp32."""
+    device: str = "auto"
+    """`auto`: the first GPU, else the CPU; or a torch device."""
+    decode_threads: int = 2
+    """Threads that decode JPEG patches."""
+    seed: int = 0
+    """Of everything random: weights, order, drop, dropout, augmentation."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_slides", "accumulate", "decode_threads", "patience"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, found {value}")
+
+
+@settings
+class RunConfig:
+    """Everything that decides a run, besides cohort and caches."""
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    aggregator: AggregatorConfig = field(default_factory=AggregatorConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    training: LoopConfig = field(default_factory=LoopConfig)
+
+
+def build_run_config(tables: Mapping[str, Any], source: str) -> RunConfig:
+    """The settings of a run from TOML tables, presets filled in.
+
+    Raises:
+        ConfigError: Naming every unknown, wrong or contradictory setting.
+    """
+    selection = tables.get("selection", {})
+    filled = {**tables, "selection": with_preset(selection, source)} if isinstance(selection, dict) else dict(tables)
+    return build(RunConfig, filled, source)

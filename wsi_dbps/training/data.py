@@ -1,0 +1,79 @@
+"""The bags of a training run: train and val, never test."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from wsi_dbps.cohort.cohort import ordered_classes
+from wsi_dbps.errors import TrainingError
+from wsi_dbps.training.bags import CacheBag, PatchKind, PatchReader, open_cache, patch_kind
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from wsi_dbps.cohort.cohort import Cohort
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run learns from and what it chooses its best epoch by."""
+
+    train: tuple[CacheBag, ...]
+    val: tuple[CacheBag, ...]
+    classes: tuple[str, ...]
+    """Labels of these two parts, in the order of the logits."""
+    kind: PatchKind
+    left_out: tuple[str, ...]
+    """Slides whose cache holds no patch."""
+
+    def targets(self, bags: Sequence[CacheBag]) -> torch.Tensor:
+        """(B,) class index of each bag."""
+        return torch.tensor([self.classes.index(str(bag.record.label)) for bag in bags])
+
+    def class_weights(self) -> torch.Tensor:
+        """(C,) weights inverse to each class's number of training slides, 1 on average over the slides."""
+        counts = torch.bincount(self.targets(self.train), minlength=len(self.classes))
+        return len(self.train) / (len(self.classes) * counts)
+
+
+def load_data(cohort: Cohort, caches: Path, reader: PatchReader, *, monitor: str) -> TrainingData:
+    """Open the caches of the train and val slides; records of any other split are dropped before any file is touched.
+
+    Raises:
+        TrainingError: If a part is empty or lacks a class that is needed.
+        CacheError: If a cache is missing, damaged, or holds patches of another kind than the first.
+    """
+    bags: dict[str, list[CacheBag]] = {"train": [], "val": []}
+    left_out: list[str] = []
+    kind: PatchKind | None = None
+    for record in cohort.part("train", "val").records:
+        cache = open_cache(caches, record, kind)
+        kind = kind or patch_kind(cache)
+        if len(cache):
+            bags[str(record.split)].append(CacheBag(record, cache, reader))
+        else:
+            left_out.append(record.slide_id)
+    train, val = tuple(bags["train"]), tuple(bags["val"])
+    for part, found in bags.items():
+        if not found:
+            raise TrainingError(
+                f"no {part} slide with patches; label slides `{part}` in the split column "
+                "(`wsi-dbps split` does it), or give --fold"
+            )
+    in_train, in_val = (Counter(str(bag.record.label) for bag in part) for part in (train, val))
+    if len(in_train) < 2:
+        raise TrainingError(f"every train slide is {next(iter(in_train))!r}; training needs two classes or more")
+    if unseen := [label for label in in_val if label not in in_train]:
+        raise TrainingError(f"val holds class {unseen[0]!r}, of which train has no slide")
+    classes = ordered_classes(in_train)
+    if monitor == "auroc" and (absent := [label for label in classes if label not in in_val]):
+        raise TrainingError(
+            f"val has no slide of class {absent[0]!r}, so it has no AUROC; set training.monitor = 'loss' or split anew"
+        )
+    assert kind is not None
+    return TrainingData(train, val, classes, kind, tuple(left_out))

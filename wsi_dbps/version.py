@@ -1,0 +1,5 @@
+"""The package's version, as written into every file it makes."""
+
+from importlib.metadata import version
+
+__version__ = version("wsi-dbps")
