@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-
 from wsi_dbps_cli import evaluate, heatmap, predict, tile, train
 from wsi_dbps_cli.options import Split
 
@@ -140,9 +139,11 @@ def _compare(manifest: Path, caches: Path, folder: Path) -> Comparison:
         return patch_auroc(attention.weights_N, share_N), patch_auroc(scores_N, share_N)
 
     located = [pair for r, known in zip(records, truth, strict=True) if known and None not in (pair := of(r))]
+    attention, colour = np.mean(np.array(located, np.float64).reshape(-1, 2), axis=0)
     return Comparison(
-        float(roc_auc_score(truth, [probability[r.slide_id] for r in records])),
-        float(roc_auc_score(truth, [baseline.slide_score(test[r.slide_id]) for r in records])),
-        *(float(np.mean([pair[i] for pair in located])) for i in (0, 1)),
-        len(located),
+        slide_auroc=float(roc_auc_score(truth, [probability[r.slide_id] for r in records])),
+        colour_slide_auroc=float(roc_auc_score(truth, [baseline.slide_score(test[r.slide_id]) for r in records])),
+        patch_auroc=float(attention),
+        colour_patch_auroc=float(colour),
+        num_positive=len(located),
     )

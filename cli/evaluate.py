@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 
 def command(
-    pred: Annotated[Path, typer.Argument(metavar="PRED", help="Folder of predictions, as `wsi-dbps predict` wrote it.")],
+    pred: Annotated[
+        Path, typer.Argument(metavar="PRED", help="Folder of predictions, as `wsi-dbps predict` wrote it.")
+    ],
     out: Annotated[Path | None, typer.Option(help="Folder for the report; the predictions' own if not given.")] = None,
     bootstrap: Annotated[int, typer.Option(help="Resamples of the cases for each interval.")] = 2000,
     seed: Annotated[int, typer.Option(help="Of the resampling.")] = 0,

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-
 from wsi_dbps_cli.options import Caches, CohortCsv, Columns, Device, Fold, Split, cohort_part
 
 if TYPE_CHECKING:

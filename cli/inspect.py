@@ -10,7 +10,9 @@ import typer
 
 
 def command(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE ...", help="Slides, caches, checkpoints, run folders ...")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE ...", help="Slides, caches, checkpoints, run folders ...")
+    ],
 ) -> None:
     """Say what each slide, cache, attention file, checkpoint, or folder of a run or of predictions is."""
     from wsi_dbps.errors import WsiDbpsError

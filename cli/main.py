@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 
 import typer
+from wsi_dbps_cli import demo, evaluate, heatmap, inspect, predict, split, tile, train
 
 from wsi_dbps.errors import WsiDbpsError
-from wsi_dbps_cli import demo, evaluate, heatmap, inspect, predict, split, tile, train
 
 app = typer.Typer(
     rich_markup_mode=None,

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-
 from wsi_dbps_cli.options import Caches, CohortCsv, Columns, Device, Fold, Split, cohort_part
 
 

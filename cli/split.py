@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-
 from wsi_dbps_cli.options import CohortCsv, Columns
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-
 from wsi_dbps_cli.options import Caches, CohortCsv, Columns, Fold
 
 if TYPE_CHECKING:
@@ -18,7 +17,9 @@ def command(
     caches: Caches,
     out: Annotated[Path, typer.Option(help="Run folder to write.")],
     config: Annotated[Path | None, typer.Option(help="Settings in TOML; see docs/settings.md.")] = None,
-    set_: Annotated[list[str], typer.Option("--set", help="Change one: selection.num_salient=8. May be repeated.")] = [],
+    set_: Annotated[
+        list[str], typer.Option("--set", help="Change one: selection.num_salient=8. May be repeated.")
+    ] = [],
     fold: Fold = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's last epoch.")] = False,
     columns: Columns = [],

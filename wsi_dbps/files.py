@@ -6,7 +6,7 @@ import errno
 import hashlib
 import json
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from wsi_dbps.errors import OutputError
@@ -34,7 +34,8 @@ def written_whole(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
         _sync_folder(path.parent)
     except BaseException as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         if isinstance(error, OSError) and (said := _why_unwritable(error)):
             raise OutputError(f"{path}: cannot be written: {said}") from error
         raise
@@ -63,7 +64,19 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 
 
-_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EFBIG)
+_UNWRITABLE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.EFBIG,
+    errno.EIO,
+    errno.ENAMETOOLONG,
+)
 
 
 def _why_unwritable(error: OSError) -> str | None:

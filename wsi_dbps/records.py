@@ -106,9 +106,7 @@ def _parse_row(row: dict[str, Any], classes: Sequence[str], where: str) -> Predi
         raise PredictionError(f"{where}: probabilities {probabilities} are not shares of 1")
     if (label := row["label"] or None) is not None and label not in classes:
         raise PredictionError(f"{where}: label {label!r} is not one of the classes {', '.join(classes)}")
-    return Prediction(
-        row["slide_id"] or None, row["case_id"], row["split"] or None, label, num_patches, probabilities
-    )
+    return Prediction(row["slide_id"] or None, row["case_id"], row["split"] or None, label, num_patches, probabilities)
 
 
 @dataclass(frozen=True)

@@ -109,9 +109,7 @@ def select_streaming(chunks: Iterable[Chunk], num_salient: int, num_subsalient: 
     return Buffers(salient, subsalient)
 
 
-def select_global(
-    logits_RN: torch.Tensor, ids_N: torch.Tensor, num_salient: int, num_subsalient: int
-) -> Selection:
+def select_global(logits_RN: torch.Tensor, ids_N: torch.Tensor, num_salient: int, num_subsalient: int) -> Selection:
     """The M most salient patches of the whole kept bag and the S next, by one softmax over it.
 
     Independent of the order of patches and of chunking.

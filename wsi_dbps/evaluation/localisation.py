@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
 
 LESION_SHARE: Final = 0.5
@@ -17,6 +16,7 @@ def patch_auroc(scores_N: npt.NDArray[np.floating], lesion_share_N: npt.NDArray[
     """Chance that a lesion patch scores above a patch without lesion; None where a slide has not both.
 
     Examples:
+        >>> import numpy as np
         >>> patch_auroc(np.array([0.1, 0.7, 0.2]), np.array([0.0, 1.0, 0.0]))
         1.0
     """

@@ -65,7 +65,7 @@ def build_encoder(config: EncoderConfig, *, load_weights: bool = True) -> PatchE
         warnings.warn(
             "[encoder] batch_norm = 'train': running statistics will follow the salient patches only", stacklevel=2
         )
-    return encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return encoder.to(memory_format=torch.channels_last)
 
 
 def batch_norms(module: nn.Module) -> list[nn.Module]:
@@ -75,11 +75,11 @@ def batch_norms(module: nn.Module) -> list[nn.Module]:
 
 def _small_group_norm() -> Any:
     """A residual network of four stages with group norm, 0.7 M parameters: independent of batch and statistics."""
-    from timm.layers import GroupNorm
+    from timm.layers.norm import GroupNorm
     from timm.models.resnet import BasicBlock, ResNet
 
     return ResNet(
-        BasicBlock,
+        BasicBlock,  # type: ignore[arg-type]
         (1, 1, 1, 1),
         num_classes=0,
         channels=(24, 48, 96, 128),

@@ -1,6 +1,6 @@
 """Encoder, selection and aggregator joined: a bag of patches in, class logits out.
 
-Source: R. Qin et al., "No Pains, More Gains", CVPR 2025; the special cases are IPS (B. Bergner et al., ICLR 2023; S = 0),
+Source: R. Qin et al., "No Pains, More Gains", CVPR 2025; special cases are IPS (B. Bergner et al., ICLR 2023: S = 0),
 random selection, and plain end-to-end multiple-instance learning. Shapes as in dbps/select.py and aggregators.py.
 """
 
@@ -104,7 +104,9 @@ class SlideModel(nn.Module):
         name = "random" if explore and config.selector != "all" else config.selector
         with evaluation_mode(self), torch.no_grad():
             if name == "streaming":
-                chunks = self._encode(bag, [kept_N[: config.num_salient], *_split(kept_N[config.num_salient :], config)])
+                chunks = self._encode(
+                    bag, [kept_N[: config.num_salient], *_split(kept_N[config.num_salient :], config)]
+                )
                 buffers = select_streaming(chunks, config.num_salient, config.num_subsalient)
                 pixels = buffers.salient.pixels_LCPP
                 assert pixels is not None
@@ -157,9 +159,7 @@ class SlideModel(nn.Module):
                 selection = select_random(ids_N, config.num_salient, config.num_subsalient, generator)
             elif config.predict_selector == "all":
                 selection = Selection(ids_N, ids_N[:0])
-            salient_MD, subsalient_SD = (
-                self._embed(bag, ids) for ids in (selection.salient_M, selection.subsalient_S)
-            )
+            salient_MD, subsalient_SD = (self._embed(bag, ids) for ids in (selection.salient_M, selection.subsalient_S))
             logits_C = self._aggregate([salient_MD], [subsalient_SD])[0].float().cpu()
         return BagOutput(logits_C, attention_RN, log_scores(attention_RN).exp().float(), selection)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import h5py
 import imagecodecs
@@ -14,7 +16,7 @@ import numpy as np
 from wsi_dbps import files
 from wsi_dbps.errors import CacheError
 from wsi_dbps.geometry import Size
-from wsi_dbps.patches.spec import FORMAT, FORMAT_VERSION
+from wsi_dbps.patches.spec import FORMAT, FORMAT_VERSION, REQUIRED_ATTRIBUTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +25,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from wsi_dbps.tiling.plan import TilePlan
+
+
+_REPAIR: Final = "delete it and tile again"
+_HDF5_ERRORS: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError)
+"""What h5py raises on damaged files and on objects of another kind than expected."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,7 @@ def write_cache(
             file["thumbnail"] = np.frombuffer(encode_jpeg(thumbnail_HWC, 90), np.uint8)
             file.create_dataset("tissue_mask", data=tissue_mask_HW.astype(np.uint8), compression="gzip")
             file["patches/offsets"] = np.asarray(offsets, np.uint64)
+            file["patches/crc32"] = _checksums(blob, offsets)
             layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
             layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
@@ -107,6 +115,12 @@ def write_cache(
             )
         if offsets[-1]:
             _copy(blob, partial, place)
+
+
+def _checksums(blob: BinaryIO, offsets: Sequence[int]) -> npt.NDArray[np.uint32]:
+    """(N,) CRC-32 of each JPEG: a decoder makes grey or shifted pixels of a damaged one, and says nothing."""
+    blob.seek(0)
+    return np.array([zlib.crc32(blob.read(end - start)) for start, end in itertools.pairwise(offsets)], np.uint32)
 
 
 def _copy(blob: BinaryIO, target: Path, place: int) -> None:
@@ -146,29 +160,50 @@ class PatchCache:
         """Open and check a cache.
 
         Raises:
-            CacheError: If the file is missing, is no cache, is of another version, or is cut short.
+            CacheError: If the file is missing, is no cache, is of another version, or is damaged.
         """
         self.path = path
         try:
             with h5py.File(path, "r") as file:
-                self.attrs: dict[str, Any] = dict(file.attrs)
-                found = (self.attrs.get("format"), self.attrs.get("format_version"))
-                if found != (FORMAT, FORMAT_VERSION):
-                    raise CacheError(f"{path}: is {found[0]!r} version {found[1]}, not {FORMAT!r} version 1")
-                self.coords_N2: npt.NDArray[np.int64] = file["coords"][:]
-                self.tissue_N: npt.NDArray[np.float32] = file["tissue"][:]
+                self.attrs: dict[str, Any] = {name: _plain(value) for name, value in file.attrs.items()}
+                self._check_format()
+                self.coords_N2: npt.NDArray[np.int64] = file["coords"][:].astype(np.int64)
+                self.tissue_N: npt.NDArray[np.float32] = file["tissue"][:].astype(np.float32)
                 self._offsets = file["patches/offsets"][:].astype(np.int64)
+                self._crc32 = file["patches/crc32"][:] if "patches/crc32" in file else None
                 data = file["patches/data"]
-                self._place, num_bytes = data.id.get_offset() or 0, data.shape[0]
+                self._place, num_bytes = data.id.get_offset(), data.size
+            length = path.stat().st_size
         except FileNotFoundError:
             raise CacheError(f"{path}: no such cache; run `wsi-dbps tile` first") from None
-        except (OSError, KeyError) as error:
-            raise CacheError(f"{path}: not a readable patch cache: {_line(error)}; delete it and tile again") from None
-        cut = self._place + num_bytes - path.stat().st_size
-        if cut > 0:
-            raise CacheError(f"{path}: the file is cut short by {cut} bytes; delete it and tile again")
-        if self._offsets[-1] != num_bytes or len(self._offsets) != len(self.coords_N2) + 1:
-            raise CacheError(f"{path}: offsets do not fit the patches; delete it and tile again")
+        except PermissionError as error:
+            raise CacheError(f"{path}: cannot be read: {error.strerror}") from None
+        except _HDF5_ERRORS as error:
+            raise CacheError(f"{path}: not a readable patch cache: {_line(error)}; {_REPAIR}") from None
+        if self._place is None and num_bytes:
+            raise CacheError(f"{path}: /patches/data is not one contiguous block; {_REPAIR}")
+        if (cut := (self._place or 0) + num_bytes - length) > 0:
+            raise CacheError(f"{path}: the file is cut short by {cut} bytes; {_REPAIR}")
+        self._check_shapes(num_bytes)
+
+    def _check_format(self) -> None:
+        found, version = self.attrs.get("format"), self.attrs.get("format_version")
+        if found != FORMAT:
+            is_what = "an HDF5 file without a format attribute" if found is None else f"a {found}"
+            raise CacheError(f"{self.path}: {is_what}, not a patch cache; name another file or --out folder")
+        if version != FORMAT_VERSION:
+            raise CacheError(
+                f"{self.path}: patch cache of format version {version}, and this wsi-dbps reads {FORMAT_VERSION}; "
+                "use the wsi-dbps that wrote it, or tile again"
+            )
+        if missing := [name for name in REQUIRED_ATTRIBUTES if name not in self.attrs]:
+            raise CacheError(f"{self.path}: attributes {', '.join(missing)} are missing; {_REPAIR}")
+
+    def _check_shapes(self, num_bytes: int) -> None:
+        n, ends = self.coords_N2.shape[0], self._offsets
+        fitting = self.coords_N2.shape == (n, 2) and self.tissue_N.shape == (n,) and ends.shape == (n + 1,)
+        if not fitting or ends[0] != 0 or ends[-1] != num_bytes or (np.diff(ends) < 0).any():
+            raise CacheError(f"{self.path}: offsets, coordinates and patches do not fit each other; {_REPAIR}")
 
     def __len__(self) -> int:
         return len(self.coords_N2)
@@ -215,44 +250,71 @@ class PatchCache:
         return int(self._offsets[-1])
 
     def jpegs(self, ids: Sequence[int]) -> list[bytes]:
-        """The named patches as complete JPEG files, in the order asked for."""
-        handle = os.open(self.path, os.O_RDONLY)
+        """The named patches as complete JPEG files, in the order asked for.
+
+        Raises:
+            CacheError: If the file is gone, or a patch is not what was written.
+        """
         try:
-            return [
-                os.pread(handle, int(self._offsets[i + 1] - self._offsets[i]), self._place + int(self._offsets[i]))
-                for i in ids
-            ]
+            handle = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise CacheError(f"{self.path}: cannot be read: {error.strerror}") from None
+        try:
+            return [self._jpeg(handle, i) for i in ids]
         finally:
             os.close(handle)
+
+    def _jpeg(self, handle: int, i: int) -> bytes:
+        start, end = int(self._offsets[i]), int(self._offsets[i + 1])
+        try:
+            jpeg = os.pread(handle, end - start, self._place + start)
+        except OSError as error:
+            raise CacheError(f"{self.path}: patch {i} cannot be read: {error.strerror}") from None
+        if len(jpeg) != end - start or (self._crc32 is not None and zlib.crc32(jpeg) != self._crc32[i]):
+            raise CacheError(f"{self.path}: patch {i} is damaged: not the bytes that were written; {_REPAIR}")
+        return jpeg
 
     def patches(self, ids: Sequence[int]) -> npt.NDArray[np.uint8]:
         """(n, P, P, 3) RGB pixels of the named patches, in the order asked for.
 
         Raises:
-            CacheError: If a JPEG cannot be decoded.
+            CacheError: If a patch cannot be read or decoded.
         """
         out = np.empty((len(ids), self.size_px, self.size_px, 3), np.uint8)
         for row, (i, jpeg) in enumerate(zip(ids, self.jpegs(ids), strict=True)):
             try:
                 pixels = imagecodecs.jpeg8_decode(jpeg)
             except imagecodecs.Jpeg8Error as error:
-                raise CacheError(f"{self.path}: patch {i} is damaged ({error}); delete the file, tile again") from None
+                raise CacheError(f"{self.path}: patch {i} is damaged: {_line(error)}; {_REPAIR}") from None
             if pixels.shape != out.shape[1:]:
-                raise CacheError(f"{self.path}: patch {i} has shape {pixels.shape}; delete the file, tile again")
+                raise CacheError(f"{self.path}: patch {i} has shape {pixels.shape}, not {out.shape[1:]}; {_REPAIR}")
             out[row] = pixels
         return out
 
     def thumbnail(self) -> npt.NDArray[np.uint8]:
         """(H, W, 3) picture of the whole slide."""
-        with h5py.File(self.path, "r") as file:
-            picture: npt.NDArray[np.uint8] = imagecodecs.jpeg8_decode(file["thumbnail"][:].tobytes())
-            return picture
+        try:
+            picture: npt.NDArray[np.uint8] = imagecodecs.jpeg8_decode(self._dataset("thumbnail").tobytes())
+        except imagecodecs.Jpeg8Error as error:
+            raise CacheError(f"{self.path}: the thumbnail is damaged: {_line(error)}; {_REPAIR}") from None
+        return picture
 
     def tissue_mask(self) -> npt.NDArray[np.bool_]:
         """(H, W) tissue on a grid over the whole slide."""
-        with h5py.File(self.path, "r") as file:
-            mask: npt.NDArray[np.uint8] = file["tissue_mask"][:]
-            return mask.astype(np.bool_)
+        return self._dataset("tissue_mask").astype(np.bool_)
+
+    def _dataset(self, name: str) -> npt.NDArray[np.uint8]:
+        try:
+            with h5py.File(self.path, "r") as file:
+                values: npt.NDArray[np.uint8] = file[name][:]
+                return values
+        except _HDF5_ERRORS as error:
+            raise CacheError(f"{self.path}: /{name} cannot be read: {_line(error)}; {_REPAIR}") from None
+
+
+def _plain(value: Any) -> Any:
+    """An attribute as Python's own number or text, which reads well in a message; arrays as they are."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _line(error: Exception) -> str:

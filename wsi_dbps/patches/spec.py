@@ -10,6 +10,28 @@ from wsi_dbps.tiling.plan import TilingSpec
 
 FORMAT: Final = "wsi-dbps patch cache"
 FORMAT_VERSION: Final = 1
+REQUIRED_ATTRIBUTES: Final = (
+    "slide_id",
+    "slide_fingerprint",
+    "vendor",
+    "reader",
+    "slide_size",
+    "mpp_level0",
+    "mpp_patch",
+    "mpp_source",
+    "mask_fingerprint",
+    "patch_size_px",
+    "patch_size_level0",
+    "jpeg_origin",
+    "jpeg_quality",
+    "spec",
+    "spec_fingerprint",
+    "fingerprint",
+    "wsi_dbps_version",
+)
+"""On the root of every cache, besides `format` and `format_version`."""
+MAX_JPEG_SIDE: Final = 65_500
+"""Longest side of a picture that libjpeg writes."""
 
 
 @settings
@@ -27,5 +49,7 @@ class CacheSpec:
     def __post_init__(self) -> None:
         if not 1 <= self.quality <= 100:
             raise ValueError(f"quality must lie in 1 .. 100, found {self.quality}")
-        if self.thumbnail_px < 16:
-            raise ValueError(f"thumbnail_px must be at least 16, found {self.thumbnail_px}")
+        if not 16 <= self.thumbnail_px <= MAX_JPEG_SIDE:
+            raise ValueError(f"thumbnail_px must lie in 16 .. {MAX_JPEG_SIDE}, found {self.thumbnail_px}")
+        if self.tiling.size_px > MAX_JPEG_SIDE:
+            raise ValueError(f"a patch is a JPEG of at most {MAX_JPEG_SIDE} px, found size_px {self.tiling.size_px}")

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
+import traceback
+from concurrent.futures import BrokenExecutor, as_completed
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from wsi_dbps.config import to_dict
-from wsi_dbps.errors import MissingMppError, OutputError, SlideError, SpecMismatchError, UnreadableSlideError, WsiDbpsError
+from wsi_dbps.errors import OutputError, SlideError, SpecMismatchError, UnreadableSlideError, WsiDbpsError
 from wsi_dbps.files import file_digest
 from wsi_dbps.geometry import Size
 from wsi_dbps.patches.cache import PatchCache, Provenance, encode_jpeg, write_cache
 from wsi_dbps.patches.masks import read_mask
 from wsi_dbps.slides.reader import open_slide
 from wsi_dbps.slides.sampling import best_level, read_box, thumbnail
-from wsi_dbps.tiling.plan import TilePlan, plan_tiles, resolve_mpp
+from wsi_dbps.tiling.plan import TilePlan, is_plausible, plan_tiles, resolve_mpp
 from wsi_dbps.tiling.tissue import TissueMask, everywhere, segment_otsu
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Executor
     from pathlib import Path
 
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from wsi_dbps.slides.reader import SlideInfo, SlideReader
 
 
+MPP_DISAGREEMENT = 0.10
+"""A manifest's mpp further than this share from the file's is said, as it is as often a slip as a correction."""
+
+
 @dataclass(frozen=True)
 class SlideOutcome:
     """What became of one slide."""
@@ -41,7 +46,11 @@ class SlideOutcome:
     path: Path | None
     """The cache; None if the slide failed."""
     error: str | None = None
-    """Why it failed, in one line."""
+    """Why it failed, in one line, with the slide and its file."""
+    traceback: str | None = None
+    """Where it failed, if that was not foreseen: a bug, here or in a decoder."""
+    notes: tuple[str, ...] = ()
+    """What a user should know about a slide that was tiled: that there is nothing on it, or that two mpp disagree."""
     num_patches: int = 0
     skipped: bool = False
     """Whether the cache was there already, made from the same slide with the same settings."""
@@ -68,7 +77,8 @@ def cache_path(caches: Path, slide_id: str) -> Path:
 def tile_slide(record: SlideRecord, spec: CacheSpec, caches: Path, *, overwrite: bool = False) -> SlideOutcome:
     """Write one slide's cache, or say why not; only what is wrong with the output folder is raised.
 
-    A cache made from the same slide with the same settings is left as it is.
+    A cache made from the same slide with the same settings is left as it is. A slide whose failure was not foreseen
+    fails alone too, with its traceback in the outcome.
 
     Raises:
         OutputError: If the cache cannot be written, for instance for want of space.
@@ -84,24 +94,82 @@ def tile_slide(record: SlideRecord, spec: CacheSpec, caches: Path, *, overwrite:
     except OutputError:
         raise
     except WsiDbpsError as error:
-        return SlideOutcome(record.slide_id, None, error=_named(record, error))
-    return SlideOutcome(record.slide_id, path, None, len(decided.plan), False, time.monotonic() - start)
+        return SlideOutcome(record.slide_id, None, named(record, error))
+    except Exception as error:
+        said = f"{record.slide_id}: {record.path}: unforeseen {type(error).__name__}: {' '.join(str(error).split())}"
+        return SlideOutcome(record.slide_id, None, said, traceback.format_exc())
+    return SlideOutcome(
+        record.slide_id,
+        path,
+        notes=tuple(notes(decided)),
+        num_patches=len(decided.plan),
+        seconds=time.monotonic() - start,
+    )
 
 
 def tile_cohort(
-    records: Sequence[SlideRecord], spec: CacheSpec, caches: Path, *, executor: Executor, overwrite: bool = False
+    records: Sequence[SlideRecord],
+    spec: CacheSpec,
+    caches: Path,
+    *,
+    new_executor: Callable[[int], Executor],
+    workers: int,
+    overwrite: bool = False,
 ) -> Iterator[SlideOutcome]:
     """Outcomes of `tile_slide` over a cohort, as they come.
+
+    A worker process that dies (killed for its memory, crashed in a decoder) takes its executor with it. The slides that
+    may have been in work then get one executor each, which tells the one that kills it; the rest go on in a new one.
+
+    Args:
+        records: The slides.
+        spec: What to make.
+        caches: Folder to write to.
+        new_executor: An executor of as many workers as it is told.
+        workers: How many slides are tiled at a time.
+        overwrite: Tile again what is there already.
 
     Raises:
         OutputError: If a cache cannot be written; slides not yet begun are then left alone.
     """
-    from concurrent.futures import as_completed
+    waiting = list(records)
+    while waiting:
+        done = set()
+        with new_executor(workers) as executor:
+            for record, outcome in _mapped(executor, waiting, spec, caches, overwrite=overwrite):
+                if outcome is not None:
+                    done.add(record.slide_id)
+                    yield outcome
+        waiting = [record for record in waiting if record.slide_id not in done]
+        suspects, waiting = waiting[:workers], waiting[workers:]  # work is begun in order
+        for suspect in suspects:
+            with new_executor(1) as executor:
+                for record, outcome in _mapped(executor, [suspect], spec, caches, overwrite=overwrite):
+                    yield outcome or SlideOutcome(
+                        record.slide_id,
+                        None,
+                        f"{record.slide_id}: {record.path}: the process that tiled it was killed, perhaps for want of "
+                        "memory, or crashed in the slide's decoder; try it alone, or with another --reader",
+                    )
 
-    futures = [executor.submit(tile_slide, record, spec, caches, overwrite=overwrite) for record in records]
+
+def _mapped(
+    executor: Executor, records: Sequence[SlideRecord], spec: CacheSpec, caches: Path, *, overwrite: bool
+) -> Iterator[tuple[SlideRecord, SlideOutcome | None]]:
+    """Each slide with its outcome, as they come; None where the executor broke before there was one."""
+    futures = {}
     try:
+        for record in records:
+            try:
+                futures[executor.submit(tile_slide, record, spec, caches, overwrite=overwrite)] = record
+            except BrokenExecutor:
+                yield record, None
         for future in as_completed(futures):
-            yield future.result()
+            try:
+                outcome = future.result()
+            except BrokenExecutor:
+                outcome = None
+            yield futures[future], outcome
     finally:
         for future in futures:
             future.cancel()
@@ -127,7 +195,33 @@ def estimate_bytes(record: SlideRecord, spec: CacheSpec, decided: SlidePlan, *, 
     return round(float(np.mean(sizes)) * len(decided.plan))
 
 
+def notes(decided: SlidePlan) -> Iterator[str]:
+    """What a user should know about a slide before relying on its patches."""
+    plan, file_um = decided.plan, decided.info.mpp_um
+    known_um = file_um if file_um is not None and is_plausible(file_um) else plan.mpp_lv0_um
+    if abs(plan.mpp_lv0_um / known_um - 1) > MPP_DISAGREEMENT:
+        yield f"the manifest says {plan.mpp_lv0_um:g} µm/px and the file {file_um:.4g}; the manifest is believed"
+    if len(plan):
+        return
+    if min(plan.slide_lv0.width, plan.slide_lv0.height) < plan.tile_lv0:
+        yield f"smaller ({plan.slide_lv0} px) than one tile of {plan.tile_lv0:g} px; no patches"
+    elif not decided.mask.mask_HW.any():
+        yield "no tissue found; no patches"
+    else:
+        yield f"no tile holds a share of {plan.spec.min_tissue:g} of tissue; no patches"
+
+
+def named(record: SlideRecord, error: WsiDbpsError) -> str:
+    """What went wrong with a slide, in one line, the slide and its file at the front, once."""
+    text = str(error)
+    if isinstance(error, SlideError) and record.path is not None and str(record.path) not in text:
+        text = f"{record.path}: {text}"
+    return f"{record.slide_id}: {text}"
+
+
 def _open(record: SlideRecord, spec: CacheSpec) -> SlideReader:
+    if record.url is not None:
+        raise UnreadableSlideError(f"{record.url}: only local files are read; copy or mount it")
     if record.path is None:
         raise UnreadableSlideError("no path in the manifest")
     return open_slide(record.path, spec.reader)
@@ -150,15 +244,18 @@ def _decide(reader: SlideReader, record: SlideRecord, spec: CacheSpec) -> SlideP
 
 def _provenance(info: SlideInfo, record: SlideRecord) -> tuple[float, Provenance]:
     mpp_um, source = resolve_mpp(record.slide_id, record.mpp_um, info.mpp_um)
-    mask_fingerprint = file_digest(record.mask) if record.mask is not None else ""
+    try:
+        mask_fingerprint = file_digest(record.mask) if record.mask is not None else ""
+    except OSError as error:
+        raise SlideError(f"mask {record.mask}: cannot be read: {error.strerror}") from None
     return mpp_um, Provenance(record.slide_id, info.fingerprint, info.vendor, info.reader, source, mask_fingerprint)
 
 
 def _write(path: Path, reader: SlideReader, decided: SlidePlan, spec: CacheSpec) -> None:
     """Spool the patches, whose total size is known only at the end, then lay everything out in one file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     offsets = [0]
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent) as blob:
             for i in range(len(decided.plan)):
                 offsets.append(offsets[-1] + blob.write(encode_jpeg(_patch(reader, decided, i), spec.quality)))
@@ -173,7 +270,7 @@ def _write(path: Path, reader: SlideReader, decided: SlidePlan, spec: CacheSpec)
                 tissue_mask_HW=decided.mask.mask_HW,
             )
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {os.strerror(error.errno or 0)}") from error
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def _patch(reader: SlideReader, decided: SlidePlan, i: int) -> npt.NDArray[np.uint8]:
@@ -187,19 +284,18 @@ def _reuse(path: Path, reader: SlideReader, record: SlideRecord, spec: CacheSpec
     """The outcome for a cache that is there and fits; one that does not fit is an error naming what differs."""
     cache = PatchCache(path)
     mpp_um, provenance = _provenance(reader.info, record)
-    source = {
-        "slide_fingerprint": provenance.slide_fingerprint,
-        "mask_fingerprint": provenance.mask_fingerprint,
-        "mpp_level0": mpp_um,
-    }
-    asked = _flat(to_dict(spec)) | source
-    found = _flat(cache.spec) | {name: cache.attrs.get(name) for name in source}
+    asked = _flat(to_dict(spec)) | {"slide_id": record.slide_id, "mpp_level0": mpp_um}
+    found = _flat(cache.spec) | {name: cache.attrs[name] for name in ("slide_id", "mpp_level0")}
     differ = [f"{k} is {found.get(k)!r} in it, {v!r} asked" for k, v in asked.items() if found.get(k) != v]
+    if cache.attrs["slide_fingerprint"] != provenance.slide_fingerprint:
+        differ.append(f"the slide file was another one than {record.path}")
+    if cache.attrs["mask_fingerprint"] != provenance.mask_fingerprint:
+        differ.append(f"the mask was another one than {record.mask or 'none'}")
     if differ:
         raise SpecMismatchError(
             f"{path} was made otherwise: {'; '.join(differ)}; pass --overwrite, or another --out folder"
         )
-    return SlideOutcome(record.slide_id, path, None, len(cache), skipped=True)
+    return SlideOutcome(record.slide_id, path, num_patches=len(cache), skipped=True)
 
 
 def _flat(spec: dict[str, Any]) -> dict[str, Any]:
@@ -207,11 +303,3 @@ def _flat(spec: dict[str, Any]) -> dict[str, Any]:
     for key, value in spec.items():
         flat |= _flat(value) if isinstance(value, dict) else {key: value}
     return flat
-
-
-def _named(record: SlideRecord, error: WsiDbpsError) -> str:
-    """The error with the slide and its file at the front, once."""
-    text = str(error)
-    if isinstance(error, MissingMppError | SlideError) and record.path is not None and str(record.path) not in text:
-        text = f"{record.path}: {text}"
-    return f"{record.slide_id}: {text}"

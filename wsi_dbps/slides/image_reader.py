@@ -3,39 +3,54 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from wsi_dbps.errors import UnreadableSlideError
+from wsi_dbps.slides.colour import as_rgb
 from wsi_dbps.slides.memory_reader import MemoryReader
 from wsi_dbps.slides.reader import SlideInfo, sampled_fingerprint
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy.typing as npt
+
 MAX_GIGAPIXELS = 1.0
+_DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 
 class ImageReader(MemoryReader):
-    """A flat image as a slide of one level. It has no mpp of its own: a dpi tag says how to print it, not its scale."""
+    """A flat image as a slide of one level; what is transparent is white.
+
+    It has no mpp of its own: a dpi tag says how to print it, not its scale.
+    """
 
     def __init__(self, path: Path) -> None:
-        pillow_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # ours is larger, and says what to do
-        try:
+        super().__init__([_decode(path)], mpp_um=None, vendor="image")
+        self._info: SlideInfo = dataclasses.replace(self._info, reader="image", fingerprint=sampled_fingerprint(path))
+
+
+def _decode(path: Path) -> npt.NDArray[np.uint8]:
+    pillow_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # ours is larger, and says what to do
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of EXIF and palettes; what keeps pixels from us raises
             with Image.open(path) as image:
                 if image.width * image.height > MAX_GIGAPIXELS * 1e9:
                     raise UnreadableSlideError(
                         f"{path}: a flat image of {image.width} x {image.height} px would be held in memory whole; "
                         "convert it to a tiled pyramidal TIFF (for example `vips tiffsave --tile --pyramid`)"
                     )
-                pixels = np.asarray(image.convert("RGB"))
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-            raise UnreadableSlideError(f"{path}: not a readable image: {error}") from None
-        finally:
-            Image.MAX_IMAGE_PIXELS = pillow_limit
-        super().__init__([pixels], mpp_um=None, vendor="image")
-        self._info: SlideInfo = dataclasses.replace(
-            self._info, reader="image", fingerprint=sampled_fingerprint(path)
-        )
+                if image.mode in _DEEP_MODES:
+                    raise UnreadableSlideError(f"{path}: more than 8 bits deep ({image.mode}); convert it to 8-bit RGB")
+                return as_rgb(np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB")))
+    except UnreadableSlideError:
+        raise
+    except Exception as error:  # Pillow raises SyntaxError, struct.error and others on damaged files
+        raise UnreadableSlideError(f"{path}: not a readable image: {error}") from None
+    finally:
+        Image.MAX_IMAGE_PIXELS = pillow_limit

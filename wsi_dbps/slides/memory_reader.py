@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 class MemoryReader:
     """A slide held in memory as one (H, W, 3) uint8 array per level, finest first."""
 
-    def __init__(self, levels: Sequence[npt.NDArray[np.uint8]], *, mpp_um: float | None, vendor: str = "memory") -> None:
+    def __init__(
+        self, levels: Sequence[npt.NDArray[np.uint8]], *, mpp_um: float | None, vendor: str = "memory"
+    ) -> None:
         for array in levels:
             if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
                 raise ValueError(f"a level is (H, W, 3) uint8 and not empty; found {array.dtype} {array.shape}")
@@ -31,7 +33,7 @@ class MemoryReader:
             mpp_um=mpp_um,
             vendor=vendor,
             reader="memory",
-            fingerprint=hashlib.blake2b(np.ascontiguousarray(levels[0]), digest_size=8).hexdigest(),
+            fingerprint=hashlib.blake2b(levels[0].tobytes(), digest_size=8).hexdigest(),
         )
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -9,6 +10,7 @@ import openslide
 
 from wsi_dbps.errors import UnreadableSlideError
 from wsi_dbps.geometry import Size, pyramid_levels
+from wsi_dbps.slides.colour import as_rgb
 from wsi_dbps.slides.reader import SlideInfo, sampled_fingerprint, square_mpp
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class OpenSlideReader:
             raise UnreadableSlideError(f"{path}: OpenSlide cannot open it: {error}") from None
         properties = self._slide.properties
         background = properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF")
-        self._background = np.array([int(background[i : i + 2], 16) for i in (0, 2, 4)], np.float32)
+        self._background = (int(background[:2], 16), int(background[2:4], 16), int(background[4:6], 16))
         self._info = SlideInfo(
             levels=pyramid_levels([Size(*size) for size in self._slide.level_dimensions]),
             mpp_um=square_mpp(
@@ -56,22 +58,23 @@ class OpenSlideReader:
     def read(self, region: Region) -> npt.NDArray[np.uint8]:
         """(H, W, 3) RGB pixels of a region.
 
-        OpenSlide takes level-0 positions and divides by its own downsample, so we multiply by that one, not by ours.
+        OpenSlide takes whole level-0 positions and divides by its own downsample, so we multiply by that one, not by
+        ours. Where the product is not whole, what comes back is shifted by at most half a level-0 pixel (one at the
+        right and bottom edges, where rounding up would mix in what lies beyond the slide).
         """
         scale = self._slide.level_downsamples[region.level]
-        place = (round(region.x * scale), round(region.y * scale))
+        width, height = self._slide.level_dimensions[region.level]
+        place = (
+            min(round(region.x * scale), math.floor((width - region.width) * scale)),
+            min(round(region.y * scale), math.floor((height - region.height) * scale)),
+        )
         try:
             image = self._slide.read_region(place, region.level, (region.width, region.height))
         except openslide.OpenSlideError as error:
             raise UnreadableSlideError(
                 f"{self._path}: cannot decode level {region.level} at ({region.x}, {region.y}): {error}"
             ) from None
-        pixels = np.asarray(image)
-        alpha = pixels[..., 3:]
-        if alpha.min(initial=255) == 255:
-            return np.ascontiguousarray(pixels[..., :3])
-        share = alpha.astype(np.float32) / 255
-        return np.rint(pixels[..., :3] * share + self._background * (1 - share)).astype(np.uint8)
+        return as_rgb(np.asarray(image), self._background)
 
     def close(self) -> None:
         """Let go of the file."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from wsi_dbps.errors import UnreadableSlideError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     import numpy.typing as npt
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 READERS: Final = ("openslide", "tiffslide", "image")
 FLAT_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+TIFF_MAGIC: Final = (b"II*\0", b"MM\0*")
+BIGTIFF_MAGIC: Final = (b"II+\0", b"MM\0+")
 
 
 @dataclass(frozen=True)
@@ -68,13 +72,11 @@ def open_slide(path: Path, reader: str = "auto") -> SlideReader:
     tiffslide. A file that OpenSlide recognises but cannot open is an error: no other decoder steps in.
 
     Raises:
-        UnreadableSlideError: If the file is missing, empty, or not a slide to that reader.
+        UnreadableSlideError: If the file is missing, may not be read, is empty, cut short, or not a slide to that
+            reader.
     """
-    if not path.exists():
-        raise UnreadableSlideError(f"{path}: no such file")
-    if path.is_file() and path.stat().st_size == 0:
-        raise UnreadableSlideError(f"{path}: the file is empty; copy it again")
-    chosen = _choose(path) if reader == "auto" else reader
+    head = _checked_head(path)
+    chosen = _choose(path, head) if reader == "auto" else reader
     if chosen == "openslide":
         from wsi_dbps.slides.openslide_reader import OpenSlideReader
 
@@ -90,19 +92,47 @@ def open_slide(path: Path, reader: str = "auto") -> SlideReader:
     raise UnreadableSlideError(f"{path}: no reader is called {reader!r}; there are auto, {', '.join(READERS)}")
 
 
-def _choose(path: Path) -> str:
+def _checked_head(path: Path) -> bytes:
+    """The first bytes of a file that is there, may be read, and is not one of the usual accidents of copying."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(64)
+            length = file.seek(0, os.SEEK_END)
+    except FileNotFoundError:
+        raise UnreadableSlideError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise UnreadableSlideError(f"{path}: a folder; name the slide file in it") from None
+    except OSError as error:
+        raise UnreadableSlideError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if not head:
+        raise UnreadableSlideError(f"{path}: the file is empty; copy it again")
+    if head.startswith(b"version https://git-lfs"):
+        raise UnreadableSlideError(f"{path}: a Git LFS pointer, not the slide itself; run `git lfs pull`")
+    if (table := _first_tiff_table(head)) >= length:
+        raise UnreadableSlideError(
+            f"{path}: the file is cut short: its table of contents is at byte {table} of {length}; copy it again"
+        )
+    return head
+
+
+def _first_tiff_table(head: bytes) -> int:
+    """Where a TIFF or BigTIFF file says its table of contents is; 0 for other files."""
+    if head[:4] in TIFF_MAGIC:
+        return int.from_bytes(head[4:8], "little" if head[:1] == b"I" else "big")
+    if head[:4] in BIGTIFF_MAGIC:
+        return int.from_bytes(head[8:16], "little" if head[:1] == b"I" else "big")
+    return 0
+
+
+def _choose(path: Path, head: bytes) -> str:
     if path.suffix.lower() in FLAT_SUFFIXES:
         return "image"
     from wsi_dbps.slides.openslide_reader import recognises
 
     if recognises(path):
         return "openslide"
-    with open(path, "rb") as file:
-        head = file.read(64)
-    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+    if head[:4] in TIFF_MAGIC + BIGTIFF_MAGIC:
         return "tiffslide"
-    if head.startswith(b"version https://git-lfs"):
-        raise UnreadableSlideError(f"{path}: a Git LFS pointer, not the slide itself; run `git lfs pull`")
     raise UnreadableSlideError(f"{path}: not a slide: neither OpenSlide nor tiffslide knows the format")
 
 

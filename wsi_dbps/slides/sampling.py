@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 NATIVE_TOLERANCE: Final = 0.02
 """A level up to this share coarser than what is asked for still serves: 0.5034 µm/px for 0.5."""
 _BAND_BYTES: Final = 64_000_000
+_LANCZOS_SUPPORT: Final = 3
+"""How many result pixels away a pixel still counts."""
 
 
 def best_level(levels: Sequence[Level], downsample: float) -> int:
@@ -30,22 +32,35 @@ def best_level(levels: Sequence[Level], downsample: float) -> int:
 
 
 def read_box(
-    reader: SlideReader, level: int, box_lv0: tuple[float, float, float, float], out: Size
+    reader: SlideReader, level: int, box_lv0: tuple[float, float, float, float], out: Size, *, margin_px: int = 0
 ) -> npt.NDArray[np.uint8]:
     """(H, W, 3) pixels of the rectangle (x0, y0, x1, y1), in level-0 pixels, resampled from one level to `out`.
 
     The rectangle need not fall on whole pixels of the level: the smallest region that holds it is read, and Lanczos
     resampling takes the fractional edges into account. Where rectangle and `out` are the same whole pixels, nothing is
-    resampled and the level's own pixels come back.
+    resampled and the level's own pixels come back. Levels whose last column stands for less than a whole one are often
+    stored without it; there the one before is repeated, so that nothing is stretched.
+
+    Args:
+        reader: The slide.
+        level: The level to read.
+        box_lv0: The rectangle; it lies on the slide.
+        out: Size of the result.
+        margin_px: Pixels of the level to read around the rectangle where there are some. Without them Lanczos has only
+            the rectangle's own pixels at its edges: right for a patch, which must not cost a second row of scanner
+            tiles, but a seam where two rectangles are to be joined.
     """
     scale, size = reader.info.levels[level].downsample, reader.info.levels[level].size
     x0, y0, x1, y1 = (_snap(v / scale) for v in box_lv0)
-    x1, y1 = min(x1, size.width), min(y1, size.height)  # a level's last column may stand for less than a whole one
-    left, top = math.floor(x0), math.floor(y0)
-    pixels = reader.read(Region(level, left, top, math.ceil(x1) - left, math.ceil(y1) - top))
-    box = (x0 - left, y0 - top, x1 - left, y1 - top)
-    if box == (0, 0, out.width, out.height):
+    left, top = max(0, math.floor(x0) - margin_px), max(0, math.floor(y0) - margin_px)
+    right, bottom = (min(math.ceil(v) + margin_px, side) for v, side in ((x1, size.width), (y1, size.height)))
+    pixels = reader.read(Region(level, left, top, right - left, bottom - top))
+    if x1 > size.width or y1 > size.height:
+        beyond = (max(0, math.ceil(y1) - bottom), max(0, math.ceil(x1) - right))
+        pixels = np.pad(pixels, ((0, beyond[0]), (0, beyond[1]), (0, 0)), mode="edge")
+    if (x0, y0) == (left, top) and (pixels.shape[1], pixels.shape[0]) == (out.width, out.height) == (x1 - x0, y1 - y0):
         return pixels
+    box = (x0 - left, y0 - top, x1 - left, y1 - top)
     image = Image.fromarray(pixels).resize((out.width, out.height), Image.Resampling.LANCZOS, box=box)
     return np.asarray(image)
 
@@ -58,8 +73,9 @@ def _snap(value: float) -> float:
 def thumbnail(reader: SlideReader, max_px: int) -> npt.NDArray[np.uint8]:
     """(H, W, 3) picture of the whole slide, its longer side at most `max_px`, never enlarged.
 
-    Where a level's own longer side lies between half of `max_px` and all of it, that level is the picture; otherwise a
-    finer one is read in bands, so that a slide without coarse levels does not have to fit in memory, and resampled.
+    Where a level's own longer side lies between half of `max_px` and all of it, the picture has that level's size, and
+    mostly its very pixels; otherwise a finer one is read in bands, so that a slide without coarse levels does not have
+    to fit in memory, and resampled.
     """
     size_lv0 = reader.info.size_lv0
     fitting = [level.size for level in reader.info.levels if max_px / 2 <= max(_sides(level.size)) <= max_px]
@@ -68,12 +84,14 @@ def thumbnail(reader: SlideReader, max_px: int) -> npt.NDArray[np.uint8]:
     level_size = reader.info.levels[level].size
     lines = max(1, _BAND_BYTES // (3 * level_size.width) * out.height // level_size.height)
     scale_y = size_lv0.height / out.height
+    margin = math.ceil(_LANCZOS_SUPPORT * max(1.0, scale_y / reader.info.levels[level].downsample))
     bands = [
         read_box(
             reader,
             level,
             (0, top * scale_y, size_lv0.width, min(top + lines, out.height) * scale_y),
             Size(out.width, min(lines, out.height - top)),
+            margin_px=margin if lines < out.height else 0,
         )
         for top in range(0, out.height, lines)
     ]

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from typing import TYPE_CHECKING, Self
 
-import numpy as np
 import tiffslide
 
 from wsi_dbps.errors import UnreadableSlideError
 from wsi_dbps.geometry import Size, pyramid_levels
+from wsi_dbps.slides.colour import as_rgb
 from wsi_dbps.slides.reader import SlideInfo, sampled_fingerprint, square_mpp
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
     import numpy.typing as npt
 
     from wsi_dbps.geometry import Region
@@ -28,16 +30,18 @@ class TiffSlideReader:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        slide = None
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # "metadata parsing only partially implemented"
-                self._slide = tiffslide.TiffSlide(path)
-                levels = pyramid_levels([Size(*size) for size in self._slide.level_dimensions])
-                properties = self._slide.properties
+                slide = tiffslide.TiffSlide(path)
+                levels = pyramid_levels([Size(*size) for size in slide.level_dimensions])
+                properties = slide.properties
         except Exception as error:  # tifffile raises IndexError, struct.error and others on damaged files
-            raise UnreadableSlideError(
-                f"{path}: tiffslide cannot open it ({_line(error)}); if it is cut short, copy it again"
-            ) from None
+            if slide is not None:
+                slide.close()
+            raise UnreadableSlideError(f"{path}: tiffslide cannot open it: {_line(error)}") from None
+        self._slide = slide
         self._info = SlideInfo(
             levels=levels,
             mpp_um=square_mpp(path, properties.get("tiffslide.mpp-x"), properties.get("tiffslide.mpp-y")),
@@ -52,20 +56,16 @@ class TiffSlideReader:
         return self._info
 
     def read(self, region: Region) -> npt.NDArray[np.uint8]:
-        """(H, W, 3) RGB pixels of a region; tiffslide divides by its own downsample, so we multiply by that one."""
+        """(H, W, 3) RGB pixels of a region, the level's own."""
         scale = self._slide.level_downsamples[region.level]
-        place = (round(region.x * scale), round(region.y * scale))
+        place = (_place(region.x, scale), _place(region.y, scale))
         try:
             pixels = self._slide.read_region(place, region.level, (region.width, region.height), as_array=True)
+            return as_rgb(pixels)
         except Exception as error:
             raise UnreadableSlideError(
                 f"{self._path}: cannot decode level {region.level} at ({region.x}, {region.y}): {_line(error)}"
             ) from None
-        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
-            raise UnreadableSlideError(
-                f"{self._path}: pixels are {pixels.dtype} of shape {pixels.shape}; only 8-bit RGB is supported"
-            )
-        return np.ascontiguousarray(pixels[..., :3])
 
     def close(self) -> None:
         """Let go of the file."""
@@ -76,6 +76,12 @@ class TiffSlideReader:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _place(start: int, scale: float) -> int:
+    """The level-0 position that tiffslide, which divides by its own downsample and drops the rest, takes to `start`."""
+    place = math.ceil(start * scale)
+    return place if int(place / scale) >= start else place + 1
 
 
 def _line(error: Exception) -> str:

@@ -1,7 +1,8 @@
 """Where on a synthetic slide there is tissue, and of which kind.
 
-Two rasters: the tissue's outline on a coarse raster of `COARSE_UM` per pixel, its kinds on squares of the spec's
+Two rasters here: the tissue's outline on a coarse raster of `COARSE_UM` per pixel, its kinds on squares of the spec's
 `cell_um`, whose edges are whole level-0 pixels, so that a lesion's outline is exact.
+The stains are painted on a third, of `WORKING_UM` per pixel.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     Field = npt.NDArray[np.float32]
 
 COARSE_UM = 4.0
+WORKING_UM = 1.0
 
 
 class Kind(IntEnum):

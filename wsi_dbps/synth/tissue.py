@@ -17,9 +17,10 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from wsi_dbps.synth.layout import COARSE_UM, Kind, Layout, plan_layout, smooth_noise
+from wsi_dbps.synth.layout import COARSE_UM, WORKING_UM, Kind, Layout, plan_layout, smooth_noise
 from wsi_dbps.synth.nuclei import nucleus_sprites, scattered, stamp
 from wsi_dbps.synth.spec import TissueSpec
+from wsi_dbps.synth.stain import at_level_0, light_through
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -30,12 +31,6 @@ if TYPE_CHECKING:
     Points = npt.NDArray[np.float64]
 
 __all__ = ["TissueSlide", "TissueSpec", "render_slide"]
-
-WORKING_UM = 1.0
-
-# optical density per unit of stain in R, G, B
-HAEMATOXYLIN = np.array([0.66, 0.72, 0.36])
-EOSIN = np.array([0.17, 0.80, 0.44])
 
 
 @dataclass(frozen=True)
@@ -67,9 +62,9 @@ def render_slide(
     canvas.paint_glands()
     canvas.paint_stromal_nuclei()
     canvas.paint_lymphoid()
-    light = _light(canvas.haematoxylin(), canvas.eosin, spec, rng)
+    light = light_through(canvas.haematoxylin(), canvas.eosin, spec, rng)
     return TissueSlide(
-        image=_enlarged(light, size, mpp_um, spec, rng),
+        image=at_level_0(light, size, mpp_um, spec, rng),
         lesion_lv0=layout.lesion_lv0,
         tissue_share=float((layout.outline > 0).mean()),
     )
@@ -135,6 +130,13 @@ class _Canvas:
         looked_up = spots + self.rng.normal(0, fray_um / WORKING_UM, spots.shape) if fray_um else spots
         kept: Points = spots[(self.kind_at(looked_up) == kind) & (self.at(self.layout.outline, spots) > depth)]
         return kept
+
+    def window(self, kind: Kind) -> tuple[slice, slice]:
+        """The smallest part of the canvas that holds all squares of a kind, with one square around them."""
+        rows, columns = np.nonzero(self.layout.kinds == kind)
+        y0, x0 = (max(0, int((low - 1) * self.cell_px)) for low in (rows.min(), columns.min()))
+        y1, x1 = (math.ceil((high + 2) * self.cell_px) for high in (rows.max(), columns.max()))
+        return slice(y0, y1), slice(x0, x1)
 
     def kind_mask(self, kind: Kind) -> Field:
         """(H, W): 1 on squares of a kind, soft at their edges."""
@@ -223,13 +225,17 @@ class _Canvas:
         ):
             if not (self.layout.kinds == kind).any():
                 continue
-            mask = self.kind_mask(kind)
+            window = self.window(kind)
+            mask = self.kind_mask(kind)[window]
             # a nest keeps away from the edge of its squares, or the squares would show
-            height = field - 4 * (1 - mask)
+            height = field[window] - 4 * (1 - mask)
             height -= np.quantile(height[mask >= 0.5], stroma_share)
-            body = (height * 3 + 0.5).clip(0, 1) * self.tissue
-            self.eosin += body * ((0.28 + 0.13 * mottle).clip(0.02, None) - 0.5 * self.eosin)
-            self.background += body * 0.09
+            inside = (height * 3 + 0.5).clip(0, 1) * (4 * mask).clip(0, 1) * self.tissue[window]
+            pink = (0.28 + 0.13 * mottle[window]).clip(0.02, None)
+            self.eosin[window] += inside * (pink - 0.5 * self.eosin[window])
+            self.background[window] += inside * 0.09
+            body = np.zeros(self.shape, np.float32)
+            body[window] = inside
             clefts = self.points(46, kind)
             for x, y in clefts[(self.under(body, clefts) > 0.5) & (rng.random(len(clefts)) < 0.5)]:
                 self._hole(x, y, rng.uniform(4, 10))
@@ -363,42 +369,3 @@ class _Canvas:
         self.eosin *= 1 - 0.6 * self.nuclei.clip(0, 1)
         self.eosin *= self.thickness
         return (self.background + self.nuclei) * self.thickness
-
-
-def _light(haematoxylin: Field, eosin: Field, spec: TissueSpec, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) uint8: what passes the stains, in the slide's own colours."""
-    much = spec.stain_variation
-    stains = np.stack([HAEMATOXYLIN, EOSIN]) * (1 + 0.10 * much * rng.normal(size=(2, 3)).clip(-1.5, 1.5))
-    stains *= np.exp(0.16 * much * rng.normal(size=(2, 1)).clip(-1.6, 1.6))
-    glass = 243 + much * rng.uniform(-5, 2) + much * rng.normal(0, 1.5, 3)
-    room = math.ceil(3 * spec.noise_level)  # for the noise to come
-    light = np.empty((*haematoxylin.shape, 3), np.uint8)
-    for channel in range(3):
-        h, e = stains[:, channel].astype(np.float32)
-        density = haematoxylin * -h
-        density -= eosin * e
-        np.exp(density, out=density)
-        density *= np.float32(glass[channel])
-        light[..., channel] = density.clip(room, 255 - room)
-    return light
-
-
-def _enlarged(
-    light: npt.NDArray[np.uint8], size: Size, mpp_um: float, spec: TissueSpec, rng: np.random.Generator
-) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) uint8 at level 0, with camera noise: one field of it, turned at random and laid side by side."""
-    box = (
-        0,
-        0,
-        min(size.width * mpp_um / WORKING_UM, light.shape[1]),
-        min(size.height * mpp_um / WORKING_UM, light.shape[0]),
-    )
-    image = np.array(Image.fromarray(light).resize((size.width, size.height), Image.Resampling.BILINEAR, box=box))
-    period = 512
-    noise = np.rint(spec.noise_level * rng.normal(size=(period, period, 3)).clip(-3, 3)).astype(np.int8)
-    for y in range(0, size.height, period):
-        for x in range(0, size.width, period):
-            window = image[y : y + period, x : x + period]
-            # bytes wrap round, so adding a negative one as if unsigned is right; `_light` left room at both ends
-            window += np.rot90(noise, int(rng.integers(4)))[: window.shape[0], : window.shape[1]].view(np.uint8)
-    return image

@@ -118,6 +118,12 @@ def plan_tiles(mask: TissueMask, mpp_lv0_um: float, spec: TilingSpec) -> TilePla
     return TilePlan(spec, mask.slide_lv0, mpp_lv0_um, origins_lv0[keep_N], tile_lv0, tissue_N[keep_N])
 
 
+def is_plausible(mpp_um: float) -> bool:
+    """Whether a scanner's level 0 may have this mpp."""
+    low, high = PLAUSIBLE_MPP_UM
+    return low <= mpp_um <= high
+
+
 def resolve_mpp(slide_id: str, manifest_um: float | None, file_um: float | None) -> tuple[float, str]:
     """µm per level-0 pixel and where it comes from: the manifest, else the file, else an error; never a guess.
 
@@ -132,8 +138,8 @@ def resolve_mpp(slide_id: str, manifest_um: float | None, file_um: float | None)
         return manifest_um, "manifest"
     if file_um is None:
         raise MissingMppError(f"no mpp in the file; add an mpp column to the manifest for {slide_id}")
-    low, high = PLAUSIBLE_MPP_UM
-    if not low <= file_um <= high:
+    if not is_plausible(file_um):
+        low, high = PLAUSIBLE_MPP_UM
         raise MissingMppError(
             f"the file says {file_um:.4g} µm/px, which is no scanner's (plausible: {low:g} to {high:g}); "
             f"add an mpp column to the manifest for {slide_id}"

@@ -29,7 +29,7 @@ class TissueMask:
     slide_lv0: Size
 
     def share(self, origins_lv0: npt.NDArray[np.int64], tile_lv0: float) -> npt.NDArray[np.float32]:
-        """(N,) share of each tile that is tissue, 0 to 1: exact area, edges that cut mask pixels included.
+        """(N,) share of each tile that is tissue, 0 to 1: exact area, edges that cut mask pixels included, to 1e-6.
 
         Args:
             origins_lv0: (N, 2) top-left corners (x, y).
@@ -43,7 +43,8 @@ class TissueMask:
         high = np.minimum((origins_lv0 + tile_lv0) * scale, [width, height])
         (x0, y0), (x1, y1) = low.T, high.T
         tissue = _at(area, x1, y1) - _at(area, x0, y1) - _at(area, x1, y0) + _at(area, x0, y0)
-        return np.clip(tissue / (tile_lv0**2 * scale.prod()), 0, 1).astype(np.float32)
+        share = tissue / ((x1 - x0) * (y1 - y0))
+        return np.clip(share.round(6), 0, 1).astype(np.float32)  # 1 must be 1 for `min_tissue=1`, whatever the rounding
 
 
 def _at(

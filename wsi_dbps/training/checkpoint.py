@@ -1,9 +1,9 @@
 """Checkpoints and the run folder: everything needed to go on, to predict, and to repeat.
 
-    run.toml      every setting, resolved           history.csv   a row per epoch
-    run.json      versions, classes, slides,        last.pt       to go on from
-                  fingerprints of every input       best.pt       to predict with
-    cohort.csv    the cohort as it was used         tensorboard/  where TensorBoard is installed
+run.toml      every setting, resolved           history.csv   a row per epoch
+run.json      versions, classes, slides,        last.pt       to go on from
+              fingerprints of every input       best.pt       to predict with
+cohort.csv    the cohort as it was used         tensorboard/  where TensorBoard is installed
 """
 
 from __future__ import annotations

@@ -46,7 +46,9 @@ class TrainingResult:
     """Slides without a single patch."""
 
 
-def train(cohort: Cohort, caches: Path, run: Path, config: RunConfig, *, resume: bool = False) -> TrainingResult:
+def train(  # noqa: PLR0915 - it reads straight down
+    cohort: Cohort, caches: Path, run: Path, config: RunConfig, *, resume: bool = False
+) -> TrainingResult:
     """Train a slide model and leave a run folder that holds all that is needed to repeat it.
 
     Args:
@@ -135,11 +137,11 @@ def train(cohort: Cohort, caches: Path, run: Path, config: RunConfig, *, resume:
                     "seconds": round(time.monotonic() - start, 3),
                 }
             )
-            what = {"config": config, "classes": data.classes, "patch_kind": data.kind, "epoch": epoch + 1}
+            save = partial(save_checkpoint, config=config, classes=data.classes, patch_kind=data.kind, epoch=epoch + 1)
             if best_row(history, loop) is history[-1]:
-                save_checkpoint(run / "best.pt", model, **what, loop_state={})
+                save(run / "best.pt", model, loop_state={})
             state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "history": history}
-            save_checkpoint(run / "last.pt", model, **what, loop_state=state)
+            save(run / "last.pt", model, loop_state=state)
             write_history(run / "history.csv", history)
             board.add(history[-1])
     reader.close()

