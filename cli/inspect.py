@@ -72,8 +72,11 @@ def _hdf5(path: Path) -> dict[str, str]:
 
     if not path.is_file() or not h5py.is_hdf5(path):
         raise CacheError(f"{path}: {'not an HDF5 file' if path.is_file() else 'no such file'}")
-    with h5py.File(path, "r") as file:
-        kind = file.attrs.get("format")
+    try:
+        with h5py.File(path, "r") as file:
+            kind = file.attrs.get("format")
+    except (OSError, RuntimeError):  # damaged: the cache's own check says how
+        kind = None
     if kind == ATTENTION_FORMAT:
         attention = read_attention(path)
         roles = [int((attention.role_N == role).sum()) for role in (1, 2)]

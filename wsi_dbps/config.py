@@ -108,7 +108,9 @@ def _said(cls: type, item: dict[str, Any]) -> str:
     if item["type"] == "unexpected_keyword_argument":
         return f"unknown setting {name}; known: {', '.join(_names(cls, where[:-1]))}"
     message = item["msg"].removeprefix("Value error, ")
-    return f"{name}: {message}, found {item['input']!r}" if item["type"] != "value_error" else f"{name}: {message}"
+    if item["type"] != "value_error":
+        message = f"{message}, found {item['input']!r}"
+    return f"{name}: {message}" if name else message
 
 
 def _names(cls: type, path: list[str]) -> list[str]:

@@ -48,8 +48,9 @@ class Level:
 def pyramid_levels(sizes: Sequence[Size]) -> tuple[Level, ...]:
     """The levels of a pyramid from their sizes, finest first.
 
-    A level of 741 rows under 2967 was made by dividing by 4 and dropping the rest, so where one whole number explains
-    both sides, it is the downsample; the quotient of the sizes would drift by up to a pixel across the slide.
+    A level of 741 rows under 2967 was made by dividing by 4 and dropping the rest, so where a power of two, or else a
+    whole number, explains both sides, it is the downsample; the quotient of the sizes would drift by up to a pixel
+    across the slide.
 
     Examples:
         >>> [level.downsample for level in pyramid_levels([Size(2220, 2967), Size(555, 741)])]
@@ -60,13 +61,10 @@ def pyramid_levels(sizes: Sequence[Size]) -> tuple[Level, ...]:
 
 def _downsample(fine: Size, coarse: Size) -> float:
     mean = (fine.width / coarse.width + fine.height / coarse.height) / 2
-    whole = round(mean)
-
-    def explained(a: int, b: int) -> bool:
-        return b in (math.floor(a / whole), math.ceil(a / whole))
-
-    if explained(fine.width, coarse.width) and explained(fine.height, coarse.height):
-        return float(whole)
+    for whole in (2 ** max(0, round(math.log2(mean))), max(1, round(mean))):
+        sides = ((fine.width, coarse.width), (fine.height, coarse.height))
+        if all(b in (a // whole, math.ceil(a / whole)) for a, b in sides):
+            return float(whole)
     return mean
 
 

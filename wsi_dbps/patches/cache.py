@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 
 _REPAIR: Final = "delete it and tile again"
+_DATASETS: Final = ("coords", "tissue", "patches/offsets", "patches/data")
 _HDF5_ERRORS: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError)
 """What h5py raises on damaged files and on objects of another kind than expected."""
 
@@ -167,6 +168,10 @@ class PatchCache:
             with h5py.File(path, "r") as file:
                 self.attrs: dict[str, Any] = {name: _plain(value) for name, value in file.attrs.items()}
                 self._check_format()
+                self.spec: dict[str, Any] = json.loads(self.attrs["spec"])
+                """The `CacheSpec` it was made with, as plain values."""
+                if missing := [name for name in _DATASETS if name not in file]:
+                    raise CacheError(f"{path}: {', '.join(missing)} missing; {_REPAIR}")
                 self.coords_N2: npt.NDArray[np.int64] = file["coords"][:].astype(np.int64)
                 self.tissue_N: npt.NDArray[np.float32] = file["tissue"][:].astype(np.float32)
                 self._offsets = file["patches/offsets"][:].astype(np.int64)
@@ -197,7 +202,7 @@ class PatchCache:
                 "use the wsi-dbps that wrote it, or tile again"
             )
         if missing := [name for name in REQUIRED_ATTRIBUTES if name not in self.attrs]:
-            raise CacheError(f"{self.path}: attributes {', '.join(missing)} are missing; {_REPAIR}")
+            raise CacheError(f"{self.path}: attributes {', '.join(missing)} missing; {_REPAIR}")
 
     def _check_shapes(self, num_bytes: int) -> None:
         n, ends = self.coords_N2.shape[0], self._offsets
@@ -232,12 +237,6 @@ class PatchCache:
     def size_px(self) -> int:
         """Patch side."""
         return int(self.attrs["patch_size_px"])
-
-    @property
-    def spec(self) -> dict[str, Any]:
-        """The `CacheSpec` it was made with, as plain values."""
-        spec: dict[str, Any] = json.loads(self.attrs["spec"])
-        return spec
 
     @property
     def fingerprint(self) -> str:

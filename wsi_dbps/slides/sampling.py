@@ -73,13 +73,15 @@ def _snap(value: float) -> float:
 def thumbnail(reader: SlideReader, max_px: int) -> npt.NDArray[np.uint8]:
     """(H, W, 3) picture of the whole slide, its longer side at most `max_px`, never enlarged.
 
-    Where a level's own longer side lies between half of `max_px` and all of it, the picture has that level's size, and
-    mostly its very pixels; otherwise a finer one is read in bands, so that a slide without coarse levels does not have
-    to fit in memory, and resampled.
+    Where a level's own longer side lies between a third of `max_px` and all of it, that level is the picture, as it is;
+    otherwise a finer one is read, in bands so that a slide without coarse levels does not have to fit in memory, and
+    resampled.
     """
+    for i, size in enumerate(level.size for level in reader.info.levels):
+        if max_px / 3 <= max(size.width, size.height) <= max_px:
+            return reader.read(Region(i, 0, 0, size.width, size.height))
     size_lv0 = reader.info.size_lv0
-    fitting = [level.size for level in reader.info.levels if max_px / 2 <= max(_sides(level.size)) <= max_px]
-    out = max(fitting, key=_sides) if fitting else fit_within(size_lv0, max_px)
+    out = fit_within(size_lv0, max_px)
     level = best_level(reader.info.levels, size_lv0.width / out.width)
     level_size = reader.info.levels[level].size
     lines = max(1, _BAND_BYTES // (3 * level_size.width) * out.height // level_size.height)
@@ -96,7 +98,3 @@ def thumbnail(reader: SlideReader, max_px: int) -> npt.NDArray[np.uint8]:
         for top in range(0, out.height, lines)
     ]
     return np.concatenate(bands)
-
-
-def _sides(size: Size) -> tuple[int, int]:
-    return size.width, size.height

@@ -78,7 +78,7 @@ def segment_otsu(thumbnail_HWC: npt.NDArray[np.uint8], slide_lv0: Size, mpp_lv0_
     Source: N. Otsu, "A threshold selection method from gray-level histograms", 1979.
     """
     from scipy import ndimage
-    from skimage import filters, morphology
+    from skimage import filters
 
     smooth_HWC = ndimage.gaussian_filter(thumbnail_HWC.astype(np.float32), sigma=(1, 1, 0))
     bright_HW, pale_HW = smooth_HWC.max(2), smooth_HWC.min(2)
@@ -89,6 +89,17 @@ def segment_otsu(thumbnail_HWC: npt.NDArray[np.uint8], slide_lv0: Size, mpp_lv0_
     threshold = np.clip(filters.threshold_otsu(saturation_HW[lit_HW]), *SATURATION_BOUNDS)
     mask_HW = saturation_HW > threshold
     pixel_um2 = (slide_lv0.width / thumbnail_HWC.shape[1] * mpp_lv0_um) ** 2
-    mask_HW = morphology.remove_small_objects(mask_HW, max_size=int(SMALLEST_TISSUE_UM2 / pixel_um2))
-    mask_HW = morphology.remove_small_holes(mask_HW, max_size=int(LARGEST_HOLE_UM2 / pixel_um2))
-    return TissueMask(mask_HW, slide_lv0)
+    mask_HW = _larger_than(SMALLEST_TISSUE_UM2 / pixel_um2, mask_HW)
+    filled_HW = ndimage.binary_fill_holes(mask_HW)  # what reaches the slide's edge is no hole: else bare glass fills
+    return TissueMask(filled_HW & ~_larger_than(LARGEST_HOLE_UM2 / pixel_um2, filled_HW & ~mask_HW), slide_lv0)
+
+
+def _larger_than(num_px: float, mask_HW: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """The connected parts of a mask (over sides, not corners) that have more pixels than `num_px`."""
+    from scipy import ndimage
+
+    labels_HW, _ = ndimage.label(mask_HW)
+    keep = np.bincount(labels_HW.ravel()) > num_px
+    keep[0] = False
+    kept: npt.NDArray[np.bool_] = keep[labels_HW]
+    return kept

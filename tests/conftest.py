@@ -1,0 +1,62 @@
+"""What many tests need: a small real cohort with caches, and the folder of real data where there is one."""
+
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wsi_dbps.cohort.cohort import Cohort
+from wsi_dbps.cohort.manifest import read_manifest
+from wsi_dbps.patches.spec import CacheSpec
+from wsi_dbps.patches.tile import tile_slide
+from wsi_dbps.synth.pyramid import write_aperio
+from wsi_dbps.tiling.plan import TilingSpec
+
+SMALL = CacheSpec(tiling=TilingSpec(mpp_um=1.0, size_px=32, tissue="none", min_tissue=0.0))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder that holds `slides/` and `bad_inputs/`; skips where it is absent."""
+    folder = Path(os.environ.get("WSI_DBPS_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data: {folder} is not a folder; set WSI_DBPS_DATA")
+    return folder
+
+
+def texture(label: int, seed: int, side: int = 192) -> np.ndarray:
+    """Noise of the same mean for both classes; class 1 has a coarse corner: told by texture, never by colour."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(60, 200, (side, side, 3), dtype=np.uint8)
+    if label:
+        coarse = rng.integers(60, 200, (side // 16, side // 16, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+        image[: side // 2, : side // 2] = coarse
+    return image
+
+
+@pytest.fixture(scope="session")
+def small_cohort(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(cohort.csv, caches) of 20 slides of 36 patches of 32 px; four slides test, four validate."""
+    folder = tmp_path_factory.mktemp("small")
+    rows = []
+    for i in range(20):
+        write_aperio(folder / f"slide_{i:02d}.svs", texture(i % 2, i), mpp_um=1.0, tile_px=64, quality=95)
+        split = "test" if i < 4 else "val" if i < 8 else "train"
+        rows.append((f"slide_{i:02d}", f"case_{i:02d}", f"slide_{i:02d}.svs", ("flat", "coarse")[i % 2], split))
+    with open(folder / "cohort.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("slide_id", "case_id", "path", "label", "split"), *rows])
+    for record in read_manifest(folder / "cohort.csv", need_path=True).records:
+        assert tile_slide(record, SMALL, folder / "caches").error is None
+    return folder / "cohort.csv", folder / "caches"
+
+
+@pytest.fixture
+def cohort(small_cohort: tuple[Path, Path]) -> Cohort:
+    return read_manifest(small_cohort[0])
+
+
+@pytest.fixture
+def caches(small_cohort: tuple[Path, Path]) -> Path:
+    return small_cohort[1]

@@ -1,0 +1,174 @@
+"""Whatever stops a run, what lies in the folder is whole."""
+
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from wsi_dbps.cohort.cohort import SlideRecord
+from wsi_dbps.errors import OutputError
+from wsi_dbps.patches.cache import PatchCache
+from wsi_dbps.patches.tile import tile_cohort, tile_slide
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals and limits")
+
+# The kernel ends a process that writes a file beyond its limit, and Python gets no say: a kill at a chosen byte.
+LIMITED = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+"""
+TILE = """
+import sys
+from pathlib import Path
+from wsi_dbps.cohort.cohort import SlideRecord
+from wsi_dbps.config import build
+from wsi_dbps.patches.spec import CacheSpec
+from wsi_dbps.patches.tile import tile_slide
+tiling = {{"mpp_um": 0.5, "size_px": 64, "min_tissue": 0.5}}
+spec = build(CacheSpec, {{"tiling": tiling, "thumbnail_px": 350}}, "test")
+tile_slide(SlideRecord("a", "p1", Path(sys.argv[1])), spec, Path(sys.argv[2]), overwrite={overwrite})
+"""
+
+
+def run_limited(slide: Path, out: Path, limit: int, overwrite: bool = False) -> int:
+    """The exit status of a process that tiles a slide and may write no file longer than `limit` bytes."""
+    code = LIMITED.format(limit=limit) + TILE.format(overwrite=overwrite)
+    return subprocess.run([sys.executable, "-B", "-c", code, slide, out], check=False, timeout=60).returncode
+
+
+@posix
+@pytest.mark.parametrize(("share", "left"), [(0.3, []), (0.97, ["a.h5.part"])])
+def test_a_killed_run_leaves_no_cache_and_the_next_one_is_as_if_nothing_had_been(
+    slide_path: Path, record, make_spec, cache_file: Path, tmp_path: Path, share: float, left: list[str]
+) -> None:
+    """Killed while the patches are spooled, and while the file itself is laid out."""
+    whole = cache_file.read_bytes()
+    assert run_limited(slide_path, tmp_path, int(share * len(whole))) == -signal.SIGXFSZ
+    assert os.listdir(tmp_path) == left
+    assert tile_slide(record, make_spec(), tmp_path).error is None
+    assert os.listdir(tmp_path) == ["a.h5"]
+    found, expected = PatchCache(tmp_path / "a.h5"), PatchCache(cache_file)
+    assert found.jpegs(range(len(found))) == expected.jpegs(range(len(expected)))
+
+
+@posix
+def test_killed_while_overwriting_the_old_cache_stays(slide_path: Path, cache_file: Path, tmp_path: Path) -> None:
+    old = cache_file.read_bytes()
+    (tmp_path / "a.h5").write_bytes(old)
+    assert run_limited(slide_path, tmp_path, int(0.9 * len(old)), overwrite=True) == -signal.SIGXFSZ
+    assert (tmp_path / "a.h5").read_bytes() == old
+
+
+@posix
+def test_sigkill_at_any_time_leaves_a_whole_cache_or_none(slide_path: Path, tmp_path: Path) -> None:
+    code = TILE.format(overwrite=True).splitlines()
+    code = "\n".join([*code[:-1], "print('go', flush=True)", "while True:", "    " + code[-1]])
+    arguments = [sys.executable, "-B", "-c", code, slide_path, tmp_path]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"go\n"
+        for _ in range(40):  # the file is replaced again and again: each look finds a whole one
+            if (tmp_path / "a.h5").exists():
+                cache = PatchCache(tmp_path / "a.h5")
+                assert cache.patches([0, len(cache) - 1]).shape == (2, 64, 64, 3)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert set(os.listdir(tmp_path)) <= {"a.h5", "a.h5.part"}
+    if (tmp_path / "a.h5").exists():
+        cache = PatchCache(tmp_path / "a.h5")
+        cache.patches(range(len(cache)))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_a_disk_that_fills_while_the_file_is_laid_out_leaves_the_old_file(
+    record: SlideRecord, make_spec, tmp_path: Path
+) -> None:
+    path = tile_slide(record, make_spec(), tmp_path).path
+    old = path.read_bytes()
+    (tmp_path / "a.h5.part").symlink_to("/dev/full")
+    with pytest.raises(OutputError) as caught:
+        tile_slide(record, make_spec(), tmp_path, overwrite=True)
+    assert str(caught.value) == f"{path}: cannot be written: No space left on device"
+    assert path.read_bytes() == old
+    assert os.listdir(tmp_path) == ["a.h5"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """Mounts disks of so many KiB, where this process may."""
+    mounted: list[Path] = []
+
+    def mount(kib: int) -> Path:
+        path = tmp_path / f"disk{kib}"
+        path.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(path)]
+        if os.geteuid() or subprocess.run(command, check=False, capture_output=True).returncode:
+            pytest.skip("only root may mount a small disk")
+        mounted.append(path)
+        return path
+
+    yield mount
+    for path in mounted:
+        subprocess.run(["umount", str(path)], check=True)
+
+
+@posix
+def test_a_disk_too_small_at_any_stage_is_named_and_left_clean(
+    record: SlideRecord, make_spec, small_disk, cache_file: Path
+) -> None:
+    kib = cache_file.stat().st_size // 1024
+    for size in (4, kib // 3, kib * 3 // 4, kib + 8, kib * 3 // 2):
+        disk = small_disk(size)
+        (disk / "note").write_text("here before")
+        with pytest.raises(OutputError) as caught:
+            tile_slide(record, make_spec(), disk)
+        assert str(caught.value) == f"{disk}/a.h5: cannot be written: No space left on device"
+        assert os.listdir(disk) == ["note"]
+    assert tile_slide(record, make_spec(), small_disk(3 * kib)).error is None
+
+
+def test_a_cohort_goes_on_past_the_slides_that_fail(record, make_spec, tmp_path: Path) -> None:
+    (tmp_path / "bad.svs").write_text("hello")
+    records = [record, SlideRecord("bad", "bad", tmp_path / "bad.svs"), SlideRecord("c", "c", record.path)]
+    outcomes = {
+        o.slide_id: o
+        for o in tile_cohort(records, make_spec(), tmp_path / "out", new_executor=ThreadPoolExecutor, workers=2)
+    }
+    assert sorted(os.listdir(tmp_path / "out")) == ["a.h5", "c.h5"]
+    assert outcomes["bad"].error == (
+        f"bad: {tmp_path}/bad.svs: not a slide: neither OpenSlide nor tiffslide knows the format"
+    )
+    assert outcomes["a"].num_patches == outcomes["c"].num_patches > 0
+
+
+def test_a_full_disk_ends_the_cohort(record, make_spec, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(OutputError, match=r"a.h5: cannot be written"):
+        list(tile_cohort([record], make_spec(), tmp_path / "out", new_executor=ThreadPoolExecutor, workers=1))
+
+
+@posix
+def test_a_slide_that_kills_its_process_is_named_and_the_others_are_done(record, make_spec, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png", compress_level=0)
+    deadly = SlideRecord("deadly", "d", tmp_path / "noise.png", mpp_um=0.5)
+    records = [deadly, *(SlideRecord(name, name, record.path) for name in "abc")]
+    limit = LIMITED.format(limit=500_000)  # below what `deadly` needs, above the others
+    pool = partial(ProcessPoolExecutor, mp_context=get_context("spawn"), initializer=exec, initargs=(limit, {}))
+    found = list(tile_cohort(records, make_spec(tissue="none"), tmp_path / "out", new_executor=pool, workers=2))
+    assert sorted(o.slide_id for o in found) == ["a", "b", "c", "deadly"]
+    errors = {o.slide_id: o.error for o in found if o.error}
+    assert errors == {
+        "deadly": f"deadly: {tmp_path}/noise.png: the process that tiled it was killed, perhaps for want of memory, or "
+        "crashed in the slide's decoder; try it alone, or with another --reader"
+    }
+    assert sorted(name for name in os.listdir(tmp_path / "out") if name.endswith(".h5")) == ["a.h5", "b.h5", "c.h5"]

@@ -1,0 +1,53 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wsi_dbps.geometry import Size
+from wsi_dbps.slides.memory_reader import MemoryReader
+from wsi_dbps.slides.reader import open_slide
+from wsi_dbps.synth.fiducial import fiducial_image
+from wsi_dbps.synth.pyramid import box_reduced, write_lossless
+
+ODD = Size(2221, 1483)
+FACTORS = (1, 4, 16)
+
+
+@pytest.fixture(scope="session")
+def fiducial() -> np.ndarray:
+    """A picture of odd sizes whose pixels encode their own coordinates."""
+    return fiducial_image(ODD)
+
+
+@pytest.fixture(scope="session")
+def fiducial_file(fiducial: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The picture as a real, lossless pyramid; its lower levels have lost their last rows and columns."""
+    path = tmp_path_factory.mktemp("fiducial") / "odd.tif"
+    write_lossless(path, fiducial, mpp_um=0.25, downsamples=FACTORS)
+    return path
+
+
+@pytest.fixture(scope="session")
+def fiducial_levels(fiducial: np.ndarray) -> list[np.ndarray]:
+    return [box_reduced(fiducial, factor) for factor in FACTORS]
+
+
+@pytest.fixture(scope="session", params=["memory", "openslide", "tiffslide"])
+def fiducial_slide(request, fiducial_file: Path, fiducial_levels: list[np.ndarray]):
+    """The picture through every reader of pyramids."""
+    if request.param == "memory":
+        yield MemoryReader(fiducial_levels, mpp_um=0.25)
+    else:
+        with open_slide(fiducial_file, request.param) as reader:
+            yield reader
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real slides; tests that need it are skipped where it is not there."""
+    root = Path(__file__).parents[2]
+    path = Path(os.environ.get("WSI_DBPS_DATA", root.parent / "shared" / "data"))
+    if not (path / "slides").is_dir():
+        pytest.skip(f"no real slides at {path}; set WSI_DBPS_DATA")
+    return path

@@ -1,0 +1,124 @@
+"""Augmentation, learning rate, settings and bags."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wsi_dbps.config import read_toml, to_toml, with_overrides
+from wsi_dbps.errors import CacheError, ConfigError
+from wsi_dbps.patches.cache import PatchCache
+from wsi_dbps.training.augment import augment, jitter_stains
+from wsi_dbps.training.bags import PatchReader
+from wsi_dbps.training.config import AugmentationConfig, RunConfig, build_run_config
+from wsi_dbps.training.optimizer import lr_share
+
+none = AugmentationConfig(flips=False, turns=False, stain_jitter=0.0)
+
+
+def pixels(count: int = 6, side: int = 8) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8)
+
+
+def test_without_augmentation_pixels_stay() -> None:
+    before = pixels()
+    assert torch.equal(augment(before, none), before / 255)
+
+
+def test_flips_and_turns_only_move_pixels_and_reach_all_eight_positions() -> None:
+    one = pixels(1)
+    many = augment(one.expand(400, -1, -1, -1), AugmentationConfig(stain_jitter=0.0))
+    quarter = one[0] / 255
+    wanted = {tuple(turned.flatten().tolist()) for k in range(4) for turned in _both(torch.rot90(quarter, k, (1, 2)))}
+    assert len(wanted) == 8
+    assert {tuple(patch.flatten().tolist()) for patch in many} == wanted
+
+
+def _both(patch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return patch, patch.flip(2)
+
+
+@given(st.floats(0.01, 0.5))
+def test_stain_jitter_stays_in_range_and_is_one_change_per_patch(strength: float) -> None:
+    patch = pixels(1) / 255
+    changed = jitter_stains(patch.clamp(0.05, 0.95), strength)
+    assert changed.min() >= 0
+    assert changed.max() <= 1
+    flat = torch.full((2, 3, 4, 4), 0.5)
+    turned = jitter_stains(flat, strength)
+    assert torch.allclose(turned, turned[:, :, :1, :1].expand_as(turned), atol=1e-6)
+    assert not torch.allclose(turned[0], turned[1], atol=1e-6)
+
+
+def test_no_jitter_is_the_identity() -> None:
+    patch = pixels(3).clamp(min=1) / 255
+    assert torch.allclose(jitter_stains(patch, 0.0), patch, atol=1e-4)
+
+
+@given(st.integers(1, 500), st.floats(0, 0.9))
+def test_the_learning_rate_rises_to_its_peak_and_falls(num_steps: int, warmup: float) -> None:
+    shares = [lr_share(step, num_steps, warmup) for step in range(num_steps)]
+    top = shares.index(max(shares))
+    assert all(0 < share <= 1 for share in shares)
+    assert shares[:top] == sorted(shares[:top])
+    assert shares[top:] == sorted(shares[top:], reverse=True)
+
+
+def test_settings_round_trip_through_toml(tmp_path) -> None:
+    config = build_run_config({"selection": {"preset": "ips", "num_kept": 20}, "training": {"epochs": 3}}, "test")
+    (tmp_path / "run.toml").write_text(to_toml(config))
+    assert build_run_config(read_toml(tmp_path / "run.toml"), "run.toml") == config
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("selection.num_salent=3", r"test: unknown setting \[selection\] num_salent; known: preset, num_salient"),
+        ("optimiser.lr=3", r"test: unknown setting optimiser; known: encoder, selection"),
+        ("optimizer.lr=-1.0", r"test: optimizer: lr must be above 0, found -1.0"),
+        ("optimizer.lr=fast", r"test: \[optimizer\] lr: Input should be a valid number, found 'fast'"),
+        ("training.epochs=1.5", r"test: \[training\] epochs: .*integer, found 1.5"),
+        ("selection.selector='best'", r"test: \[selection\] selector: Input should be 'streaming', 'global'"),
+        ("selection.num_kept=2", "num_kept must be at least num_salient = 16, found 2"),
+        ("augmentation.flips=1", r"\[augmentation\] flips: Input should be a valid boolean, found 1"),
+        ("lr=3", "--set lr=3: write it as table.key=value"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_table(assignment: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_run_config(with_overrides({}, [assignment]), "test")
+
+
+def test_settings_files_that_cannot_be_read_are_named(tmp_path) -> None:
+    with pytest.raises(ConfigError, match="no such settings file"):
+        read_toml(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("[training\nepochs = 3")
+    with pytest.raises(ConfigError, match=r"bad.toml: not a TOML file: .*line 1"):
+        read_toml(tmp_path / "bad.toml")
+
+
+def test_every_setting_has_a_default() -> None:
+    assert build_run_config({}, "test") == RunConfig()
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_bags_hand_out_the_pixels_of_the_ids_asked_for(caches, num_threads) -> None:
+    cache, reader = PatchCache(caches / "slide_05.h5"), PatchReader(num_threads)
+    lists = [torch.tensor([3, 1]), torch.tensor([7, 30, 0, 12, 5])]
+    read = list(reader.read(cache, lists))
+    reader.close()
+    for ids, found in zip(lists, read, strict=True):
+        assert found.dtype == torch.uint8
+        assert torch.equal(found, torch.from_numpy(cache.patches(ids.tolist())).permute(0, 3, 1, 2))
+
+
+def test_a_damaged_patch_is_named_when_it_is_read(caches, tmp_path) -> None:
+    whole = (caches / "slide_05.h5").read_bytes()
+    cache = PatchCache(caches / "slide_05.h5")
+    jpeg = cache.jpegs([4])[0]
+    place = whole.index(jpeg)
+    (tmp_path / "slide_05.h5").write_bytes(whole[:place] + b"\0" * len(jpeg) + whole[place + len(jpeg) :])
+    reader = PatchReader(1)
+    with pytest.raises(CacheError, match=r"slide_05.h5: patch 4 .*"):
+        list(reader.read(PatchCache(tmp_path / "slide_05.h5"), [torch.tensor([4])]))
+    reader.close()
