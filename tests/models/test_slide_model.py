@@ -68,9 +68,7 @@ def test_dual_attention_is_the_published_sequence_of_poolings(make_model) -> Non
 
     def pool(query: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
         q, k, u = v.attention.to_query(query), v.attention.to_key(patches), v.attention.to_value(patches)
-        heads = [
-            torch.softmax(k[:, h : h + 8] @ q[h : h + 8] / 8**0.5, 0) @ u[:, h : h + 8] for h in range(0, 32, 8)
-        ]
+        heads = [torch.softmax(k[:, h : h + 8] @ q[h : h + 8] / 8**0.5, 0) @ u[:, h : h + 8] for h in range(0, 32, 8)]
         return v.attention.to_out(torch.cat(heads))
 
     z1 = v.query + pool(v.query, P)
@@ -120,7 +118,9 @@ def test_random_selection_reads_the_chosen_only(make_model, make_bag) -> None:
 def test_exploration_selects_at_random(make_model, make_bag) -> None:
     model, bag = make_model(), make_bag(40)
     ranked = [model.select(bag, torch.arange(40), draws(i)).selection.salient_M.tolist() for i in range(2)]
-    explored = [model.select(bag, torch.arange(40), draws(i), explore=True).selection.salient_M.tolist() for i in (0, 1)]
+    explored = [
+        model.select(bag, torch.arange(40), draws(i), explore=True).selection.salient_M.tolist() for i in (0, 1)
+    ]
     assert ranked[0] == ranked[1]
     assert explored[0] != explored[1]
 

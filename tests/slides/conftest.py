@@ -1,4 +1,3 @@
-import os
 from pathlib import Path
 
 import numpy as np
@@ -41,13 +40,3 @@ def fiducial_slide(request, fiducial_file: Path, fiducial_levels: list[np.ndarra
     else:
         with open_slide(fiducial_file, request.param) as reader:
             yield reader
-
-
-@pytest.fixture(scope="session")
-def real_data() -> Path:
-    """The folder of real slides; tests that need it are skipped where it is not there."""
-    root = Path(__file__).parents[2]
-    path = Path(os.environ.get("WSI_DBPS_DATA", root.parent / "shared" / "data"))
-    if not (path / "slides").is_dir():
-        pytest.skip(f"no real slides at {path}; set WSI_DBPS_DATA")
-    return path

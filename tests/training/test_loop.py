@@ -153,12 +153,12 @@ def test_equal_aurocs_go_by_the_loss(make_config) -> None:
 
 
 def test_a_slide_without_patches_is_named_and_left_out(cohort, caches, tmp_path, make_config, capsys) -> None:
+    import numpy as np
+
     from wsi_dbps.patches.spec import CacheSpec
     from wsi_dbps.patches.tile import tile_slide
     from wsi_dbps.synth.pyramid import write_aperio
     from wsi_dbps.tiling.plan import TilingSpec
-
-    import numpy as np
 
     shutil.copytree(caches, tmp_path / "caches")
     write_aperio(tmp_path / "blank.svs", np.full((128, 128, 3), 244, np.uint8), mpp_um=1.0, tile_px=64)
@@ -231,7 +231,7 @@ def test_caches_that_do_not_belong_are_named(cohort, caches, tmp_path, make_conf
     with pytest.raises(CacheError, match=r"slide_09.h5: no such cache; run `wsi-dbps tile` first"):
         train(cohort, bare, tmp_path / "run", make_config())
     shutil.copy(bare / "slide_10.h5", bare / "slide_09.h5")
-    with pytest.raises(CacheError, match="slide_09.h5: holds slide 'slide_10', not 'slide_09'"):
+    with pytest.raises(CacheError, match=r"slide_09.h5: holds slide 'slide_10', not 'slide_09'"):
         train(cohort, bare, tmp_path / "run", make_config())
 
 
@@ -245,7 +245,7 @@ def test_caches_of_two_specs_are_not_mixed(cohort, caches, tmp_path, make_config
     record = dataclasses.replace(cohort.records[9], path=caches.parent / "slide_09.svs")
     spec = CacheSpec(tiling=TilingSpec(mpp_um=2.0, size_px=32, tissue="none"))
     assert tile_slide(record, spec, bare, overwrite=True).error is None
-    with pytest.raises(CacheError, match="slide_09.h5: holds patches of 32 px at 2 µm/px, where 32 px at 1 µm/px are"):
+    with pytest.raises(CacheError, match=r"slide_09.h5: holds patches of 32 px at 2 µm/px, where 32 px at 1 µm/px are"):
         train(cohort, bare, tmp_path / "run", make_config())
 
 

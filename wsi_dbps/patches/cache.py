@@ -85,13 +85,15 @@ def write_cache(
             file["tissue"] = plan.tissue_N.astype(np.float32)
             file["thumbnail"] = np.frombuffer(encode_jpeg(thumbnail_HWC, 90), np.uint8)
             file.create_dataset("tissue_mask", data=tissue_mask_HW.astype(np.uint8), compression="gzip")
-            file["patches/offsets"] = np.asarray(offsets, np.uint64)
-            file["patches/crc32"] = _checksums(blob, offsets)
+            patches = file.create_group("patches")  # on the way to a dataset it would be made with a time stamp
+            patches["offsets"] = np.asarray(offsets, np.uint64)
+            patches["crc32"] = _checksums(blob, offsets)
             layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
             layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            layout.set_obj_track_times(False)  # the same slide gives the same bytes
             shape = h5py.h5s.create_simple((offsets[-1],))
-            data = h5py.h5d.create(file["patches"].id, b"data", h5py.h5t.STD_U8LE, shape, dcpl=layout)
+            data = h5py.h5d.create(patches.id, b"data", h5py.h5t.STD_U8LE, shape, dcpl=layout)
             place = data.get_offset()
             file.attrs.update(
                 format=FORMAT,

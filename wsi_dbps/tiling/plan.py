@@ -85,6 +85,7 @@ def tile_origins(slide_lv0: Size, tile_lv0: float, *, stride_lv0: float) -> npt.
         ValueError: If `tile_lv0` or `stride_lv0` is not above 0.
 
     Examples:
+        >>> from wsi_dbps.geometry import Size
         >>> tile_origins(Size(width=8, height=16), 8, stride_lv0=4).tolist()
         [[0, 0], [0, 4], [0, 8]]
     """
