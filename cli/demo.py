@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from wsi_dbps.cohort.cohort import Cohort, SlideRecord
 
-SIDE_PX, MPP_UM, SIZE_PX = 2560, 2.0, 48
+SIDE_PX, MPP_UM, SIZE_PX = 2048, 2.0, 48
 
 SETTINGS = """\
 # What `wsi-dbps demo` trains with: a small encoder from random weights on a CPU.
@@ -27,8 +27,8 @@ dim = 64
 [selection]
 preset = "dbps"
 num_salient = 16
-num_subsalient = 32
-num_kept = 64
+num_subsalient = 16
+num_kept = 48
 exploration = 0.5  # from random weights attention is no guide: the first half of training selects at random
 
 [aggregator]
@@ -40,10 +40,10 @@ lr = 2e-3
 weight_decay = 0.05
 
 [augmentation]
-stain_jitter = 0.2  # without it 60 slides are soon told apart by their stain
+stain_jitter = 0.2  # without it 80 slides are soon told apart by their stain
 
 [training]
-epochs = 30
+epochs = 40
 batch_slides = 8
 seed = {seed}
 """
@@ -51,7 +51,7 @@ seed = {seed}
 
 def command(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to fill.")],
-    slides: Annotated[int, typer.Option(help="Slides to make.")] = 96,
+    slides: Annotated[int, typer.Option(help="Slides to make.")] = 144,
     seed: Annotated[int, typer.Option(help="Of the slides and of training.")] = 0,
     epochs: Annotated[int | None, typer.Option(help="Fewer epochs, for a quick look.")] = None,
 ) -> None:

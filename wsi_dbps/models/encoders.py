@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,8 +53,9 @@ def build_encoder(config: EncoderConfig, *, load_weights: bool = True) -> PatchE
     Raises:
         ConfigError: If timm has no such model, its weights cannot be had, or the file does not fit.
     """
+    backbone: Any
     if config.name == "small_gn":
-        backbone, mean, std = _small_group_norm(), _HALF, _HALF
+        backbone, mean, std = SmallEncoder(), _HALF, _HALF
     else:
         backbone = _timm_model(config, fetch=load_weights and config.pretrained and config.weights is None)
         mean, std = (tuple(backbone.pretrained_cfg.get(key, _HALF)) for key in ("mean", "std"))
@@ -73,19 +74,19 @@ def batch_norms(module: nn.Module) -> list[nn.Module]:
     return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
-def _small_group_norm() -> Any:
-    """A residual network of four stages with group norm, 0.7 M parameters: independent of batch and statistics."""
-    from timm.layers.norm import GroupNorm
-    from timm.models.resnet import BasicBlock, ResNet
+class SmallEncoder(nn.Sequential):
+    """Four strided convolutions with group norm, 0.16 M parameters: independent of its batch, and quick on a CPU.
 
-    return ResNet(
-        BasicBlock,  # type: ignore[arg-type]
-        (1, 1, 1, 1),
-        num_classes=0,
-        channels=(24, 48, 96, 128),
-        stem_width=24,
-        norm_layer=partial(GroupNorm, num_groups=8),
-    )
+    A position of its last map sees 31 px, which is what it is for: the texture of nuclei at 1 to 2 µm per pixel.
+    """
+
+    num_features = 128
+
+    def __init__(self) -> None:
+        layers: list[nn.Module] = []
+        for before, after in pairwise((3, 24, 48, 96, self.num_features)):
+            layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.GroupNorm(8, after), nn.ReLU()]
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 def _timm_model(config: EncoderConfig, *, fetch: bool) -> Any:

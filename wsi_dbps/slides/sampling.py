@@ -73,12 +73,12 @@ def _snap(value: float) -> float:
 def thumbnail(reader: SlideReader, max_px: int) -> npt.NDArray[np.uint8]:
     """(H, W, 3) picture of the whole slide, its longer side at most `max_px`, never enlarged.
 
-    Where a level's own longer side lies between a third of `max_px` and all of it, that level is the picture, as it is;
+    Where a level's own longer side lies between a quarter of `max_px` and all of it, that level is the picture, as it is;
     otherwise a finer one is read, in bands so that a slide without coarse levels does not have to fit in memory, and
     resampled.
     """
     for i, size in enumerate(level.size for level in reader.info.levels):
-        if max_px / 3 <= max(size.width, size.height) <= max_px:
+        if max_px / 4 <= max(size.width, size.height) <= max_px:
             return reader.read(Region(i, 0, 0, size.width, size.height))
     size_lv0 = reader.info.size_lv0
     out = fit_within(size_lv0, max_px)
