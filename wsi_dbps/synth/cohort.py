@@ -194,13 +194,13 @@ def read_lesion(geojson_path: Path) -> npt.NDArray[np.float64]:
     return rectangles
 
 
-def lesion_share(geojson_path: Path, coords_N2: npt.ArrayLike, tile_lv0: int) -> npt.NDArray[np.float64]:
+def lesion_share(geojson_path: Path, coords_N2: npt.ArrayLike, tile_lv0: float) -> npt.NDArray[np.float64]:
     """(N,) float64: the share of each tile's area that is lesion, 0 to 1; exact, as rectangles do not overlap.
 
     Args:
         geojson_path: A lesion outline as `make_cohort` writes it.
         coords_N2: (N, 2) top-left corners (x, y) in level-0 pixels.
-        tile_lv0: Tile side in level-0 pixels.
+        tile_lv0: Tile side in level-0 pixels; not always whole.
 
     Raises:
         SlideError: If the outline cannot be read; see `read_lesion`.

@@ -1,0 +1,250 @@
+"""The pages are true: tables are those of the code, code blocks run, links and names resolve.
+
+`python tests/test_docs.py` writes the tables of docs/settings.md anew.
+"""
+
+import ast
+import doctest
+import importlib
+import inspect
+import json
+import pkgutil
+import re
+import textwrap
+import tomllib
+from dataclasses import MISSING, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import h5py
+import pandas as pd
+import pytest
+
+import wsi_dbps
+
+ROOT = Path(__file__).parents[1]
+PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if page.exists()]
+BEGIN = "<!-- Below: written by `python tests/test_docs.py` from the code. -->\n"
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+
+def blocks(name: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page(name), re.S)
+
+
+def quoted(text: str) -> set[str]:
+    """What a page has in backticks."""
+    return set(re.findall(r"`([^`\n]+)`", text))
+
+
+# ---- settings
+
+
+def settings_tables() -> str:
+    """Every setting of a run and every preset, as Markdown."""
+    from wsi_dbps.models.config import PRESETS
+    from wsi_dbps.training.config import RunConfig
+
+    lines = ["## Every setting"]
+    for table in fields(RunConfig):
+        cls: Any = table.default_factory
+        lines += ["", f"### [{table.name}]", inspect.cleandoc(cls.__doc__), ""]
+        lines += ["| key | values | default | meaning |", "|---|---|---|---|"]
+        meaning = field_docstrings(cls)
+        for field in fields(cls):
+            assert field.default is not MISSING
+            default = "*absent*" if field.default is None else f"`{json.dumps(field.default)}`"
+            lines.append(f"| `{field.name}` | {values(str(field.type))} | {default} | {meaning[field.name]} |")
+    lines += ["", "### What each preset fixes", "| preset | fixes |", "|---|---|"]
+    for name, fixed in PRESETS.items():
+        said = ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in fixed.items())
+        lines.append(f"| `{name}` | {said or 'nothing'} |")
+    return "\n".join(lines) + "\n"
+
+
+def field_docstrings(cls: type) -> dict[str, str]:
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
+    return {
+        before.target.id: " ".join(inspect.cleandoc(after.value.value).split()).replace("|", "\\|")
+        for before, after in pairwise(body)
+        if isinstance(before, ast.AnnAssign) and isinstance(after, ast.Expr)
+    }
+
+
+def values(annotation: str) -> str:
+    if annotation.startswith("Literal"):
+        return ", ".join(f"`{name}`" for name in ast.literal_eval(annotation.removeprefix("Literal")))
+    kinds = {"int": "whole number", "float": "number", "str": "text", "bool": "true, false"}
+    return kinds[annotation.removesuffix(" | None")]
+
+
+def test_the_page_of_settings_is_that_of_the_code() -> None:
+    assert page("settings.md").partition(BEGIN)[2] == settings_tables(), "run: python tests/test_docs.py"
+
+
+def test_the_settings_in_the_page_are_accepted_and_the_refused_refused() -> None:
+    from wsi_dbps.config import with_overrides
+    from wsi_dbps.errors import ConfigError
+    from wsi_dbps.training.config import build_run_config
+
+    (accepted,), (refused,) = blocks("settings.md", "toml"), blocks("settings.md", "text")
+    assert build_run_config(tomllib.loads(accepted), "page").selection.num_salient == 8
+    said = re.findall(
+        r"`--set (\w+\.\w+=[^`<]+)`", " ".join(page("settings.md").split()).replace("table.key=value", "")
+    )
+    assert len(said) == 4
+    build_run_config(with_overrides({}, said), "page")
+    for assignment in refused.split():
+        with pytest.raises(ConfigError, match=re.escape(assignment.partition("=")[0].partition(".")[2])):
+            build_run_config(with_overrides({}, [assignment]), "page")
+
+
+# ---- links, names, doctests
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_resolve(path: Path) -> None:
+    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        there = (path.parent / name).resolve() if name else path
+        assert there.exists(), f"{path.name}: {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", there.read_text(encoding="utf-8"), re.M)
+            assert anchor in [re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings], target
+
+
+def test_tests_and_files_that_the_pages_name_exist() -> None:
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    tests = set(re.findall(r"def (test_\w+)", code))
+    for path in PAGES:
+        for name in quoted(path.read_text(encoding="utf-8")):
+            if re.fullmatch(r"test_\w+", name):
+                assert name in tests, f"{path.name}: {name}"
+            if re.fullmatch(r"\w+(/\w+)+\.py", name):
+                assert (ROOT / name).exists() or (ROOT / "wsi_dbps" / name).exists(), f"{path.name}: {name}"
+
+
+def test_the_command_line_in_the_page_is_that_of_the_code() -> None:
+    import typer.main
+    from wsi_dbps_cli.main import app
+
+    text = page("architecture.md").partition("## The command line")[2].partition("\n## ")[0]
+    said: dict[str, set[str]] = {}
+    numbers: dict[tuple[str, str], float] = {}
+    for line in re.findall(r"^    (.+)$", text, re.M):
+        if line.startswith("wsi-dbps "):
+            command = line.split()[1]
+        said.setdefault(command, set()).update(re.findall(r"--[\w-]+", line))
+        numbers |= {(command, flag): float(number) for flag, number in re.findall(r"\[(--[\w-]+) (\d[\d.]*)\]", line)}
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    assert said == {
+        name: {flag for parameter in command.params for flag in parameter.opts if flag.startswith("--")} - {"--help"}
+        for name, command in commands.items()
+    }
+    assert len(numbers) > 8
+    for (name, flag), number in numbers.items():
+        assert [p.default for p in commands[name].params if flag in p.opts] == [number], f"{name} {flag}"
+
+
+def test_doctests_pass() -> None:
+    attempted = 0
+    for module in pkgutil.walk_packages(wsi_dbps.__path__, "wsi_dbps."):
+        result = doctest.testmod(importlib.import_module(module.name))
+        assert not result.failed, module.name
+        attempted += result.attempted
+    assert attempted > 10
+
+
+# ---- files: what is written is what the pages say, and their code reads it
+
+
+@pytest.fixture(scope="module")
+def made(small_cohort: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `run` after one epoch and `pred`."""
+    from wsi_dbps.cohort.manifest import read_manifest
+    from wsi_dbps.evaluation.predict import predict
+    from wsi_dbps.training.config import build_run_config
+    from wsi_dbps.training.loop import train
+
+    out, cohort = tmp_path_factory.mktemp("docs"), read_manifest(small_cohort[0])
+    tables = {
+        "encoder": {"name": "small_gn", "dim": 16},
+        "selection": {"num_salient": 3, "num_subsalient": 6, "num_kept": 12},
+        "aggregator": {"num_heads": 2},
+        "training": {"epochs": 1, "device": "cpu", "decode_threads": 1},
+    }
+    train(cohort, small_cohort[1], out / "run", build_run_config(tables, "test"))
+    from wsi_dbps.training.checkpoint import load_checkpoint
+
+    predict(load_checkpoint(out / "run" / "best.pt"), cohort.part("test"), small_cohort[1], out / "pred", device="cpu")
+    return out
+
+
+def run_block(name: str, i: int, **given: Any) -> dict[str, Any]:
+    exec(compile(blocks(name, "python")[i], f"{name}, block {i}", "exec"), given)
+    return given
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:distutils:DeprecationWarning")
+
+
+def test_the_page_of_predictions_is_true(made: Path) -> None:
+    path = made / "pred" / "predictions.csv"
+    found = run_block("formats/predictions.md", 0, path=path)
+    assert found["classes"] == ["coarse", "flat"]
+    assert (len(found["slides"]), len(found["cases"])) == (4, 4)
+    assert 0 <= found["accuracy"] <= 1
+    checked = run_block("formats/predictions.md", 1, path=path)
+    row = found["slides"].iloc[0]
+    assert checked["probability"] == {name: row[f"prob_{name}"] for name in found["classes"]}
+    known = quoted(page("formats/predictions.md"))
+    assert {re.sub("^prob_.*", "prob_<class>", name) for name in found["table"].columns} <= known
+    made_with = json.loads((made / "pred" / "predict.json").read_text(encoding="utf-8"))
+    assert set(made_with) <= known
+
+
+def test_the_page_of_attention_is_true(made: Path) -> None:
+    path = made / "pred" / "attention" / "slide_00.h5"
+    found = run_block("formats/attention.md", 0, path=path)
+    assert len(found["boxes"]) == 10
+    assert len(found["salient"]) == 3
+    table = run_block("formats/attention.md", 1, path=path)["table"]
+    assert table["share"].sum() == pytest.approx(36, rel=1e-5)
+    assert table["role"].value_counts().to_dict() == {"other": 27, "recycled": 6, "salient": 3}
+    assert (table[["x", "y"]].to_numpy() == found["coords"]).all()
+    with h5py.File(path) as file:
+        rows = re.findall(r"^\| (`[^|]+) \|", page("formats/attention.md"), re.M)
+        assert {name for row in rows for name in quoted(row)} == {f"/{name}" for name in file} | set(file.attrs)
+        kinds = {f"/{name}": f"{data.dtype}" for name, data in file.items()}
+    said = dict(re.findall(r"^\| `(/\w+)` \| (\w+) ", page("formats/attention.md"), re.M))
+    assert said == kinds
+
+
+def test_the_page_of_the_run_folder_is_true(made: Path) -> None:
+    import torch
+
+    run, known = made / "run", quoted(page("formats/run-folder.md"))
+    found = run_block("formats/run-folder.md", 0, run=run)
+    assert found["best"]["epoch"] == 1
+    assert {name if (run / name).is_file() else f"{name}/" for name in (p.name for p in run.iterdir())} <= known
+    assert set(found["made"]) | set(found["made"]["made_with"]) | set(found["history"].columns) <= known
+    for name in ("best.pt", "last.pt"):
+        content = torch.load(run / name, weights_only=True)
+        assert set(content) | set(content["loop"]) | set(content["patch_kind"]) <= known
+    shape = run_block("formats/run-folder.md", 1, run=run)["embedding"].shape
+    assert tuple(shape) == (1, 16)
+    assert set(pd.read_csv(run / "cohort.csv").split) == {"train", "val"}
+
+
+if __name__ == "__main__":
+    target = ROOT / "docs" / "settings.md"
+    by_hand = target.read_text(encoding="utf-8").partition(BEGIN)[0]
+    target.write_text(by_hand + BEGIN + settings_tables(), encoding="utf-8")
+    print(f"wrote {target}")
