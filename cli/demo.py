@@ -59,6 +59,7 @@ def command(
 
     Each step is a command of its own, and is printed as you would type it. Run again, it goes on where it was stopped.
     """
+    from wsi_dbps.files import write_text
     from wsi_dbps.synth.cohort import make_cohort
 
     start = time.monotonic()
@@ -67,7 +68,7 @@ def command(
     print(f"making {slides} slides in {out / 'slides'}")
     make_cohort(out, num_slides=slides, seed=seed, size_px=SIDE_PX)
     config = out / "demo.toml"
-    config.write_text(SETTINGS.format(seed=seed), encoding="utf-8")
+    write_text(config, SETTINGS.format(seed=seed))
 
     _say(f"tile {cohort} --out {caches} --mpp {MPP_UM:g} --size {SIZE_PX}")
     tile.command(cohort, caches, mpp=MPP_UM, size=SIZE_PX)

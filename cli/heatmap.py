@@ -41,7 +41,11 @@ def command(
 
     Attention that is there already, from the same checkpoint and cache, is not computed again.
     """
+    from wsi_dbps.errors import PredictionError
+
     records = cohort_part(cohort, columns, split, fold)
+    if not len(records):
+        raise PredictionError("no slide to draw: the cohort, or the split asked for, is empty")
     if slide:
         records = records.slides(*slide)
     failed = draw(run, records.records, caches, out, predictions, format_, device)

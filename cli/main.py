@@ -27,6 +27,3 @@ def run() -> None:
     except WsiDbpsError as error:
         print(f"wsi-dbps: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("wsi-dbps: stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)

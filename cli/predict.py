@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from wsi_dbps_cli.options import Caches, CohortCsv, Columns, Device, Fold, Split, cohort_part
+
+if TYPE_CHECKING:
+    from wsi_dbps.cohort.cohort import Cohort
 
 
 def command(
@@ -24,6 +27,7 @@ def command(
     from wsi_dbps.training.checkpoint import load_checkpoint
 
     slides = cohort_part(cohort, columns, split, fold)
+    warn_of_seen(run, slides)
     result = predict(load_checkpoint(run / "best.pt"), slides, caches, out, device=device)
     done = result.predictions
     print(
@@ -32,3 +36,21 @@ def command(
     )
     if result.failed:
         raise typer.Exit(1)
+
+
+def warn_of_seen(run: Path, slides: Cohort) -> None:
+    """Say how many slides are of cases that the run has learnt from, or was chosen on, without being marked so."""
+    import sys
+
+    from wsi_dbps.cohort.manifest import read_manifest
+
+    if not (run / "cohort.csv").is_file():
+        return
+    seen = {record.case_id for record in read_manifest(run / "cohort.csv").records}
+    known = [r.slide_id for r in slides.records if r.case_id in seen and r.split not in ("train", "val")]
+    if known:
+        print(
+            f"wsi-dbps: {len(known)} of {len(slides)} slides, the first {known[0]}, are of cases that {run} was trained "
+            "or chosen on, and are not marked so; results on them are no test",
+            file=sys.stderr,
+        )

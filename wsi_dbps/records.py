@@ -174,6 +174,11 @@ def read_attention(path: Path) -> SlideAttention:
                 raise PredictionError(f"{path}: is {found[0]!r} version {found[1]}, not {ATTENTION_FORMAT!r} version 1")
             a = file.attrs
             coords_N2, probabilities = file["coords"][:], tuple(float(p) for p in a["probabilities"])
+            rows = [len(file[name]) for name in ("logits", "weights", "role")]
+            if coords_N2.shape != (len(coords_N2), 2) or set(rows) != {len(coords_N2)}:
+                raise PredictionError(f"{path}: {len(coords_N2)} coordinates for {rows} rows; predict again")
+            if (role_N := file["role"][:]).max(initial=0) >= len(ROLES):
+                raise PredictionError(f"{path}: role {role_N.max()} is none of 0 to {len(ROLES) - 1}; predict again")
             prediction = Prediction(
                 a["slide_id"], a["case_id"], a["split"] or None, a["label"] or None, len(coords_N2), probabilities
             )
@@ -185,11 +190,11 @@ def read_attention(path: Path) -> SlideAttention:
                 tile_lv0=float(a["tile_lv0"]),
                 logits_NR=file["logits"][:],
                 weights_N=file["weights"][:],
-                role_N=file["role"][:],
+                role_N=role_N,
                 cache_fingerprint=a["cache_fingerprint"],
                 checkpoint_fingerprint=a["checkpoint_fingerprint"],
             )
     except FileNotFoundError:
         raise PredictionError(f"{path}: no such attention file; run `wsi-dbps predict` first") from None
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, ValueError) as error:
         raise PredictionError(f"{path}: not a readable attention file: {error}") from None

@@ -2,8 +2,8 @@
 
     python tests/bench/presets.py COHORT.csv --caches CACHES --config run.toml --out RUNS --seed 0 1 2
 
-Runs that are there are kept. Prints, per preset, the test AUROC of each seed and of the seeds' mean probability with its
-bootstrap interval by case, and where the cohort has lesions (GeoJSON beside each positive slide) the mean patch AUROC of
+Runs that are there are kept. Prints, per preset, the test AUROC of each seed and of the seeds' mean probability, with
+its bootstrap interval by case; and, where lesions are known (GeoJSON beside each positive slide), the patch AUROC of
 attention.
 """
 

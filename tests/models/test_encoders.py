@@ -80,7 +80,7 @@ def test_weights_that_do_not_fit_are_refused_with_the_first_tensor_named(tmp_pat
     refused(dict(list(state.items())[:3]), "order", "holds 3 tensors, the encoder has")
     refused([1, 2], "name", "holds no table of tensors")
     (tmp_path / "w.pth").write_text("not weights")
-    with pytest.raises(ConfigError, match="w.pth: not a weights file"):
+    with pytest.raises(ConfigError, match=r"w.pth: not a weights file"):
         load_weights_file(backbone, tmp_path / "w.pth", "name")
     with pytest.raises(ConfigError, match="no such weights file"):
         load_weights_file(backbone, tmp_path / "none.pth", "name")

@@ -6,8 +6,9 @@ buffer, P_S the `subsalient` buffer, l_hj(u) a column of `logits_RN`.
 Shapes: R attention rows (heads x query tokens), L patches of a chunk, N' kept patches, C x P x P pixels, D embedding.
 Ids are rows of the slide's plan throughout; positions within a buffer never leave this file.
 
-Where figure and published code differ we follow the figure: with each chunk all of [P_M ; chunk ; P_S] is sorted anew,
-and only what has pixels at hand, P_M and the chunk, can enter P_M. A sub-salient patch is thus never promoted.
+Where figure and published code differ: the figure sorts all of [P_M ; chunk ; P_S] anew with each chunk, the code never
+promotes a sub-salient patch. Only P_M and the chunk have pixels at hand, so only they can enter P_M, and a sub-salient
+patch is never promoted; with one attention row none would be.
 """
 
 from __future__ import annotations

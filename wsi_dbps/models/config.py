@@ -85,7 +85,7 @@ def with_preset(selection: dict[str, Any], source: str) -> dict[str, Any]:
         {'preset': 'ips', 'num_subsalient': 0}
     """
     preset = selection.get("preset", "dbps")
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise ConfigError(f"{source}: [selection] preset: there are {', '.join(PRESETS)}, found {preset!r}")
     for key, value in PRESETS[preset].items():
         if selection.get(key, value) != value:
@@ -105,7 +105,7 @@ class AggregatorConfig:
     num_heads: int = 8
     """H; divides the embedding size."""
     dropout: float = 0.1
-    """Share of units dropped in training, after each pooling and in the inner layer."""
+    """Share of units dropped in training, after each pooling and after the inner layer."""
 
     def __post_init__(self) -> None:
         if self.num_heads < 1:

@@ -73,9 +73,9 @@ def _snap(value: float) -> float:
 def thumbnail(reader: SlideReader, max_px: int) -> npt.NDArray[np.uint8]:
     """(H, W, 3) picture of the whole slide, its longer side at most `max_px`, never enlarged.
 
-    Where a level's own longer side lies between a quarter of `max_px` and all of it, that level is the picture, as it is;
-    otherwise a finer one is read, in bands so that a slide without coarse levels does not have to fit in memory, and
-    resampled.
+    Where the longer side of a level lies between a quarter of `max_px` and all of it, that level is the picture, as it
+    is; otherwise a finer one is read, in bands so that a slide without coarse levels does not have to fit in memory,
+    and resampled.
     """
     for i, size in enumerate(level.size for level in reader.info.levels):
         if max_px / 4 <= max(size.width, size.height) <= max_px:

@@ -23,16 +23,17 @@ class OptimizerConfig:
     weight_decay: float = 0.1
     """Decoupled weight decay of matrices; norms, biases and the query have none."""
     warmup: float = 0.1
-    """First share of the steps in which the learning rate grows from 0."""
-    clip_norm: float | None = 1.0
-    """Largest norm of a step's gradient; None: no limit."""
+    """First share of the steps, in which the learning rate grows to its peak."""
+    clip_norm: float = 1.0
+    """Largest norm of a step's gradient; 0: no limit."""
 
     def __post_init__(self) -> None:
-        for name in ("lr", "encoder_lr", "clip_norm"):
+        for name in ("lr", "encoder_lr"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise ValueError(f"{name} must be above 0, found {value}")
-        if self.weight_decay < 0:
-            raise ValueError(f"weight_decay must not be negative, found {self.weight_decay}")
+        for name in ("weight_decay", "clip_norm"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, found {getattr(self, name)}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup must lie in [0, 1), found {self.warmup}")
 
@@ -46,8 +47,8 @@ class AugmentationConfig:
     turns: bool = True
     """Turn each patch by a random multiple of 90 degrees."""
     stain_jitter: float = 0.05
-    """Largest change of haematoxylin, eosin and residual stain: a factor in 1 +- this and a shift of +- this, drawn for
-    each patch (light in the terms of Tellez et al. 2018; 0.2 is strong). 0: none."""
+    """Largest change of haematoxylin, eosin and residual stain, drawn for each patch: a factor in 1 +- this, and a
+    shift of optical density of +- a tenth of this (0.05 is light, 0.2 strong, by Tellez et al. 2018). 0: none."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.stain_jitter < 1:

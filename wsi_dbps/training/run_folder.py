@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import platform
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from wsi_dbps.cohort.manifest import write_manifest
 from wsi_dbps.config import to_dict, to_toml
 from wsi_dbps.errors import CheckpointError
-from wsi_dbps.files import digest, write_json, write_text
+from wsi_dbps.files import write_json, write_text
 from wsi_dbps.version import __version__
 
 if TYPE_CHECKING:
@@ -44,26 +44,26 @@ def check_same_run(run: Path, config: RunConfig, data: TrainingData) -> None:
     except FileNotFoundError:
         raise CheckpointError(f"{run}: no run to resume here; leave --resume out to begin one") from None
     for name, value in _inputs(config, data).items():
-        if begun.get(name) == value:
-            continue
-        if name == "settings":
-            changed = ", ".join(_changed(begun[name], value))
-            raise CheckpointError(f"{run}: cannot resume with other settings ({changed}); begin another run")
-        raise CheckpointError(f"{run}: cannot resume, {name} differ from when the run began; begin another run")
+        if name == "settings" and (changed := _changed(begun[name], value)):
+            raise CheckpointError(f"{run}: cannot resume with other settings ({', '.join(changed)}); begin another run")
+        if name != "settings" and begun.get(name) != value:
+            raise CheckpointError(f"{run}: cannot resume, {name} differ from when the run began; begin another run")
+
+
+_FREE: Final = ("training.device", "training.decode_threads")
+"""Settings that a run may go on with changed: where it runs, not what it computes."""
 
 
 def _inputs(config: RunConfig, data: TrainingData) -> dict[str, Any]:
     settings = to_dict(config)
     return {
         "settings": settings,
-        "settings_fingerprint": digest(settings),
         "classes": list(data.classes),
         "patches": {"mpp_um": data.kind.mpp_um, "size_px": data.kind.size_px},
         "caches": {
-            part: {bag.record.slide_id: bag.cache.fingerprint for bag in bags}
+            part: [[bag.record.slide_id, bag.record.label, bag.cache.fingerprint] for bag in bags]
             for part, bags in (("train", data.train), ("val", data.val))
         },
-        "labels": {bag.record.slide_id: bag.record.label for bag in (*data.train, *data.val)},
         "left_out": list(data.left_out),
     }
 
@@ -73,7 +73,7 @@ def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         f"{table}.{key} was {old.get(table, {}).get(key)!r}, now {value!r}"
         for table, keys in new.items()
         for key, value in keys.items()
-        if old.get(table, {}).get(key) != value
+        if old.get(table, {}).get(key) != value and f"{table}.{key}" not in _FREE
     ]
 
 
