@@ -26,24 +26,25 @@ dim = 64
 
 [selection]
 preset = "dbps"
-num_salient = 16
+num_salient = 8
 num_subsalient = 16
 num_kept = 48
-exploration = 0.5  # from random weights attention is no guide: the first half of training selects at random
+exploration = 0.4  # from random weights attention is no guide: the first epochs select at random
 
 [aggregator]
-num_heads = 4
+num_heads = 1
 dropout = 0.0
 
 [optimizer]
-lr = 2e-3
+lr = 5e-4
+encoder_lr = 1e-3
 weight_decay = 0.05
 
 [augmentation]
-stain_jitter = 0.2  # without it 80 slides are soon told apart by their stain
+stain_jitter = 0.15
 
 [training]
-epochs = 40
+epochs = 32
 batch_slides = 8
 seed = {seed}
 """

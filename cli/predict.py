@@ -50,7 +50,7 @@ def warn_of_seen(run: Path, slides: Cohort) -> None:
     known = [r.slide_id for r in slides.records if r.case_id in seen and r.split not in ("train", "val")]
     if known:
         print(
-            f"wsi-dbps: {len(known)} of {len(slides)} slides, the first {known[0]}, are of cases that {run} was trained "
-            "or chosen on, and are not marked so; results on them are no test",
+            f"wsi-dbps: {len(known)} of {len(slides)} slides, the first {known[0]}, are of cases that {run} was "
+            "trained or chosen on, and are not marked so; results on them are no test",
             file=sys.stderr,
         )

@@ -72,5 +72,5 @@ def test_a_slide_too_small_for_tissue_is_refused() -> None:
 
 
 def test_a_share_out_of_range_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"must rise between 0 and 0.5, found 0.4 and 0.3"):
-        TissueSpec(lesion_share_min=0.4)
+    with pytest.raises(ConfigError, match=r"must rise between 0 and 0.5, found 0.45 and 0.4"):
+        TissueSpec(lesion_share_min=0.45)

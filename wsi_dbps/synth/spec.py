@@ -10,9 +10,9 @@ from wsi_dbps.errors import ConfigError
 class TissueSpec:
     """The look of synthetic H&E. Lengths in µm; shares are of the tissue's area."""
 
-    lesion_share_min: float = 0.2
+    lesion_share_min: float = 0.3
     """Least share of a positive slide's tissue that is lesion."""
-    lesion_share_max: float = 0.3
+    lesion_share_max: float = 0.4
     """Largest share of a positive slide's tissue that is lesion."""
     cell_um: float = 32.0
     """Side of the squares that lesions are made of."""
