@@ -44,7 +44,7 @@ weight_decay = 0.05
 stain_jitter = 0.15
 
 [training]
-epochs = 32
+epochs = 48
 batch_slides = 8
 seed = {seed}
 """

@@ -39,7 +39,10 @@ def describe(path: Path) -> dict[str, str]:
         WsiDbpsError: If it is none of what this package reads.
     """
     if path.is_dir() and (path / "run.json").exists():
-        return {"what": "run folder"} | _checkpoint(path / "best.pt")
+        begun = {"what": "run folder"}
+        return begun | (
+            _checkpoint(path / "best.pt") if (path / "best.pt").exists() else {"epoch": "none finished yet"}
+        )
     if path.is_dir() and (path / "predict.json").exists():
         return _predictions(path)
     if path.suffix == ".pt":
@@ -119,10 +122,14 @@ def _checkpoint(path: Path) -> dict[str, str]:
 
 
 def _predictions(path: Path) -> dict[str, str]:
+    from wsi_dbps.errors import PredictionError
     from wsi_dbps.records import read_predictions
 
     predictions = read_predictions(path / "predictions.csv")
-    made = json.loads((path / "predict.json").read_text(encoding="utf-8"))
+    try:
+        made = json.loads((path / "predict.json").read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise PredictionError(f"{path / 'predict.json'}: not JSON: {error}; predict again") from None
     return {
         "what": "predictions",
         "slides": f"{len(predictions.slides)} of {len(predictions.cases)} cases",
