@@ -44,7 +44,7 @@ weight_decay = 0.05
 stain_jitter = 0.15
 
 [training]
-epochs = 48
+epochs = 32
 batch_slides = 8
 seed = {seed}
 """
