@@ -61,9 +61,9 @@ def test_every_preset_trains_validates_and_leaves_a_whole_run_folder(
 def test_it_learns_what_tells_the_classes_apart(cohort, caches, tmp_path, make_config) -> None:
     config = make_config(
         selection={"exploration": 0.5, "num_kept": 36, "num_salient": 8},
-        training={"epochs": 12},
-        optimizer={"lr": 3e-3},
-        aggregator={"num_heads": 2, "dropout": 0.0},
+        training={"epochs": 20, "batch_slides": 3},
+        optimizer={"lr": 1e-3, "encoder_lr": 2e-3},
+        aggregator={"num_heads": 1, "dropout": 0.0},
     )
     result = train(cohort, caches, tmp_path / "run", config)
     assert result.best["val_auroc"] == 1.0
