@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from wsi_dbps.cohort.cohort import Cohort
 from wsi_dbps.cohort.manifest import read_manifest
@@ -13,6 +14,11 @@ from wsi_dbps.patches.spec import CacheSpec
 from wsi_dbps.patches.tile import tile_slide
 from wsi_dbps.synth.pyramid import write_aperio
 from wsi_dbps.tiling.plan import TilingSpec
+
+# The same examples on every machine; HYPOTHESIS_PROFILE=search looks for new ones.
+settings.register_profile("same", derandomize=True, database=None)
+settings.register_profile("search", database=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 SMALL = CacheSpec(tiling=TilingSpec(mpp_um=1.0, size_px=32, tissue="none", min_tissue=0.0))
 

@@ -93,8 +93,8 @@ def test_a_real_cohort_goes_through_the_command_with_every_failure_named(
             f"openslide-unopenable.tiff: {bad}/openslide-unopenable.tiff: OpenSlide cannot open it: Unsupported TIFF "
             "compression: 52479",
             "openslide-😐.svs: smaller (16 x 16 px) than one tile of 256.513 px; no patches",
-            f"truncated-CMU-1-Small-Region.svs: {bad}/truncated-CMU-1-Small-Region.svs: the file is cut short: its "
-            "table of contents is at byte 1275950 of 900000; copy it again",
+            f"truncated-CMU-1-Small-Region.svs: {bad}/truncated-CMU-1-Small-Region.svs: the file is cut short: "
+            "a table of contents ends at byte 1275952 of 900000; copy it again",
         ]
     )
     assert sorted(os.listdir(out)) == [

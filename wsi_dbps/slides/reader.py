@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from wsi_dbps.errors import UnreadableSlideError
+from wsi_dbps.slides.tiff_tables import MAGIC, missing_part
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 READERS: Final = ("openslide", "tiffslide", "image")
 FLAT_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-TIFF_MAGIC: Final = (b"II*\0", b"MM\0*")
-BIGTIFF_MAGIC: Final = (b"II+\0", b"MM\0+")
 
 
 @dataclass(frozen=True)
@@ -98,6 +97,7 @@ def _checked_head(path: Path) -> bytes:
         with open(path, "rb") as file:
             head = file.read(64)
             length = file.seek(0, os.SEEK_END)
+            missing = missing_part(file, length)
     except FileNotFoundError:
         raise UnreadableSlideError(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -108,20 +108,9 @@ def _checked_head(path: Path) -> bytes:
         raise UnreadableSlideError(f"{path}: the file is empty; copy it again")
     if head.startswith(b"version https://git-lfs"):
         raise UnreadableSlideError(f"{path}: a Git LFS pointer, not the slide itself; run `git lfs pull`")
-    if (table := _first_tiff_table(head)) >= length:
-        raise UnreadableSlideError(
-            f"{path}: the file is cut short: its table of contents is at byte {table} of {length}; copy it again"
-        )
+    if missing:
+        raise UnreadableSlideError(f"{path}: the file is cut short: {missing}; copy it again")
     return head
-
-
-def _first_tiff_table(head: bytes) -> int:
-    """Where a TIFF or BigTIFF file says its table of contents is; 0 for other files."""
-    if head[:4] in TIFF_MAGIC:
-        return int.from_bytes(head[4:8], "little" if head[:1] == b"I" else "big")
-    if head[:4] in BIGTIFF_MAGIC:
-        return int.from_bytes(head[8:16], "little" if head[:1] == b"I" else "big")
-    return 0
 
 
 def _choose(path: Path, head: bytes) -> str:
@@ -131,7 +120,7 @@ def _choose(path: Path, head: bytes) -> str:
 
     if recognises(path):
         return "openslide"
-    if head[:4] in TIFF_MAGIC + BIGTIFF_MAGIC:
+    if head[:4] in MAGIC:
         return "tiffslide"
     raise UnreadableSlideError(f"{path}: not a slide: neither OpenSlide nor tiffslide knows the format")
 
