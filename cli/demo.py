@@ -29,7 +29,7 @@ preset = "dbps"
 num_salient = 8
 num_subsalient = 16
 num_kept = 48
-exploration = 0.4  # from random weights attention is no guide: the first epochs select at random
+exploration = 0.7  # from random weights attention is no guide: selection begins at random
 
 [aggregator]
 num_heads = 1

@@ -12,7 +12,8 @@ import typer
 from wsi_dbps_cli.options import CohortCsv, Columns
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from concurrent.futures import Executor
 
     from wsi_dbps.cohort.cohort import SlideRecord
     from wsi_dbps.patches.spec import CacheSpec
@@ -30,7 +31,9 @@ class Codec(StrEnum):
     """How patches are stored."""
 
     AUTO = "auto"
+    COPY = "copy"
     JPEG = "jpeg"
+    READER = "reader"
 
 
 class Reader(StrEnum):
@@ -52,12 +55,34 @@ def command(
         Tissue, typer.Option(help="Tissue from Otsu's threshold on saturation, or everywhere.")
     ] = Tissue.OTSU,
     min_tissue: Annotated[float, typer.Option(help="Least share of a tile that must be tissue.")] = 0.25,
-    codec: Annotated[Codec, typer.Option(help="How patches are stored; auto chooses jpeg.")] = Codec.AUTO,  # noqa: ARG001 - one way so far, and `auto` is it
-    quality: Annotated[int, typer.Option(help="JPEG quality, 1 to 100.")] = 90,
+    codec: Annotated[
+        Codec,
+        typer.Option(
+            help="copy: the scanner's own JPEG tiles, unchanged. jpeg: decoded and encoded. auto: copied where patches "
+            "are the scanner's tiles. reader: through the reader alone, without the fast path."
+        ),
+    ] = Codec.AUTO,
+    native_tolerance: Annotated[
+        float, typer.Option(help="How far, as a share, a level's mpp may be from --mpp to be copied.")
+    ] = 0.02,
+    quality: Annotated[int, typer.Option(help="JPEG quality of what is encoded, 1 to 100.")] = 90,
+    max_damaged: Annotated[
+        float, typer.Option(help="Largest share of a slide's tiles that may be left out as damaged.")
+    ] = 0.01,
     reader: Annotated[
         Reader, typer.Option(help="What opens the slides; auto goes by each file's format.")
     ] = Reader.AUTO,
-    workers: Annotated[int, typer.Option(help="Processes; 0: one per core.", min=0)] = 0,
+    workers: Annotated[
+        int, typer.Option(help="Slides tiled at once, shared out over the cores; 0: one per core.", min=0)
+    ] = 0,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Only every Nth slide, from the Ith: for job arrays; I from 1.")
+    ] = None,
+    dask: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Tile on a dask.distributed cluster, in place of this machine."),
+    ] = None,
+    time_limit: Annotated[float, typer.Option(help="Seconds after which a slide fails; 0: no limit.", min=0)] = 0.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and write nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Tile again what is there already.")] = False,
     columns: Columns = [],
@@ -77,38 +102,60 @@ def command(
         "tissue": tissue.value,
         "min_tissue": min_tissue,
     }
-    spec = build(CacheSpec, {"tiling": tiling, "quality": quality, "reader": reader.value}, "tile")
+    made = {"codec": codec.value, "native_tolerance": native_tolerance, "max_damaged": max_damaged}
+    spec = build(CacheSpec, {"tiling": tiling, "quality": quality, "reader": reader.value, **made}, "tile")
     records = read_manifest(cohort, columns=parse_columns(columns), need_path=True).records
+    if shard is not None:
+        index, count = _shard(shard)
+        records = records[index - 1 :: count]
     if dry_run:
         failed = print_plan(records, spec)
     else:
-        outcomes = tile_all(records, spec, out, workers or _num_cores(), overwrite=overwrite)
+        outcomes = tile_all(
+            records, spec, out, workers, overwrite=overwrite, time_limit_s=time_limit or None, dask=dask
+        )
         failed = sum(outcome.error is not None for outcome in outcomes)
     if failed:
         raise typer.Exit(1)
 
 
 def tile_all(
-    records: Sequence[SlideRecord], spec: CacheSpec, out: Path, workers: int, *, overwrite: bool = False
+    records: Sequence[SlideRecord],
+    spec: CacheSpec,
+    out: Path,
+    workers: int,
+    *,
+    overwrite: bool = False,
+    time_limit_s: float | None = None,
+    dask: str | None = None,
 ) -> list[SlideOutcome]:
-    """Tile a cohort in local processes, saying how it goes."""
-    from concurrent.futures import ProcessPoolExecutor
-    from functools import partial
-    from multiprocessing import get_context
-
+    """Tile a cohort in local processes or on a cluster, saying how it goes."""
+    from wsi_dbps.patches.table import add_to_table
     from wsi_dbps.patches.tile import tile_cohort
     from wsi_dbps.progress import Progress
 
+    cores = _num_cores()
+    workers = max(1, min(workers or cores, len(records)))
+    threads = max(1, cores // workers)
+    new_executor = _local if dask is None else _cluster(dask)
     start, outcomes = time.monotonic(), []
-    pool = partial(ProcessPoolExecutor, mp_context=get_context("spawn"))
-    workers = max(1, min(workers, len(records)))
     with Progress("tiling", len(records), "slides") as progress:
-        for outcome in tile_cohort(records, spec, out, new_executor=pool, workers=workers, overwrite=overwrite):
+        for outcome in tile_cohort(
+            records,
+            spec,
+            out,
+            new_executor=new_executor,
+            workers=workers,
+            threads=threads,
+            time_limit_s=time_limit_s,
+            overwrite=overwrite,
+        ):
             outcomes.append(outcome)
             lines = [outcome.error, outcome.traceback, *(f"{outcome.slide_id}: {note}" for note in outcome.notes)]
             for line in filter(None, lines):
                 progress.say(line)
             progress.advance(extra=f"{sum(o.num_patches for o in outcomes)} patches")
+    add_to_table(out, outcomes)
     seconds = time.monotonic() - start
     written = [o for o in outcomes if o.error is None and not o.skipped]
     patches = sum(o.num_patches for o in written)
@@ -118,6 +165,43 @@ def tile_all(
         f"{kept} kept as they were, {failed} failed: {out}"
     )
     return outcomes
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """(I, N) of `I/N`."""
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        from wsi_dbps.errors import ConfigError
+
+        raise ConfigError(f"--shard {text}: expected I/N with I from 1 to N, for instance 3/8")
+    return int(index), int(count)
+
+
+def _local(workers: int) -> Executor:
+    """Processes on this machine: a decoder that crashes takes one down, not the run."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_all_start_methods, get_context
+
+    method = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
+    context = get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload(["wsi_dbps.patches.tile"])
+    return ProcessPoolExecutor(workers, mp_context=context)
+
+
+def _cluster(address: str) -> Callable[[int], Executor]:
+    """What gives the workers of a dask cluster as an executor, however many there are."""
+    from wsi_dbps.errors import ConfigError
+
+    try:
+        from distributed import Client
+    except ImportError:
+        raise ConfigError("--dask needs dask.distributed: pip install 'wsi-dbps[dask]'") from None
+    try:
+        client = Client(address, timeout=10, set_as_default=False)
+    except OSError as error:
+        raise ConfigError(f"--dask {address}: no scheduler answers ({' '.join(str(error).split())})") from None
+    return lambda _workers: client.get_executor(pure=False)
 
 
 def _num_cores() -> int:
@@ -145,7 +229,7 @@ def print_plan(records: Sequence[SlideRecord], spec: CacheSpec) -> int:
             error.add_note(f"while planning slide {record.slide_id}: {record.path}")
             raise
         plan, source = decided.plan, decided.provenance.mpp_source
-        mpp, level = f"{plan.mpp_lv0_um:.4g}", decided.read_level
+        mpp, level = f"{plan.mpp_lv0_um:.4g}", decided.pixels.level
         cells = (decided.info.vendor, str(plan.slide_lv0), mpp, source, level, len(plan), f"{size:.1f}")
         print(row.format(record.slide_id, *cells))
         for note in notes(decided):

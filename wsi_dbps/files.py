@@ -25,20 +25,108 @@ def written_whole(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: If the file cannot be written, with what the system said.
     """
-    partial = path.with_name(path.name + ".part")
+    partial = partial_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        _sync_folder(path.parent)
+        put_in_place(partial, path)
     except BaseException as error:
         with suppress(OSError):
             partial.unlink()
         if isinstance(error, OSError) and (said := _why_unwritable(error)):
             raise OutputError(f"{path}: cannot be written: {said}") from error
         raise
+
+
+def partial_path(path: Path) -> Path:
+    """The file beside `path` that becomes it when it is whole."""
+    return path.with_name(path.name + ".part")
+
+
+def put_in_place(partial: Path, path: Path) -> None:
+    """Sync a file that is whole and give it its name."""
+    with open(partial, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    _sync_folder(path.parent)
+
+
+@contextmanager
+def claimed(path: Path, *, wait: bool = False) -> Iterator[Path]:
+    """Hold the file beside `path`, empty, for this process alone; what is left of it at the end is removed.
+
+    The lock is the system's own on that file (`flock`): it ends with its process, so a killed run leaves nothing to
+    clear away, and other machines see it on file systems that share locks (NFS from version 4, Lustre with `flock`,
+    GPFS). Where there are no locks, the claim is always had.
+
+    Args:
+        path: What is to be written.
+        wait: Wait for another process to finish, in place of `BusyError`.
+
+    Raises:
+        BusyError: If another process holds it.
+        OutputError: If the file cannot be made.
+    """
+    partial = partial_path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = _locked(partial, wait=wait)
+    except OSError as error:
+        if said := _why_unwritable(error):
+            raise OutputError(f"{path}: cannot be written: {said}") from error
+        raise
+    try:
+        os.ftruncate(handle, 0)
+        yield partial
+    except OSError as error:
+        if said := _why_unwritable(error):
+            raise OutputError(f"{path}: cannot be written: {said}") from error
+        raise
+    finally:
+        if _is_at(handle, partial):
+            partial.unlink()
+        os.close(handle)
+
+
+class BusyError(Exception):
+    """Another process is writing this file."""
+
+
+def _locked(partial: Path, *, wait: bool) -> int:
+    while True:
+        handle = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _flock(handle, wait=wait)
+        except BlockingIOError:
+            os.close(handle)
+            raise BusyError(str(partial)) from None
+        except BaseException:
+            os.close(handle)
+            raise
+        if _is_at(handle, partial):
+            return handle
+        os.close(handle)  # it was finished, and took its name, while we waited
+
+
+def _flock(handle: int, *, wait: bool) -> None:
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,5 +1,7 @@
 """Augmentation, learning rate, settings and bags."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
@@ -11,6 +13,8 @@ from wsi_dbps.patches.cache import PatchCache
 from wsi_dbps.training.augment import augment, jitter_stains
 from wsi_dbps.training.bags import PatchReader
 from wsi_dbps.training.config import AugmentationConfig, RunConfig, build_run_config
+from wsi_dbps.training.data import TrainingData
+from wsi_dbps.training.loop import exploring
 from wsi_dbps.training.optimizer import lr_share
 
 none = AugmentationConfig(flips=False, turns=False, stain_jitter=0.0)
@@ -122,3 +126,25 @@ def test_a_damaged_patch_is_named_when_it_is_read(caches, tmp_path) -> None:
     with pytest.raises(CacheError, match=r"slide_05.h5: patch 4 .*"):
         list(reader.read(PatchCache(tmp_path / "slide_05.h5"), [torch.tensor([4])]))
     reader.close()
+
+
+@given(labels=st.lists(st.sampled_from("abc"), min_size=1, max_size=40), seed=st.integers(0, 99))
+def test_an_epoch_visits_each_slide_once_and_spreads_every_class_evenly(labels: list[str], seed: int) -> None:
+    bags = tuple(SimpleNamespace(record=SimpleNamespace(label=label)) for label in labels)
+    data = TrainingData(bags, (), tuple(sorted(set(labels))), None, ())
+    order = data.order(torch.Generator().manual_seed(seed))
+    assert sorted(order) == list(range(len(labels)))
+    for visited in range(len(labels) + 1):
+        for label in set(labels):
+            seen = sum(labels[i] == label for i in order[:visited])
+            assert abs(seen - visited * labels.count(label) / len(labels)) < 3
+    assert len(labels) < 12 or order != data.order(torch.Generator().manual_seed(seed + 1))
+
+
+@given(epochs=st.integers(1, 50), exploration=st.floats(0, 1))
+def test_exploration_falls_from_always_to_never_over_its_share(epochs: int, exploration: float) -> None:
+    chances = [exploring(epoch / 4, epochs, exploration) for epoch in range(4 * epochs)]
+    assert chances == sorted(chances, reverse=True)
+    assert chances[0] == (1.0 if exploration else 0.0)
+    assert all(chance == 0 for i, chance in enumerate(chances) if i / 4 >= exploration * epochs)
+    assert exploring(1, 10, 0.4) == 0.75

@@ -58,7 +58,7 @@ class Aggregator(nn.Module):
 
     def __init__(self, dim: int, num_classes: int, config: AggregatorConfig) -> None:
         super().__init__()
-        self.query = nn.Parameter(torch.empty(dim).uniform_(-1 / math.sqrt(dim), 1 / math.sqrt(dim)))
+        self.query = nn.Parameter(torch.empty(dim).uniform_(-1, 1))
         self.attention = CrossAttention(dim, config.num_heads)
         self.norm, self.norm_out = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.drop = nn.Dropout(config.dropout)

@@ -48,8 +48,8 @@ class SelectionConfig:
     chunk_size: int = 64
     """L, patches encoded at once without gradient."""
     exploration: float = 0.0
-    """First share of the epochs in which the buffers are filled at random: until the encoder has learnt anything, its
-    own attention is a poor guide."""
+    """First share of training over which the chance that a visit fills the buffers at random falls from 1 to 0: until
+    the encoder has learnt anything, its own attention is a poor guide."""
 
     def __post_init__(self) -> None:
         for name, least in (("num_salient", 1), ("num_subsalient", 0), ("chunk_size", 1)):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
+import tempfile
 import zlib
+from array import array
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal
 
 import h5py
-import imagecodecs
 import numpy as np
+import simplejpeg
 
 from wsi_dbps import files
 from wsi_dbps.errors import CacheError
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from wsi_dbps.tiling.plan import TilePlan
+
+    Pixels = npt.NDArray[np.uint8]
+    Mask = npt.NDArray[np.bool_]
 
 
 _REPAIR: Final = "delete it and tile again"
@@ -47,54 +51,122 @@ class Provenance:
     """Of the mask file that the manifest gave; empty where tissue was segmented."""
 
 
+@dataclass(frozen=True)
+class PixelSource:
+    """How a slide's patches are had."""
+
+    path: Literal["copy", "tiles", "reader"]
+    """The scanner's JPEG tiles unchanged; out of these, decoded; or through the reader."""
+    level: int
+    """Stored level they are read from."""
+    scale: int = 1
+    """Each tile of it is decoded at 1 / scale of its size."""
+    why: str = ""
+    """Why they are not copied."""
+
+
 def encode_jpeg(patch_HWC: npt.NDArray[np.uint8], quality: int) -> bytes:
     """A baseline JPEG file with 4:2:0 chroma, by libjpeg-turbo."""
-    return bytes(imagecodecs.jpeg8_encode(patch_HWC, level=quality, subsampling=(2, 2)))
+    pixels = np.ascontiguousarray(patch_HWC)
+    return bytes(simplejpeg.encode_jpeg(pixels, quality=quality, colorsubsampling="420"))
 
 
-def write_cache(
-    path: Path,
-    *,
-    plan: TilePlan,
-    provenance: Provenance,
-    spec: dict[str, Any],
-    blob: BinaryIO,
-    offsets: Sequence[int],
-    thumbnail_HWC: npt.NDArray[np.uint8],
-    tissue_mask_HW: npt.NDArray[np.bool_],
-) -> None:
-    """Write a cache file, whole or not at all.
+class CacheWriter:
+    """Streams patches, whose total size is known only at the end, to where they will lie in the finished file.
 
-    Args:
-        path: `<slide_id>.h5`.
-        plan: The tiles; row i is patch i.
-        provenance: Where the pixels come from.
-        spec: The `CacheSpec` as plain values.
-        blob: Every JPEG end to end, positioned anywhere.
-        offsets: N + 1 byte offsets into `blob`.
-        thumbnail_HWC: Picture of the whole slide.
-        tissue_mask_HW: Tissue on a grid over the whole slide, not necessarily the thumbnail's.
+    The head of the file (everything but the patches) is made last, beside, and laid in front of them: HDF5 gives the
+    patches' place by its alignment rule, so every byte of a patch is written once.
     """
-    from wsi_dbps.version import __version__
 
-    size_px = plan.spec.size_px
-    with files.written_whole(path) as partial:
-        with h5py.File(partial, "w", libver=("v110", "v110")) as file:
+    def __init__(self, partial: Path, *, max_patches: int, thumbnail_HWC: Pixels, mask_HW: Mask) -> None:
+        """Begin.
+
+        Args:
+            partial: The file to write, which the caller holds and gives its name when it is whole.
+            max_patches: How many patches there can be.
+            thumbnail_HWC: Picture of the whole slide.
+            mask_HW: Tissue on a grid over the whole slide, not necessarily the thumbnail's.
+        """
+        self._partial, self._mask_HW = partial, mask_HW
+        self._thumbnail = encode_jpeg(thumbnail_HWC, 90)
+        needed = 48 * max_patches + len(self._thumbnail) + mask_HW.size + (1 << 16)
+        self._room = 1 << (needed - 1).bit_length()
+        self._offsets, self._crc32 = [0], array("I")
+        self._file = open(partial, "rb+", buffering=1 << 20)  # noqa: SIM115 - closed by `finish`
+        self._file.seek(self._room)
+
+    def add(self, jpeg: bytes) -> None:
+        """Write the next patch, a complete JPEG file."""
+        self._file.write(jpeg)
+        self._offsets.append(self._offsets[-1] + len(jpeg))
+        self._crc32.append(zlib.crc32(jpeg))
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all patches so far."""
+        return self._offsets[-1]
+
+    def finish(
+        self,
+        *,
+        plan: TilePlan,
+        provenance: Provenance,
+        spec: dict[str, Any],
+        pixels: PixelSource,
+        dropped_N2: npt.NDArray[np.int64],
+    ) -> None:
+        """Write all that is not patches.
+
+        Args:
+            plan: The tiles that were added; row i is patch i.
+            provenance: Where the pixels come from.
+            spec: The `CacheSpec` as plain values.
+            pixels: How they were had.
+            dropped_N2: (x, y) of planned tiles that could not be decoded.
+        """
+        with tempfile.TemporaryFile(dir=self._partial.parent) as head:
+            place = self._write_head(head, plan, provenance, spec, pixels, dropped_N2)
+            end = head.seek(0, os.SEEK_END)
+            self._file.flush()
+            with open(self._partial, "rb+") as target:
+                if self.num_bytes and place != self._room:  # fewer bytes than the alignment looks at
+                    target.seek(self._room)
+                    blob = target.read(self.num_bytes)
+                    target.seek(place)
+                    target.write(blob)
+                after = place + self.num_bytes
+                for start, stop in ((0, min(place, end)), (after, end)):
+                    head.seek(start)
+                    target.seek(start)
+                    target.write(head.read(max(0, stop - start)))
+                target.truncate(end)
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+    def _write_head(
+        self,
+        head: BinaryIO,
+        plan: TilePlan,
+        provenance: Provenance,
+        spec: dict[str, Any],
+        pixels: PixelSource,
+        dropped_N2: npt.NDArray[np.int64],
+    ) -> int:
+        """The whole HDF5 file, with a hole in place of the patches; where the hole begins."""
+        from wsi_dbps.version import __version__
+
+        aligned = {"alignment_threshold": self._room, "alignment_interval": self._room} if self.num_bytes else {}
+        with h5py.File(head, "w", libver=("v110", "v110"), **aligned) as file:
             coords = file.create_dataset("coords", data=plan.origins_lv0.astype(np.int64))
-            coords.attrs.update(_trident_attributes(plan, provenance, path))
+            coords.attrs.update(_interop_attributes(plan, provenance, self._partial))
             file["tissue"] = plan.tissue_N.astype(np.float32)
-            file["thumbnail"] = np.frombuffer(encode_jpeg(thumbnail_HWC, 90), np.uint8)
-            file.create_dataset("tissue_mask", data=tissue_mask_HW.astype(np.uint8), compression="gzip")
-            patches = file.create_group("patches")  # on the way to a dataset it would be made with a time stamp
-            patches["offsets"] = np.asarray(offsets, np.uint64)
-            patches["crc32"] = _checksums(blob, offsets)
-            layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-            layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-            layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-            layout.set_obj_track_times(False)  # the same slide gives the same bytes
-            shape = h5py.h5s.create_simple((offsets[-1],))
-            data = h5py.h5d.create(patches.id, b"data", h5py.h5t.STD_U8LE, shape, dcpl=layout)
-            place = data.get_offset()
+            file["thumbnail"] = np.frombuffer(self._thumbnail, np.uint8)
+            file.create_dataset("tissue_mask", data=self._mask_HW.astype(np.uint8), compression="gzip")
+            if len(dropped_N2):
+                file["dropped"] = dropped_N2
             file.attrs.update(
                 format=FORMAT,
                 format_version=FORMAT_VERSION,
@@ -107,32 +179,28 @@ def write_cache(
                 mpp_patch=plan.spec.mpp_um,
                 mpp_source=provenance.mpp_source,
                 mask_fingerprint=provenance.mask_fingerprint,
-                patch_size_px=size_px,
+                patch_size_px=plan.spec.size_px,
                 patch_size_level0=plan.tile_lv0,
-                jpeg_origin="encoded",
+                jpeg_origin="scanner" if pixels.path == "copy" else "encoded",
                 jpeg_quality=spec["quality"],
+                pixel_path=pixels.path,
+                read_level=pixels.level,
+                read_scale=pixels.scale,
                 spec=json.dumps(spec, sort_keys=True),
                 spec_fingerprint=files.digest(spec),
                 fingerprint=_fingerprint(spec, provenance, plan.mpp_lv0_um),
                 wsi_dbps_version=__version__,
             )
-        if offsets[-1]:
-            _copy(blob, partial, place)
-
-
-def _checksums(blob: BinaryIO, offsets: Sequence[int]) -> npt.NDArray[np.uint32]:
-    """(N,) CRC-32 of each JPEG: a decoder makes grey or shifted pixels of a damaged one, and says nothing."""
-    blob.seek(0)
-    return np.array([zlib.crc32(blob.read(end - start)) for start, end in itertools.pairwise(offsets)], np.uint32)
-
-
-def _copy(blob: BinaryIO, target: Path, place: int) -> None:
-    """Lay the blob into the room that HDF5 has set aside for it: a plain copy, far faster than through HDF5."""
-    blob.seek(0)
-    with open(target, "rb+") as out:
-        out.seek(place)
-        while part := blob.read(1 << 22):
-            out.write(part)
+            patches = file.create_group("patches")  # on the way to a dataset it would be made with a time stamp
+            patches["offsets"] = np.asarray(self._offsets, np.uint64)
+            patches["crc32"] = np.asarray(self._crc32, np.uint32)
+            layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+            layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            layout.set_obj_track_times(False)  # the same slide gives the same bytes
+            shape = h5py.h5s.create_simple((self.num_bytes,))
+            data = h5py.h5d.create(patches.id, b"data", h5py.h5t.STD_U8LE, shape, dcpl=layout)
+            return int(data.get_offset() or 0)
 
 
 def _fingerprint(spec: dict[str, Any], provenance: Provenance, mpp_lv0_um: float) -> str:
@@ -140,7 +208,7 @@ def _fingerprint(spec: dict[str, Any], provenance: Provenance, mpp_lv0_um: float
     return files.digest(same)
 
 
-def _trident_attributes(plan: TilePlan, provenance: Provenance, path: Path) -> dict[str, Any]:
+def _interop_attributes(plan: TilePlan, provenance: Provenance, path: Path) -> dict[str, Any]:
     """Attributes on `/coords` by which TRIDENT's own readers know the tiles."""
     spec = plan.spec
     return {
@@ -284,25 +352,33 @@ class PatchCache:
         out = np.empty((len(ids), self.size_px, self.size_px, 3), np.uint8)
         for row, (i, jpeg) in enumerate(zip(ids, self.jpegs(ids), strict=True)):
             try:
-                pixels = imagecodecs.jpeg8_decode(jpeg)
-            except imagecodecs.Jpeg8Error as error:
+                pixels = simplejpeg.decode_jpeg(jpeg, buffer=out[row], strict=False)
+            except ValueError as error:
                 raise CacheError(f"{self.path}: patch {i} is damaged: {_line(error)}; {_REPAIR}") from None
             if pixels.shape != out.shape[1:]:
                 raise CacheError(f"{self.path}: patch {i} has shape {pixels.shape}, not {out.shape[1:]}; {_REPAIR}")
-            out[row] = pixels
         return out
 
     def thumbnail(self) -> npt.NDArray[np.uint8]:
         """(H, W, 3) picture of the whole slide."""
         try:
-            picture: npt.NDArray[np.uint8] = imagecodecs.jpeg8_decode(self._dataset("thumbnail").tobytes())
-        except imagecodecs.Jpeg8Error as error:
+            picture: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(self._dataset("thumbnail").tobytes())
+        except ValueError as error:
             raise CacheError(f"{self.path}: the thumbnail is damaged: {_line(error)}; {_REPAIR}") from None
         return picture
 
     def tissue_mask(self) -> npt.NDArray[np.bool_]:
         """(H, W) tissue on a grid over the whole slide."""
         return self._dataset("tissue_mask").astype(np.bool_)
+
+    def dropped(self) -> npt.NDArray[np.int64]:
+        """(n, 2) level-0 corners (x, y) of planned tiles that could not be decoded."""
+        try:
+            with h5py.File(self.path, "r") as file:
+                found: npt.NDArray[np.int64] = file["dropped"][:] if "dropped" in file else np.empty((0, 2), np.int64)
+                return found
+        except _HDF5_ERRORS as error:
+            raise CacheError(f"{self.path}: /dropped cannot be read: {_line(error)}; {_REPAIR}") from None
 
     def _dataset(self, name: str) -> npt.NDArray[np.uint8]:
         try:

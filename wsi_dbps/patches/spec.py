@@ -41,6 +41,13 @@ class CacheSpec:
     tiling: TilingSpec = field(default_factory=TilingSpec)
     quality: int = 90
     """JPEG quality of encoded patches, 1 to 100; colour at half resolution (4:2:0), as scanners store it."""
+    codec: Literal["auto", "copy", "jpeg", "reader"] = "auto"
+    """`copy` takes the scanner's JPEG tiles unchanged, or fails; `jpeg` decodes and encodes; `auto` copies where
+    patches are the scanner's tiles, and else decodes; `reader` decodes through the reader alone."""
+    native_tolerance: float = 0.02
+    """How far a level's mpp may be from the one asked for, as a share, for its tiles to be copied."""
+    max_damaged: float = 0.01
+    """Largest share of a slide's tiles that may be left out because they cannot be decoded."""
     reader: Literal["auto", "openslide", "tiffslide", "image"] = "auto"
     """Which reader opens the slides."""
     thumbnail_px: int = 1600
@@ -49,6 +56,9 @@ class CacheSpec:
     def __post_init__(self) -> None:
         if not 1 <= self.quality <= 100:
             raise ValueError(f"quality must lie in 1 .. 100, found {self.quality}")
+        for name, most in (("native_tolerance", 0.1), ("max_damaged", 1.0)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} must lie in 0 .. {most:g}, found {getattr(self, name)}")
         if not 16 <= self.thumbnail_px <= MAX_JPEG_SIDE:
             raise ValueError(f"thumbnail_px must lie in 16 .. {MAX_JPEG_SIDE}, found {self.thumbnail_px}")
         if self.tiling.size_px > MAX_JPEG_SIDE:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import tempfile
+import faulthandler
+import os
 import time
 import traceback
 from concurrent.futures import BrokenExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from wsi_dbps.config import to_dict
 from wsi_dbps.errors import OutputError, SlideError, SpecMismatchError, UnreadableSlideError, WsiDbpsError
-from wsi_dbps.files import file_digest
+from wsi_dbps.files import BusyError, claimed, file_digest, put_in_place
 from wsi_dbps.geometry import Size
-from wsi_dbps.patches.cache import PatchCache, Provenance, encode_jpeg, write_cache
+from wsi_dbps.patches.cache import CacheWriter, PatchCache, PixelSource, Provenance
 from wsi_dbps.patches.masks import read_mask
+from wsi_dbps.patches.pixels import copied, encoded
+from wsi_dbps.slides.jpeg_tiles import JpegLevel, jpeg_levels
 from wsi_dbps.slides.reader import open_slide
-from wsi_dbps.slides.sampling import best_level, read_box, thumbnail
+from wsi_dbps.slides.sampling import best_level, thumbnail
+from wsi_dbps.slides.tile_reader import TileReader, steps
 from wsi_dbps.tiling.plan import TilePlan, is_plausible, plan_tiles, resolve_mpp
 from wsi_dbps.tiling.tissue import TissueMask, everywhere, segment_otsu
 
@@ -30,10 +35,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from wsi_dbps.cohort.cohort import SlideRecord
+    from wsi_dbps.patches.pixels import Patch
     from wsi_dbps.patches.spec import CacheSpec
     from wsi_dbps.slides.reader import SlideInfo, SlideReader
 
 
+_WORKER_DIED = ("KilledWorker", "CancelledError")
+"""What dask's executor raises where `concurrent.futures` raises `BrokenExecutor`."""
 MPP_DISAGREEMENT = 0.10
 """A manifest's mpp further than this share from the file's is said, as it is as often a slip as a correction."""
 
@@ -54,6 +62,18 @@ class SlideOutcome:
     num_patches: int = 0
     skipped: bool = False
     """Whether the cache was there already, made from the same slide with the same settings."""
+    busy: bool = False
+    """Whether another process was at it; it was left alone."""
+    num_bytes: int = 0
+    num_dropped: int = 0
+    """Tiles that could not be decoded."""
+    reader: str = ""
+    pixel_path: str = ""
+    """`copy`, `tiles` or `reader`; see `PixelSource`."""
+    level: int | None = None
+    """Stored level that was read."""
+    mpp_um: float | None = None
+    """Of the patches."""
     seconds: float = 0.0
 
 
@@ -66,7 +86,9 @@ class SlidePlan:
     provenance: Provenance
     thumbnail_HWC: npt.NDArray[np.uint8]
     mask: TissueMask
-    read_level: int
+    tiles: list[JpegLevel | str]
+    """Each level's JPEG tiles, or why they cannot be had."""
+    pixels: PixelSource
 
 
 def cache_path(caches: Path, slide_id: str) -> Path:
@@ -74,11 +96,21 @@ def cache_path(caches: Path, slide_id: str) -> Path:
     return caches / f"{slide_id}.h5"
 
 
-def tile_slide(record: SlideRecord, spec: CacheSpec, caches: Path, *, overwrite: bool = False) -> SlideOutcome:
+def tile_slide(
+    record: SlideRecord, spec: CacheSpec, caches: Path, *, overwrite: bool = False, threads: int = 1, wait: bool = True
+) -> SlideOutcome:
     """Write one slide's cache, or say why not; only what is wrong with the output folder is raised.
 
     A cache made from the same slide with the same settings is left as it is. A slide whose failure was not foreseen
     fails alone too, with its traceback in the outcome.
+
+    Args:
+        record: The slide.
+        spec: What to make.
+        caches: Folder to write to.
+        overwrite: Tile again what is there already.
+        threads: How many decode and encode at a time.
+        wait: If another process is at this slide, wait for it and keep what it made; else `busy`.
 
     Raises:
         OutputError: If the cache cannot be written, for instance for want of space.
@@ -89,8 +121,13 @@ def tile_slide(record: SlideRecord, spec: CacheSpec, caches: Path, *, overwrite:
         with _open(record, spec) as reader:
             if path.exists() and not overwrite:
                 return _reuse(path, reader, record, spec)
-            decided = _decide(reader, record, spec)
-            _write(path, reader, decided, spec)
+            with claimed(path, wait=wait) as beside:
+                if path.exists() and not overwrite:  # finished by another process just now
+                    return _reuse(path, reader, record, spec)
+                decided = _decide(reader, record, spec)
+                done = _write(path, beside, reader, decided, spec, threads)
+    except BusyError:
+        return SlideOutcome(record.slide_id, None, busy=True)
     except OutputError:
         raise
     except WsiDbpsError as error:
@@ -101,8 +138,14 @@ def tile_slide(record: SlideRecord, spec: CacheSpec, caches: Path, *, overwrite:
     return SlideOutcome(
         record.slide_id,
         path,
-        notes=tuple(notes(decided)),
-        num_patches=len(decided.plan),
+        notes=(*notes(decided), *done.notes),
+        num_patches=len(decided.plan) - done.num_dropped,
+        num_bytes=done.num_bytes,
+        num_dropped=done.num_dropped,
+        reader=decided.info.reader,
+        pixel_path=decided.pixels.path,
+        level=decided.pixels.level,
+        mpp_um=decided.plan.spec.mpp_um,
         seconds=time.monotonic() - start,
     )
 
@@ -114,60 +157,103 @@ def tile_cohort(
     *,
     new_executor: Callable[[int], Executor],
     workers: int,
+    threads: int = 1,
+    time_limit_s: float | None = None,
     overwrite: bool = False,
 ) -> Iterator[SlideOutcome]:
     """Outcomes of `tile_slide` over a cohort, as they come.
 
-    A worker process that dies (killed for its memory, crashed in a decoder) takes its executor with it. The slides that
-    may have been in work then get one executor each, which tells the one that kills it; the rest go on in a new one.
+    A worker process that dies (killed for its memory, crashed in a decoder, over the time limit) takes its executor
+    with it. The slides that may have been in work then get one executor each, which tells the one that kills it; the
+    rest go on in a new one. Slides that another run is at are left for the end, and then waited for.
 
     Args:
         records: The slides.
         spec: What to make.
         caches: Folder to write to.
-        new_executor: An executor of as many workers as it is told.
+        new_executor: An executor of as many workers as it is told. With a time limit they must be processes.
         workers: How many slides are tiled at a time.
+        threads: How many decode and encode within each.
+        time_limit_s: A slide that takes longer ends its process, and fails.
         overwrite: Tile again what is there already.
 
     Raises:
         OutputError: If a cache cannot be written; slides not yet begun are then left alone.
     """
-    waiting = list(records)
+    work = partial(_in_time, time_limit_s, spec=spec, caches=caches, overwrite=overwrite, threads=threads)
+    waiting, busy = list(records), []
     while waiting:
         done = set()
         with new_executor(workers) as executor:
-            for record, outcome in _mapped(executor, waiting, spec, caches, overwrite=overwrite):
-                if outcome is not None:
-                    done.add(record.slide_id)
+            for record, outcome in _mapped(executor, waiting, partial(work, wait=False)):
+                if outcome is None:
+                    continue
+                done.add(record.slide_id)
+                if outcome.busy:
+                    busy.append(record)
+                else:
                     yield outcome
         waiting = [record for record in waiting if record.slide_id not in done]
         suspects, waiting = waiting[:workers], waiting[workers:]  # work is begun in order
-        for suspect in suspects:
-            with new_executor(1) as executor:
-                for record, outcome in _mapped(executor, [suspect], spec, caches, overwrite=overwrite):
-                    yield outcome or SlideOutcome(
-                        record.slide_id,
-                        None,
-                        f"{record.slide_id}: {record.path}: the process that tiled it was killed, perhaps for want of "
-                        "memory, or crashed in the slide's decoder; try it alone, or with another --reader",
-                    )
+        yield from _one_by_one(suspects, new_executor, work, time_limit_s)
+    work = partial(_in_time, None, spec=spec, caches=caches, threads=threads)
+    yield from _one_by_one(busy, new_executor, work, None)
+
+
+def _one_by_one(
+    records: Sequence[SlideRecord],
+    new_executor: Callable[[int], Executor],
+    work: Callable[[SlideRecord], SlideOutcome],
+    time_limit_s: float | None,
+) -> Iterator[SlideOutcome]:
+    """Each slide in an executor of its own, which it alone can break."""
+    for record in records:
+        start = time.monotonic()
+        with new_executor(1) as executor:
+            for _, outcome in _mapped(executor, [record], work):
+                if outcome is not None:
+                    yield outcome
+                    continue
+                why = (
+                    "the process that tiled it was killed, perhaps for want of memory, or crashed in the slide's "
+                    "decoder; try it alone, or with another --reader"
+                )
+                if time_limit_s is not None and time.monotonic() - start >= time_limit_s:
+                    why = f"it took longer than {time_limit_s:g} s; raise --time-limit, or try another --reader"
+                yield SlideOutcome(record.slide_id, None, f"{record.slide_id}: {record.path}: {why}")
+
+
+def _in_time(time_limit_s: float | None, record: SlideRecord, **settings: Any) -> SlideOutcome:
+    """`tile_slide`, ended with its whole process after the time limit: a decoder that hangs heeds nothing less."""
+    if time_limit_s is None:
+        return tile_slide(record, **settings)
+    with open(os.devnull, "w") as nowhere:
+        faulthandler.dump_traceback_later(time_limit_s, exit=True, file=nowhere)
+        try:
+            return tile_slide(record, **settings)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
 
 
 def _mapped(
-    executor: Executor, records: Sequence[SlideRecord], spec: CacheSpec, caches: Path, *, overwrite: bool
+    executor: Executor, records: Sequence[SlideRecord], work: Callable[[SlideRecord], SlideOutcome]
 ) -> Iterator[tuple[SlideRecord, SlideOutcome | None]]:
-    """Each slide with its outcome, as they come; None where the executor broke before there was one."""
+    """Each slide with its outcome, as they come; None where its worker died before there was one."""
     futures = {}
     try:
         for record in records:
             try:
-                futures[executor.submit(tile_slide, record, spec, caches, overwrite=overwrite)] = record
+                futures[executor.submit(work, record)] = record
             except BrokenExecutor:
                 yield record, None
         for future in as_completed(futures):
             try:
                 outcome = future.result()
-            except BrokenExecutor:
+            except WsiDbpsError:
+                raise
+            except Exception as error:  # of the executor: what goes wrong with a slide is an outcome
+                if not isinstance(error, BrokenExecutor) and type(error).__name__ not in _WORKER_DIED:
+                    raise
                 outcome = None
             yield futures[future], outcome
     finally:
@@ -186,13 +272,14 @@ def plan_slide(record: SlideRecord, spec: CacheSpec) -> SlidePlan:
 
 
 def estimate_bytes(record: SlideRecord, spec: CacheSpec, decided: SlidePlan, *, sample: int = 8) -> int:
-    """Bytes that the slide's patches will take, from `sample` of them encoded."""
+    """Bytes that the slide's patches will take, from `sample` of them."""
     if not len(decided.plan):
         return 0
     rows = np.unique(np.linspace(0, len(decided.plan) - 1, sample).astype(int))
+    some = replace(decided.plan, origins_lv0=decided.plan.origins_lv0[rows], tissue_N=decided.plan.tissue_N[rows])
     with _open(record, spec) as reader:
-        sizes = [len(encode_jpeg(_patch(reader, decided, int(i)), spec.quality)) for i in rows]
-    return round(float(np.mean(sizes)) * len(decided.plan))
+        sizes = [len(p) for p in _patches(reader, replace(decided, plan=some), spec, 1) if isinstance(p, bytes)]
+    return round(float(np.mean(sizes or 0)) * len(decided.plan))
 
 
 def notes(decided: SlidePlan) -> Iterator[str]:
@@ -237,9 +324,49 @@ def _decide(reader: SlideReader, record: SlideRecord, spec: CacheSpec) -> SlideP
         mask = segment_otsu(picture, info.size_lv0, mpp_um)
     else:
         mask = everywhere(info.size_lv0)
-    plan = plan_tiles(mask, mpp_um, spec.tiling)
-    level = best_level(info.levels, plan.tile_lv0 / spec.tiling.size_px)
-    return SlidePlan(info, plan, provenance, picture, mask, level)
+    tiles = jpeg_levels(record.path, info) if record.path is not None and spec.codec != "reader" else []
+    native, why = _native_level(tiles, info, mpp_um, spec)
+    if native is None:
+        if spec.codec == "copy":
+            raise SlideError(f"the scanner's tiles cannot be copied: {why}; tile with --codec auto")
+        plan = plan_tiles(mask, mpp_um, spec.tiling)
+        return SlidePlan(info, plan, provenance, picture, mask, tiles, _resampled(tiles, info, plan, why))
+    plan = plan_tiles(mask, mpp_um, replace(spec.tiling, mpp_um=mpp_um * info.levels[native].downsample))
+    return SlidePlan(info, plan, provenance, picture, mask, tiles, PixelSource("copy", native))
+
+
+def _native_level(
+    tiles: Sequence[JpegLevel | str], info: SlideInfo, mpp_um: float, spec: CacheSpec
+) -> tuple[int | None, str]:
+    """The level whose stored tiles are the patches asked for; or None, and why not."""
+    if spec.codec in ("jpeg", "reader"):
+        return None, f"--codec {spec.codec}"
+    asked, found = spec.tiling, [level.downsample * mpp_um for level in info.levels]
+    near = [i for i, um in enumerate(found) if abs(um / asked.mpp_um - 1) <= spec.native_tolerance]
+    if not near:
+        return None, f"no level has {asked.mpp_um:g} µm/px, they have {', '.join(f'{um:.4g}' for um in found)}"
+    level = min(near, key=lambda i: abs(found[i] / asked.mpp_um - 1))
+    stored, why = tiles[level], ""
+    if isinstance(stored, str):
+        why = stored
+    elif asked.overlap_px:
+        why = "patches overlap"
+    elif stored.tile_px != asked.size_px:
+        why = f"the scanner's tiles have {stored.tile_px} px, the patches {asked.size_px}"
+    elif info.levels[level].downsample % 1:
+        why = f"level {level} is {info.levels[level].downsample:.6g} times smaller, not a whole number"
+    return (None, why) if why else (level, "")
+
+
+def _resampled(tiles: Sequence[JpegLevel | str], info: SlideInfo, plan: TilePlan, why: str) -> PixelSource:
+    """What to read for patches that have to be decoded."""
+    downsample = plan.tile_lv0 / plan.spec.size_px
+    if any(isinstance(level, JpegLevel) for level in tiles):
+        levels, sources = steps(info, tiles)
+        source = sources[best_level(levels, downsample)]
+        if source.tiles is not None:
+            return PixelSource("tiles", source.level, source.scale, why)
+    return PixelSource("reader", best_level(info.levels, downsample), why=why)
 
 
 def _provenance(info: SlideInfo, record: SlideRecord) -> tuple[float, Provenance]:
@@ -251,33 +378,67 @@ def _provenance(info: SlideInfo, record: SlideRecord) -> tuple[float, Provenance
     return mpp_um, Provenance(record.slide_id, info.fingerprint, info.vendor, info.reader, source, mask_fingerprint)
 
 
-def _write(path: Path, reader: SlideReader, decided: SlidePlan, spec: CacheSpec) -> None:
-    """Spool the patches, whose total size is known only at the end, then lay everything out in one file."""
-    offsets = [0]
+@dataclass(frozen=True)
+class _Written:
+    num_bytes: int
+    num_dropped: int
+    notes: tuple[str, ...]
+
+
+def _write(
+    path: Path, beside: Path, reader: SlideReader, decided: SlidePlan, spec: CacheSpec, threads: int
+) -> _Written:
+    """Write the cache to `beside` as the patches come, and give it its name."""
+    plan, bad = decided.plan, {}
+    writer = CacheWriter(
+        beside, max_patches=len(plan), thumbnail_HWC=decided.thumbnail_HWC, mask_HW=decided.mask.mask_HW
+    )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent) as blob:
-            for i in range(len(decided.plan)):
-                offsets.append(offsets[-1] + blob.write(encode_jpeg(_patch(reader, decided, i), spec.quality)))
-            write_cache(
-                path,
-                plan=decided.plan,
-                provenance=decided.provenance,
-                spec=to_dict(spec),
-                blob=blob,
-                offsets=offsets,
-                thumbnail_HWC=decided.thumbnail_HWC,
-                tissue_mask_HW=decided.mask.mask_HW,
-            )
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+        for i, patch in enumerate(_patches(reader, decided, spec, threads)):
+            if isinstance(patch, bytes):
+                writer.add(patch)
+                continue
+            bad[i] = patch
+            if len(bad) > max(spec.max_damaged * len(plan), 0):
+                raise UnreadableSlideError(_too_damaged(bad, plan, spec))
+        keep_N = np.ones(len(plan), np.bool_)
+        keep_N[list(bad)] = False
+        writer.finish(
+            plan=replace(plan, origins_lv0=plan.origins_lv0[keep_N], tissue_N=plan.tissue_N[keep_N]),
+            provenance=decided.provenance,
+            spec=to_dict(spec),
+            pixels=decided.pixels,
+            dropped_N2=plan.origins_lv0[~keep_N],
+        )
+    finally:
+        writer.close()
+    put_in_place(beside, path)
+    said = f"{len(bad)} of {len(plan)} tiles could not be decoded and were left out; the first:"
+    return _Written(writer.num_bytes, len(bad), tuple(f"{said} {error}" for error in [*bad.values()][:1]))
 
 
-def _patch(reader: SlideReader, decided: SlidePlan, i: int) -> npt.NDArray[np.uint8]:
-    plan = decided.plan
-    x, y = (float(v) for v in plan.origins_lv0[i])
-    box_lv0 = (x, y, x + plan.tile_lv0, y + plan.tile_lv0)
-    return read_box(reader, decided.read_level, box_lv0, Size(plan.spec.size_px, plan.spec.size_px))
+def _too_damaged(bad: dict[int, UnreadableSlideError], plan: TilePlan, spec: CacheSpec) -> str:
+    first = next(iter(bad.values()))
+    if not spec.max_damaged:
+        return str(first)
+    most = f"more than {spec.max_damaged:.3g} of its {len(plan)} tiles"
+    return f"{most} cannot be decoded (--max-damaged); the first: {first}"
+
+
+def _patches(reader: SlideReader, decided: SlidePlan, spec: CacheSpec, threads: int) -> Iterator[Patch]:
+    """The plan's patches, by the path that was decided."""
+    plan, pixels = decided.plan, decided.pixels
+    if pixels.path == "copy":
+        tiles = decided.tiles[pixels.level]
+        assert isinstance(tiles, JpegLevel)
+        yield from copied(reader, pixels.level, tiles, plan, spec.quality)
+    elif pixels.path == "tiles":
+        with TileReader(reader, decided.tiles) as fast:
+            level = fast.level_of(pixels.level, pixels.scale)
+            yield from encoded(fast, level, plan, spec.quality, threads)
+    else:
+        many = threads if reader.info.reader == "openslide" else 1  # OpenSlide alone promises to bear threads
+        yield from encoded(reader, pixels.level, plan, spec.quality, many)
 
 
 def _reuse(path: Path, reader: SlideReader, record: SlideRecord, spec: CacheSpec) -> SlideOutcome:

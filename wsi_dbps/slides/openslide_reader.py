@@ -35,6 +35,7 @@ class OpenSlideReader:
             self._slide = openslide.OpenSlide(path)
         except (openslide.OpenSlideError, OSError) as error:
             raise UnreadableSlideError(f"{path}: OpenSlide cannot open it: {error}") from None
+        self._downsamples, self._sizes = self._slide.level_downsamples, self._slide.level_dimensions
         properties = self._slide.properties
         background = properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF")
         self._background = (int(background[:2], 16), int(background[2:4], 16), int(background[4:6], 16))
@@ -62,18 +63,25 @@ class OpenSlideReader:
         ours. Where the product is not whole, what comes back is shifted by at most half a level-0 pixel (one at the
         right and bottom edges, where rounding up would mix in what lies beyond the slide).
         """
-        scale = self._slide.level_downsamples[region.level]
-        width, height = self._slide.level_dimensions[region.level]
+        scale, (width, height) = self._downsamples[region.level], self._sizes[region.level]
         place = (
             min(round(region.x * scale), math.floor((width - region.width) * scale)),
             min(round(region.y * scale), math.floor((height - region.height) * scale)),
         )
+        slide = self._slide
         try:
-            image = self._slide.read_region(place, region.level, (region.width, region.height))
-        except openslide.OpenSlideError as error:
-            raise UnreadableSlideError(
-                f"{self._path}: cannot decode level {region.level} at ({region.x}, {region.y}): {error}"
-            ) from None
+            image = slide.read_region(place, region.level, (region.width, region.height))
+        except openslide.OpenSlideError:
+            # A handle that has failed once fails for ever, for other threads too: each tries again with a new one.
+            slide = openslide.OpenSlide(self._path)
+            try:
+                image = slide.read_region(place, region.level, (region.width, region.height))
+            except openslide.OpenSlideError as error:
+                self._slide = openslide.OpenSlide(self._path)
+                raise UnreadableSlideError(
+                    f"{self._path}: cannot decode level {region.level} at ({region.x}, {region.y}): {error}"
+                ) from None
+            self._slide = slide
         return as_rgb(np.asarray(image), self._background)
 
     def close(self) -> None:

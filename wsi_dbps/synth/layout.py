@@ -60,8 +60,9 @@ class Layout:
 def plan_layout(size: Size, *, mpp_um: float, has_lesion: bool, spec: TissueSpec, rng: np.random.Generator) -> Layout:
     """Draw islands of tissue and the kinds of its squares.
 
-    Both classes draw the same spots of atypia; they are LESION on a positive slide and SHEET on a negative one, so
-    nothing but the nuclei in them differs.
+    Both classes draw the same spots of two sorts. One is SHEET on every slide; the other is LESION on a positive slide
+    and SHEET on a negative one. So as much tissue is dense and dark in both, and nothing but the nuclei differs; and as
+    every slide has look-alikes in plenty, their absence tells no more about a slide than their presence.
 
     Raises:
         ValueError: If the slide is smaller than 16 squares a side.
@@ -83,12 +84,14 @@ def plan_layout(size: Size, *, mpp_um: float, has_lesion: bool, spec: TissueSpec
         kinds[spot] = kind
         free[spot] = False
 
-    share = rng.uniform(spec.lesion_share_min, spec.lesion_share_max)
-    num_spots = int(rng.integers(1, 3))
-    for part in rng.dirichlet([8.0] * num_spots):
-        claim(Kind.LESION if has_lesion else Kind.SHEET, share * part)
+    for kind, low, high in (
+        (Kind.LESION if has_lesion else Kind.SHEET, spec.lesion_share_min, spec.lesion_share_max),
+        (Kind.SHEET, spec.lookalike_share_min, spec.lookalike_share_max),
+    ):
+        share = rng.uniform(low, high)
+        for part in rng.dirichlet([8.0] * int(rng.integers(1, 3))):
+            claim(kind, share * part)
     for kind, most, largest in (
-        (Kind.SHEET, 3, 0.07),
         (Kind.LYMPHOID, 3, 0.05),
         (Kind.BLOOD, 2, 0.04),
         (Kind.FAT, 1, 0.04),

@@ -10,10 +10,14 @@ from wsi_dbps.errors import ConfigError
 class TissueSpec:
     """The look of synthetic H&E. Lengths in µm; shares are of the tissue's area."""
 
-    lesion_share_min: float = 0.3
+    lesion_share_min: float = 0.2
     """Least share of a positive slide's tissue that is lesion."""
-    lesion_share_max: float = 0.4
+    lesion_share_max: float = 0.3
     """Largest share of a positive slide's tissue that is lesion."""
+    lookalike_share_min: float = 0.2
+    """Least share of every slide's tissue that is benign look-alike, besides what stands in for a lesion."""
+    lookalike_share_max: float = 0.3
+    """Largest share of every slide's tissue that is benign look-alike."""
     cell_um: float = 32.0
     """Side of the squares that lesions are made of."""
     lymphocyte_um: float = 6.5
@@ -28,11 +32,10 @@ class TissueSpec:
     """Standard deviation of the camera noise, in 8-bit levels."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.lesion_share_min <= self.lesion_share_max <= 0.5:
-            raise ConfigError(
-                "lesion_share_min and lesion_share_max must rise between 0 and 0.5, "
-                f"found {self.lesion_share_min:g} and {self.lesion_share_max:g}"
-            )
+        for name in ("lesion_share", "lookalike_share"):
+            low, high = getattr(self, f"{name}_min"), getattr(self, f"{name}_max")
+            if not 0 < low <= high <= 0.4:
+                raise ConfigError(f"{name}_min and {name}_max must rise between 0 and 0.4, found {low:g} and {high:g}")
         for name in ("cell_um", "lymphocyte_um", "epithelium_um", "lesion_nucleus_um"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be above 0, found {getattr(self, name):g}")

@@ -35,6 +35,21 @@ class TrainingData:
         """(B,) class index of each bag."""
         return torch.tensor([self.classes.index(str(bag.record.label)) for bag in bags])
 
+    def order(self, generator: torch.Generator) -> list[int]:
+        """The training slides in random order, every class spread evenly over it.
+
+        Batches of few slides then hold the classes in like shares. Else the chance of a batch moves the bias of the
+        logits at each step, which drowned what the slides differ by: training from random weights stayed at chance.
+        """
+        targets_B = self.targets(self.train)
+        order = torch.randperm(len(targets_B), generator=generator)
+        place_B = torch.empty(len(targets_B), dtype=torch.float64)
+        for index in range(len(self.classes)):
+            of_class = order[targets_B[order] == index]
+            shift = (index + 0.5) / len(self.classes)  # so that equal classes alternate
+            place_B[of_class] = (torch.arange(len(of_class), dtype=torch.float64) + shift) / max(1, len(of_class))
+        return place_B.argsort().tolist()
+
     def class_weights(self) -> torch.Tensor:
         """(C,) weights inverse to each class's number of training slides, 1 on average over the slides."""
         counts = torch.bincount(self.targets(self.train), minlength=len(self.classes))

@@ -99,14 +99,20 @@ def train(  # noqa: PLR0915 - it reads straight down
             epoch_seed = loop.seed * 1_000_003 + epoch  # a resumed epoch draws what an unbroken run would have drawn
             torch.manual_seed(epoch_seed)
             draws = torch.Generator().manual_seed(epoch_seed)
-            order = torch.randperm(len(data.train), generator=draws).tolist()
-            explore = epoch < round(config.selection.exploration * loop.epochs)
+            order = data.order(draws)
+            explored = 0
             model.train()
             losses: list[float] = []
             for batch in range(num_batches):
                 bags = [data.train[i] for i in order[batch * loop.batch_slides : (batch + 1) * loop.batch_slides]]
+                chance = exploring(epoch + batch / num_batches, loop.epochs, config.selection.exploration)
+                explores = (torch.rand(len(bags), generator=draws) < chance).tolist()
+                explored += sum(explores)
                 with _autocast(device, precision):
-                    chosen = [model.select(bag, _kept(bag, config, draws), draws, explore=explore) for bag in bags]
+                    chosen = [
+                        model.select(bag, _kept(bag, config, draws), draws, explore=explore)
+                        for bag, explore in zip(bags, explores, strict=True)
+                    ]
                     logits_BC = model(chosen, partial(augment, config=config.augmentation))
                 loss = criterion(logits_BC.float(), data.targets(bags).to(device))
                 _check_finite(loss, "loss", epoch, bags)
@@ -133,7 +139,7 @@ def train(  # noqa: PLR0915 - it reads straight down
                     "val_loss": val_loss,
                     "val_auroc": val_auroc,
                     "lr": optimizer.param_groups[-1]["lr"],
-                    "explored": explore,
+                    "explored": round(explored / len(data.train), 4),
                     "seconds": round(time.monotonic() - start, 3),
                 }
             )
@@ -146,6 +152,15 @@ def train(  # noqa: PLR0915 - it reads straight down
             board.add(history[-1])
     reader.close()
     return TrainingResult(run / "best.pt", tuple(history), best_row(history, loop), data.left_out)
+
+
+def exploring(epoch: float, epochs: int, exploration: float) -> float:
+    """Chance of a random selection: from 1 evenly down to 0 over the first share `exploration` of training.
+
+    >>> [exploring(epoch, 10, 0.4) for epoch in (0, 1, 2, 4, 9)]
+    [1.0, 0.75, 0.5, 0.0, 0.0]
+    """
+    return max(0.0, 1 - epoch / (exploration * epochs)) if exploration else 0.0
 
 
 def validate(

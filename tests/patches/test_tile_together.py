@@ -1,0 +1,155 @@
+"""Several processes and machines at one folder: no slide is tiled twice, and a stuck one takes nothing with it."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+
+from wsi_dbps import files
+from wsi_dbps.cohort.cohort import SlideRecord
+from wsi_dbps.patches.cache import PatchCache
+from wsi_dbps.patches.tile import tile_cohort, tile_slide
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX locks and signals")
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from wsi_dbps.files import claimed
+with claimed(Path(sys.argv[1])) as partial:
+    partial.write_bytes(b"half of it")
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path):
+    """Another process that is at `a.h5`, until it is killed."""
+    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / "a.h5"], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"held\n"
+        yield process
+        process.kill()
+
+
+@posix
+def test_a_slide_that_another_process_is_at_is_left_alone(holder, record, make_spec, tmp_path: Path) -> None:
+    outcome = tile_slide(record, make_spec(), tmp_path, wait=False)
+    assert (outcome.busy, outcome.path, outcome.error) == (True, None, None)
+    assert (tmp_path / "a.h5.part").read_bytes() == b"half of it"
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    assert tile_slide(record, make_spec(), tmp_path, wait=False).num_patches > 0
+    assert os.listdir(tmp_path) == ["a.h5"]
+
+
+@posix
+def test_a_cohort_waits_for_such_a_slide_at_its_end(holder, record, make_spec, tmp_path: Path) -> None:
+    other = SlideRecord("b", "b", record.path)
+    found = tile_cohort([record, other], make_spec(), tmp_path, new_executor=ThreadPoolExecutor, workers=1)
+    assert next(found).slide_id == "b"
+    holder.send_signal(signal.SIGKILL)
+    assert next(found).slide_id == "a"
+    assert sorted(os.listdir(tmp_path)) == ["a.h5", "b.h5"]
+
+
+@posix
+def test_two_runs_share_a_cohort_without_tiling_a_slide_twice(record, make_spec, tmp_path: Path) -> None:
+    records = [SlideRecord(f"s{i:02d}", "c", record.path) for i in range(12)]
+
+    def run(_: int) -> list:
+        return list(tile_cohort(records, make_spec(), tmp_path, new_executor=ThreadPoolExecutor, workers=2))
+
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = [outcome for found in pool.map(run, range(2)) for outcome in found]
+    assert not [o.error for o in outcomes if o.error]
+    tiled = [o.slide_id for o in outcomes if not o.skipped]
+    assert sorted(tiled) == [r.slide_id for r in records]  # each once
+    assert sorted(os.listdir(tmp_path)) == [f"{r.slide_id}.h5" for r in records]
+
+
+def test_without_locks_a_claim_is_had(tmp_path: Path, monkeypatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with files.claimed(tmp_path / "a") as partial_path:
+        partial_path.write_text("x")
+        files.put_in_place(partial_path, tmp_path / "a")
+    assert (tmp_path / "a").read_text() == "x"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@posix
+def test_a_slide_that_hangs_fails_after_the_time_limit_and_the_others_are_done(
+    record, make_spec, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "hangs.svs")  # opening it waits for a writer that never comes
+    records = [SlideRecord("hangs", "h", tmp_path / "hangs.svs"), *(SlideRecord(n, n, record.path) for n in "abc")]
+    pool = partial(ProcessPoolExecutor, mp_context=get_context("spawn"))
+    start = time.monotonic()
+    found = {
+        o.slide_id: o
+        for o in tile_cohort(records, make_spec(), tmp_path / "out", new_executor=pool, workers=2, time_limit_s=5.0)
+    }
+    assert time.monotonic() - start < 60
+    assert found.pop("hangs").error == (
+        f"hangs: {tmp_path}/hangs.svs: it took longer than 5 s; raise --time-limit, or try another --reader"
+    )
+    assert [o.error for o in found.values()] == [None] * 3
+    assert sorted(os.listdir(tmp_path / "out")) == ["a.h5", "b.h5", "c.h5"]
+
+
+def test_shards_are_disjoint_and_together_the_cohort(wsi_dbps, slide_path: Path, tmp_path: Path) -> None:
+    names = [f"s{i}" for i in range(5)]
+    (tmp_path / "cohort.csv").write_text("slide_id,path\n" + "".join(f"{n},{slide_path}\n" for n in names))
+    for i, expected in ((1, ["s0", "s2", "s4"]), (2, ["s1", "s3"])):
+        out = tmp_path / str(i)
+        arguments = ("--out", out, "--size", 64, "--shard", f"{i}/2", "--workers", 1)
+        assert wsi_dbps("tile", tmp_path / "cohort.csv", *arguments).code == 0
+        assert sorted(p.stem for p in out.glob("*.h5")) == expected
+    for wrong in ("0/2", "3/2", "1", "a/b"):
+        done = wsi_dbps("tile", tmp_path / "cohort.csv", "--out", tmp_path / "x", "--shard", wrong)
+        assert done.code == 2
+        assert f"--shard {wrong}: expected I/N with I from 1 to N" in done.err
+
+
+@posix
+def test_a_dask_cluster_tiles_the_same_and_outlives_a_killed_worker(record, make_spec, tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    records = [SlideRecord(f"s{i:02d}", "c", record.path) for i in range(10)]
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=0
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        outcomes = tile_cohort(
+            records, make_spec(), tmp_path, new_executor=lambda _: client.get_executor(pure=False), workers=2
+        )
+        found = [next(outcomes)]
+        os.kill(next(iter(client.run(os.getpid).values())), signal.SIGKILL)
+        found += outcomes
+    assert sorted(o.slide_id for o in found) == [r.slide_id for r in records]
+    assert not [o.error for o in found if o.error]
+    alone = PatchCache(tile_slide(record, make_spec(), tmp_path / "alone").path)
+    for slide in records:
+        cache = PatchCache(tmp_path / f"{slide.slide_id}.h5")
+        assert cache.jpegs(range(len(cache))) == alone.jpegs(range(len(alone)))
+    assert not [name for name in os.listdir(tmp_path) if not re.fullmatch(r"s\d\d\.h5|alone", name)]
+
+
+def test_no_scheduler_is_said(wsi_dbps, slide_path: Path, tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    (tmp_path / "cohort.csv").write_text(f"slide_id,path\na,{slide_path}\n")
+    done = wsi_dbps("tile", tmp_path / "cohort.csv", "--out", tmp_path / "x", "--dask", "tcp://127.0.0.1:1")
+    assert done.code == 2
+    assert "--dask tcp://127.0.0.1:1: no scheduler answers" in done.err

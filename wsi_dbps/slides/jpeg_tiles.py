@@ -1,0 +1,185 @@
+"""The scanner's own JPEG tiles of a TIFF: where they lie, and each as a complete JPEG file.
+
+In a TIFF a tile's stream usually lacks the quantisation and Huffman tables, which are stored once per level, and says
+nothing of its colour space: scanners store RGB as well as YCbCr. Both are put in, so that any decoder shows the tile
+right; the compressed pixels stay as they are.
+
+Sources: the TIFF 6.0 specification and TIFF Technical Note 2 (JPEGTables); ITU-T T.81 for the markers; Adobe Technical
+Note 5116 for the APP14 segment that declares a colour space.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from wsi_dbps.errors import UnreadableSlideError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from wsi_dbps.geometry import Size
+    from wsi_dbps.slides.reader import SlideInfo
+
+VENDORS: Final = ("aperio", "generic-tiff", "ome", "tiff", "philips", "qptiff")
+"""Formats whose levels are plain TIFF grids. Elsewhere tiles overlap or are laid out by other rules."""
+_JPEG: Final = 7
+_RGB = 2
+_COLOURS: Final = (_RGB, 6)  # RGB, YCbCr
+_SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
+_STRAY: Final = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_RUN_BYTES: Final = 8 << 20
+_RUN_GAP: Final = 1 << 16
+
+
+class TileError(UnreadableSlideError):
+    """A tile is not the baseline JPEG that its place in the file promises."""
+
+
+@dataclass
+class JpegLevel:
+    """One pyramid level as a grid of JPEG tiles."""
+
+    path: Path
+    size: Size
+    tile_px: int
+    offsets: npt.NDArray[np.int64]
+    """(rows, columns) byte where each tile begins."""
+    counts: npt.NDArray[np.int64]
+    """(rows, columns) bytes of each tile; 0 where the scanner stored none."""
+    tables: bytes
+    """Segments that every tile lacks."""
+    rgb: bool
+    """Whether the file says that its JPEG streams hold RGB."""
+    jfif_wins: bool
+    """Whether a JFIF segment, which means YCbCr, outweighs that: tifffile takes it so, OpenSlide does not."""
+    _heads: dict[bytes, bytes] = field(default_factory=dict, repr=False)
+    """Heads of tiles seen so far, and what takes their place: nearly always one."""
+
+    def streams(self, handle: int, tiles: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+        """Tiles as stored, in order; neighbours in the file are read in one go.
+
+        Args:
+            handle: The open file.
+            tiles: (row, column) of each, none of them empty.
+        """
+        starts = [int(self.offsets[tile]) for tile in tiles]
+        ends = [start + int(self.counts[tile]) for start, tile in zip(starts, tiles, strict=True)]
+        first = 0
+        for i in range(len(tiles)):
+            last = i + 1 == len(tiles)
+            if last or not 0 <= starts[i + 1] - ends[i] <= _RUN_GAP or ends[i + 1] - starts[first] > _RUN_BYTES:
+                base = starts[first]
+                run = os.pread(handle, ends[i] - base, base)
+                for k in range(first, i + 1):
+                    yield run[starts[k] - base : ends[k] - base]
+                first = i + 1
+
+    def complete(self, stream: bytes) -> bytes:
+        """A stored tile as a JPEG file of its own.
+
+        Raises:
+            TileError: If it is not a whole baseline JPEG of three components and the grid's size.
+        """
+        start = stream.find(b"\xff\xda") + 2
+        head = stream[: start + int.from_bytes(stream[start : start + 2], "big")]
+        if (new := self._heads.get(head)) is None:
+            new = self._heads[head] = self._completed(head)
+        end = len(stream)
+        if stream[-2:] != _EOI:  # some writers pad
+            end = stream.rfind(_EOI) + 2
+            if end < 2 or stream[end:].strip(b"\0\xff"):
+                raise TileError("the tile has no end-of-image marker")
+        body = stream[len(head) : end]
+        if body.count(b"\xff") != body.count(b"\xff\0") + 1:  # more than the end marker: restarts, or damage
+            stray = _STRAY.search(body)
+            if stray is None or stray.start() != len(body) - 2:
+                raise TileError("the tile holds markers where its pixels should be")
+        return new + body
+
+    def _completed(self, head: bytes) -> bytes:
+        kept, tables = [], b"" if b"\xff\xc4" in head else self.tables
+        for marker, segment in _segments(head):
+            if marker == 0xC0:
+                self._check_frame(segment)
+            elif 0xC1 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+                raise TileError("the tile is no baseline JPEG")
+            if not 0xE0 <= marker <= 0xEF and marker != 0xFE:
+                kept.append(segment)
+        rgb = self.rgb and not (self.jfif_wins and b"JFIF\0" in head)
+        adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + (b"\x00" if rgb else b"\x01")
+        return b"".join((_SOI, adobe, tables, *kept))
+
+    def _check_frame(self, segment: bytes) -> None:
+        bits, height, width = segment[4], int.from_bytes(segment[5:7], "big"), int.from_bytes(segment[7:9], "big")
+        if (bits, width, height, segment[9]) != (8, self.tile_px, self.tile_px, 3):
+            raise TileError(f"the tile is {width} x {height} px of {segment[9]} components and {bits} bits")
+
+
+def _segments(head: bytes) -> Iterator[tuple[int, bytes]]:
+    """(marker, whole segment) of a JPEG's head, from after its start marker to the start of scan, which must end it."""
+    if not head.startswith(_SOI):
+        raise TileError("the tile is no JPEG")
+    place, marker = 2, 0
+    while marker != 0xDA:
+        if head[place : place + 1] != b"\xff" or len(head) < place + 4:
+            raise TileError("the tile's header is damaged")
+        marker = head[place + 1]
+        end = place + 2 + int.from_bytes(head[place + 2 : place + 4], "big")
+        yield marker, head[place:end]
+        place = end
+    if place != len(head):
+        raise TileError("the tile's header is damaged")
+
+
+def jpeg_levels(path: Path, info: SlideInfo) -> list[JpegLevel | str]:
+    """For each level its tiles, or in words why they cannot be had."""
+    if info.vendor not in VENDORS:
+        return [f"{info.vendor} files are no plain grid of JPEG tiles"] * len(info.levels)
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            pages = [page for series in tiff.pages for page in (series, *(series.pages or ()))]
+            return [_level(path, level.size, pages, jfif_wins=info.reader == "tiffslide") for level in info.levels]
+    except Exception as error:  # tifffile raises IndexError, struct.error and others on damaged files
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return [f"tifffile cannot read its tables ({said})"] * len(info.levels)
+
+
+def _level(path: Path, size: Size, pages: Sequence[Any], *, jfif_wins: bool) -> JpegLevel | str:
+    fitting = [page for page in pages if (page.imagewidth, page.imagelength) == (size.width, size.height)]
+    page = next((page for page in fitting if page.is_tiled), None)
+    why = ""
+    if page is None:
+        why = "stored in strips, not tiles" if fitting else f"no image of {size} px in the file"
+    elif page.compression != _JPEG:
+        why = f"its tiles are compressed as {getattr(page.compression, 'name', page.compression)}, not JPEG"
+    elif (page.samplesperpixel, page.bitspersample, page.planarconfig) != (3, 8, 1) or page.photometric not in _COLOURS:
+        why = "its tiles are not 8-bit RGB or YCbCr"
+    elif page.tilewidth != page.tilelength:
+        why = f"its tiles are {page.tilewidth} x {page.tilelength} px, not square"
+    if page is None or why:
+        return why
+    shape = (-(-size.height // page.tilelength), -(-size.width // page.tilewidth))
+    offsets, counts = (np.array(values, np.int64) for values in (page.dataoffsets, page.databytecounts))
+    if offsets.size != shape[0] * shape[1]:
+        return f"it names {offsets.size} tiles where its size needs {shape[0] * shape[1]}"
+    tables = page.jpegtables or b""
+    return JpegLevel(
+        path,
+        size,
+        page.tilewidth,
+        offsets.reshape(shape),
+        counts.reshape(shape),
+        tables.removeprefix(_SOI).removesuffix(_EOI),
+        rgb=int(page.photometric) == _RGB,
+        jfif_wins=jfif_wins,
+    )
