@@ -45,17 +45,18 @@ def copied(reader: SlideReader, level: int, tiles: JpegLevel, plan: TilePlan, qu
     cells = [(int(y), int(x)) for x, y in cells_N2]
     handle = os.open(tiles.path, os.O_RDONLY)
     try:
-        streams = tiles.streams(handle, [cell for cell in cells if tiles.counts[cell]])
-        for row, column in cells:
-            if tiles.counts[row, column]:
-                try:
-                    yield tiles.complete(next(streams))
-                except TileError as error:
-                    x, y = column * tiles.tile_px, row * tiles.tile_px
-                    yield TileError(f"{tiles.path}: cannot copy level {level} at ({x}, {y}): {error}")
+        stored_N = tiles.counts[cells_N2[:, 1], cells_N2[:, 0]] > 0
+        jpegs = tiles.jpegs(handle, [cell for cell, stored in zip(cells, stored_N, strict=True) if stored])
+        for (row, column), stored in zip(cells, stored_N, strict=True):
+            jpeg = next(jpegs) if stored else None
+            if isinstance(jpeg, bytes):
+                yield jpeg
+                continue
+            x, y = column * tiles.tile_px, row * tiles.tile_px
+            if jpeg is None:
+                yield encode_jpeg(reader.read(Region(level, x, y, tiles.tile_px, tiles.tile_px)), quality)
             else:
-                side = tiles.tile_px
-                yield encode_jpeg(reader.read(Region(level, column * side, row * side, side, side)), quality)
+                yield TileError(f"{tiles.path}: cannot copy level {level} at ({x}, {y}): {jpeg}")
     except OSError as error:
         raise UnreadableSlideError(f"{tiles.path}: cannot be read: {error.strerror or error}") from None
     finally:

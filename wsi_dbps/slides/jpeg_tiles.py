@@ -11,7 +11,7 @@ Note 5116 for the APP14 segment that declares a colour space.
 from __future__ import annotations
 
 import os
-import re
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,13 +34,22 @@ _JPEG: Final = 7
 _RGB = 2
 _COLOURS: Final = (_RGB, 6)  # RGB, YCbCr
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
-_STRAY: Final = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _RUN_BYTES: Final = 8 << 20
 _RUN_GAP: Final = 1 << 16
 
 
 class TileError(UnreadableSlideError):
     """A tile is not the baseline JPEG that its place in the file promises."""
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What a tile begins with, up to its pixels."""
+
+    content: bytes
+    """To put in its place."""
+    num_marks: int
+    """Markers in what was there."""
 
 
 @dataclass
@@ -60,11 +69,11 @@ class JpegLevel:
     """Whether the file says that its JPEG streams hold RGB."""
     jfif_wins: bool
     """Whether a JFIF segment, which means YCbCr, outweighs that: tifffile takes it so, OpenSlide does not."""
-    _heads: dict[bytes, bytes] = field(default_factory=dict, repr=False)
+    _heads: dict[bytes, _Head] = field(default_factory=dict, repr=False)
     """Heads of tiles seen so far, and what takes their place: nearly always one."""
 
-    def streams(self, handle: int, tiles: Sequence[tuple[int, int]]) -> Iterator[bytes]:
-        """Tiles as stored, in order; neighbours in the file are read in one go.
+    def jpegs(self, handle: int, tiles: Sequence[tuple[int, int]]) -> Iterator[bytes | TileError]:
+        """Tiles as JPEG files of their own, in order; neighbours in the file are read in one go.
 
         Args:
             handle: The open file.
@@ -78,12 +87,21 @@ class JpegLevel:
             if last or not 0 <= starts[i + 1] - ends[i] <= _RUN_GAP or ends[i + 1] - starts[first] > _RUN_BYTES:
                 base = starts[first]
                 run = os.pread(handle, ends[i] - base, base)
+                marks = _marks(run)
                 for k in range(first, i + 1):
-                    yield run[starts[k] - base : ends[k] - base]
+                    start, end = starts[k] - base, ends[k] - base
+                    try:
+                        yield self.complete(run[start:end], bisect_left(marks, end) - bisect_left(marks, start))
+                    except TileError as error:
+                        yield error
                 first = i + 1
 
-    def complete(self, stream: bytes) -> bytes:
+    def complete(self, stream: bytes, num_marks: int | None = None) -> bytes:
         """A stored tile as a JPEG file of its own.
+
+        Args:
+            stream: The tile as stored.
+            num_marks: How many of its bytes `_marks` finds, if that is known.
 
         Raises:
             TileError: If it is not a whole baseline JPEG of three components and the grid's size.
@@ -97,14 +115,13 @@ class JpegLevel:
             end = stream.rfind(_EOI) + 2
             if end < 2 or stream[end:].strip(b"\0\xff"):
                 raise TileError("the tile has no end-of-image marker")
-        body = stream[len(head) : end]
-        if body.count(b"\xff") != body.count(b"\xff\0") + 1:  # more than the end marker: restarts, or damage
-            stray = _STRAY.search(body)
-            if stray is None or stray.start() != len(body) - 2:
-                raise TileError("the tile holds markers where its pixels should be")
-        return new + body
+        if num_marks is None:
+            num_marks = len(_marks(stream))
+        if num_marks != new.num_marks + 1 and _marks(stream[len(head) : end]) != [end - len(head) - 2]:
+            raise TileError("the tile holds markers where its pixels should be")
+        return new.content + stream[len(head) : end]
 
-    def _completed(self, head: bytes) -> bytes:
+    def _completed(self, head: bytes) -> _Head:
         kept, tables = [], b"" if b"\xff\xc4" in head else self.tables
         for marker, segment in _segments(head):
             if marker == 0xC0:
@@ -115,12 +132,20 @@ class JpegLevel:
                 kept.append(segment)
         rgb = self.rgb and not (self.jfif_wins and b"JFIF\0" in head)
         adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + (b"\x00" if rgb else b"\x01")
-        return b"".join((_SOI, adobe, tables, *kept))
+        return _Head(b"".join((_SOI, adobe, tables, *kept)), len(_marks(head)))
 
     def _check_frame(self, segment: bytes) -> None:
         bits, height, width = segment[4], int.from_bytes(segment[5:7], "big"), int.from_bytes(segment[7:9], "big")
         if (bits, width, height, segment[9]) != (8, self.tile_px, self.tile_px, 3):
             raise TileError(f"the tile is {width} x {height} px of {segment[9]} components and {bits} bits")
+
+
+def _marks(content: bytes) -> list[int]:
+    """Where there is a marker: 0xFF that no 0x00 follows (a plain 0xFF among pixels), nor a restart or a fill byte."""
+    values = np.frombuffer(content, np.uint8)
+    places = np.flatnonzero(values[:-1] == 0xFF)
+    after = values[places + 1]
+    return places[(after != 0) & (after != 0xFF) & ((after & 0xF8) != 0xD0)].tolist()
 
 
 def _segments(head: bytes) -> Iterator[tuple[int, bytes]]:

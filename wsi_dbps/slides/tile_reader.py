@@ -130,8 +130,9 @@ class TileReader:
     def _decoded(self, source: Source, tiles: JpegLevel, row: int, column: int) -> npt.NDArray[np.uint8]:
         side = tiles.tile_px // source.scale
         try:
-            [stream] = tiles.streams(self._handle, [(row, column)])
-            jpeg = tiles.complete(stream)
+            [jpeg] = tiles.jpegs(self._handle, [(row, column)])
+            if isinstance(jpeg, TileError):
+                raise jpeg
             pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(
                 jpeg, min_height=side, min_width=side, min_factor=source.scale
             )

@@ -80,8 +80,8 @@ def segment_otsu(thumbnail_HWC: npt.NDArray[np.uint8], slide_lv0: Size, mpp_lv0_
     from scipy import ndimage
     from skimage import filters
 
-    smooth_HWC = ndimage.gaussian_filter(thumbnail_HWC.astype(np.float32), sigma=(1, 1, 0))
-    bright_HW, pale_HW = smooth_HWC.max(2), smooth_HWC.min(2)
+    smooth = [ndimage.gaussian_filter(thumbnail_HWC[..., c].astype(np.float32), sigma=1) for c in range(3)]
+    bright_HW, pale_HW = np.maximum.reduce(smooth), np.minimum.reduce(smooth)
     lit_HW = bright_HW >= DARK
     if not lit_HW.any():
         return TissueMask(np.zeros(lit_HW.shape, np.bool_), slide_lv0)
