@@ -24,6 +24,8 @@ class Tissue(StrEnum):
     """How tissue is found."""
 
     OTSU = "otsu"
+    HSV = "hsv"
+    ENTROPY = "entropy"
     NONE = "none"
 
 
@@ -49,11 +51,17 @@ def command(
     cohort: CohortCsv,
     out: Annotated[Path, typer.Option(help="Folder for the caches, one HDF5 file per slide.")],
     mpp: Annotated[float, typer.Option(help="Resolution of the patches, µm per pixel.")] = 0.5,
+    mag: Annotated[
+        float | None, typer.Option(help="The same as a magnification: 10 / mpp, so that 20 is 0.5.", min=0.1)
+    ] = None,
     size: Annotated[int, typer.Option(help="Patch side in pixels.")] = 256,
     overlap: Annotated[int, typer.Option(help="Pixels that neighbouring patches share.")] = 0,
     tissue: Annotated[
-        Tissue, typer.Option(help="Tissue from Otsu's threshold on saturation, or everywhere.")
+        Tissue, typer.Option(help="Tissue is what is coloured, has the hues of stains, is structured, or everything.")
     ] = Tissue.OTSU,
+    drop_pen: Annotated[
+        bool, typer.Option("--drop-pen/--keep-pen", help="Leave out strokes of green, blue and black pens.")
+    ] = True,
     min_tissue: Annotated[float, typer.Option(help="Least share of a tile that must be tissue.")] = 0.25,
     codec: Annotated[
         Codec,
@@ -84,6 +92,7 @@ def command(
     ] = None,
     time_limit: Annotated[float, typer.Option(help="Seconds after which a slide fails; 0: no limit.", min=0)] = 0.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and write nothing.")] = False,
+    sheet: Annotated[bool, typer.Option(help="Also draw contact-sheet.html, where every slide is seen.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Tile again what is there already.")] = False,
     columns: Columns = [],
 ) -> None:
@@ -96,10 +105,11 @@ def command(
     from wsi_dbps.patches.spec import CacheSpec
 
     tiling = {
-        "mpp_um": mpp,
+        "mpp_um": mpp if mag is None else 10 / mag,
         "size_px": size,
         "overlap_px": overlap,
         "tissue": tissue.value,
+        "drop_pen": drop_pen,
         "min_tissue": min_tissue,
     }
     made = {"codec": codec.value, "native_tolerance": native_tolerance, "max_damaged": max_damaged}
@@ -115,6 +125,10 @@ def command(
             records, spec, out, workers, overwrite=overwrite, time_limit_s=time_limit or None, dask=dask
         )
         failed = sum(outcome.error is not None for outcome in outcomes)
+        if sheet:
+            from wsi_dbps.patches.contact_sheet import write_contact_sheet
+
+            write_contact_sheet([record.slide_id for record in records], out)
     if failed:
         raise typer.Exit(1)
 

@@ -93,7 +93,14 @@ def test_every_attribute_has_the_value_it_was_given(tmp_path: Path) -> None:
     attrs = PatchCache(path).attrs
     assert attrs.pop("slide_size").tolist() == [100_000, 80_000]
     spec = json.loads(attrs.pop("spec"))
-    assert spec["tiling"] == {"mpp_um": 1.0, "size_px": 32, "overlap_px": 0, "tissue": "otsu", "min_tissue": 0.25}
+    assert spec["tiling"] == {
+        "mpp_um": 1.0,
+        "size_px": 32,
+        "overlap_px": 0,
+        "tissue": "otsu",
+        "drop_pen": True,
+        "min_tissue": 0.25,
+    }
     assert len(attrs.pop("fingerprint")) == len(attrs.pop("spec_fingerprint")) == 16
     assert attrs.pop("wsi_dbps_version")
     assert attrs == {

@@ -30,7 +30,7 @@ def test_tiling_writes_a_cache_a_slide_says_what_is_empty_and_ends_with_0(wsi_db
     out = tmp_path / "caches"
     done = wsi_dbps("tile", cohort(), "--out", out, *ARGUMENTS)
     assert done.code == 0
-    assert sorted(os.listdir(out)) == ["a.h5", "blank.h5", "tiling.csv"]
+    assert sorted(os.listdir(out)) == ["a.h5", "blank.h5", "contact-sheet.html", "tiling.csv"]
     num_patches = len(PatchCache(out / "a.h5"))
     assert done.err == "blank: no tissue found; no patches\n"
     pattern = rf"2 slides tiled \({num_patches} patches, \d+/s\), 0 kept as they were, 0 failed: {out}\n"
@@ -47,7 +47,7 @@ def test_one_bad_slide_ends_with_1_and_is_named(wsi_dbps, cohort, tmp_path: Path
     manifest, out = cohort("bad,bad.svs,", "flat,flat.png,"), tmp_path / "caches"
     done = wsi_dbps("tile", manifest, "--out", out, *ARGUMENTS)
     assert done.code == 1
-    assert sorted(os.listdir(out)) == ["a.h5", "blank.h5", "tiling.csv"]
+    assert sorted(os.listdir(out)) == ["a.h5", "blank.h5", "contact-sheet.html", "tiling.csv"]
     assert sorted(done.err.splitlines()) == [
         f"bad: {bad}: not a slide: neither OpenSlide nor tiffslide knows the format",
         "blank: no tissue found; no patches",

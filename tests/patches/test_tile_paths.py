@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -147,7 +148,9 @@ def test_a_slide_beyond_its_fault_budget_fails(damaged: SlideRecord, tmp_path: P
 def test_the_command_copies_by_default_and_writes_a_table_of_slides(wsi_dbps, record, tmp_path: Path) -> None:
     (tmp_path / "bad.svs").write_text("hello")
     (tmp_path / "cohort.csv").write_text(f"slide_id,path\na,{record.path}\nbad,bad.svs\n")
-    done = wsi_dbps("tile", tmp_path / "cohort.csv", "--out", tmp_path / "out", "--mpp", 0.25, "--size", TILE)
+    done = wsi_dbps(
+        "tile", tmp_path / "cohort.csv", "--out", tmp_path / "out", "--mpp", 0.25, "--size", TILE, "--keep-pen"
+    )
     assert done.code == 1
     with open(tmp_path / "out" / "tiling.csv", newline="") as file:
         rows = {row["slide_id"]: row for row in csv.DictReader(file)}
@@ -157,7 +160,56 @@ def test_the_command_copies_by_default_and_writes_a_table_of_slides(wsi_dbps, re
     assert int(rows["a"]["patches"]) > 0 < int(rows["a"]["bytes"])
     assert rows["bad"]["status"] == "failed"
     assert rows["bad"]["reason"].endswith("not a slide: neither OpenSlide nor tiffslide knows the format")
-    again = wsi_dbps("tile", tmp_path / "cohort.csv", "--out", tmp_path / "out", "--mpp", 0.25, "--size", TILE)
+    again = wsi_dbps(
+        "tile", tmp_path / "cohort.csv", "--out", tmp_path / "out", "--mpp", 0.25, "--size", TILE, "--keep-pen"
+    )
     assert "1 kept as they were" in again.out
     with open(tmp_path / "out" / "tiling.csv", newline="") as file:
         assert {row["slide_id"]: row for row in csv.DictReader(file)}["a"] == rows["a"]
+
+
+def test_the_contact_sheet_shows_every_slide_the_doubtful_first(wsi_dbps, record, tmp_path: Path) -> None:
+    glass = np.full((300, 400, 3), 243, np.uint8)
+    framed = glass.copy()
+    framed[:150] = (200, 120, 170)  # stained up to the edge
+    good = glass.copy()
+    good[100:200, 100:300] = (200, 120, 170)
+    for name, image in (("glass", glass), ("framed", framed), ("good", good)):
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+    (tmp_path / "bad.svs").write_text("hello")
+    rows = [
+        "good,good.png,8",
+        "full," + str(record.path) + ",",
+        "framed,framed.png,8",
+        "glass,glass.png,8",
+        "bad,bad.svs,8",
+    ]
+    (tmp_path / "cohort.csv").write_text("slide_id,path,mpp\n" + "\n".join(rows) + "\n")
+    wsi_dbps(
+        "tile",
+        tmp_path / "cohort.csv",
+        "--out",
+        tmp_path / "out",
+        "--mpp",
+        8,
+        "--size",
+        32,
+        "--workers",
+        1,
+        "--keep-pen",
+    )
+    page = (tmp_path / "out" / "contact-sheet.html").read_text()
+    names = re.findall(r"<b>(.*?)</b>", page)
+    assert sorted(names) == ["bad", "framed", "full", "glass", "good"]
+    assert names[-1] == "good"
+    assert "5 slides, 4 to look at" in page
+    assert page.count("data:image/jpeg;base64,") == 4
+    for said in (
+        "not a slide",
+        "no tissue found",
+        "touches the edge of the slide",
+        "more than 95% tissue",
+        "<td>8 µm/px<td>3",
+    ):
+        assert said in page
+    assert "http" not in page  # one file, no network

@@ -101,6 +101,7 @@ def test_a_real_cohort_goes_through_the_command_with_every_failure_named(
         "CMU-1-Small-Region.svs.h5",
         "OS-1-detail.ome.tif.h5",
         "boxes with mpp.h5",
+        "contact-sheet.html",
         "dicom with mpp.h5",
         "openslide-😐.svs.h5",
         "test3-DAPI-2-387.ndpi.h5",

@@ -119,7 +119,7 @@ def test_a_cache_of_another_slide_mask_or_mpp_is_refused(record: SlideRecord, ma
     Image.new("L", (70, 50), 255).save(mask)
     expected = {
         replace(record, path=other): f"the slide file was another one than {other}",
-        replace(record, mask=mask): f"the mask was another one than {mask}",
+        replace(record, mask=mask): f"the manifest's mask or tissue was another one than {mask}",
         replace(record, mpp_um=0.55): "mpp_level0 is 0.5 in it, 0.55 asked",
     }
     for changed, difference in expected.items():

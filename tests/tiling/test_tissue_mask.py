@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from wsi_dbps.geometry import Size
 from wsi_dbps.tiling.plan import tile_origins
-from wsi_dbps.tiling.tissue import TissueMask, everywhere, segment_otsu
+from wsi_dbps.tiling.tissue import TissueMask, everywhere, segment
 
 
 def random_mask(seed: int, height: int, width: int) -> np.ndarray:
@@ -66,7 +66,7 @@ def test_a_pink_blob_is_tissue_and_its_speck_and_pinhole_are_not() -> None:
     picture[50:150, 100:200] = (200, 120, 170)
     picture[98:102, 148:152] = (243, 242, 241)  # a pinhole of 32 µm
     picture[20:24, 20:24] = (200, 120, 170)  # a speck of 32 µm
-    mask_HW = segment_otsu(picture, Size(4800, 3200), 0.5).mask_HW  # 8 µm a pixel
+    mask_HW = segment(picture, Size(4800, 3200), 0.5).mask_HW  # 8 µm a pixel
     expected = np.zeros((200, 300), np.bool_)
     expected[50:150, 100:200] = True
     wrong = mask_HW ^ expected
@@ -79,30 +79,52 @@ def test_a_hole_of_300_um_stays_a_hole() -> None:
     picture = glass()
     picture[20:180, 60:260] = (200, 120, 170)
     picture[80:130, 130:180] = glass(50, 50)  # 400 µm
-    mask_HW = segment_otsu(picture, Size(4800, 3200), 0.5).mask_HW
+    mask_HW = segment(picture, Size(4800, 3200), 0.5).mask_HW
     assert not mask_HW[90:120, 140:170].any()
 
 
 @pytest.mark.parametrize("value", [0, 30, 128, 245, 255])
 def test_a_slide_of_one_grey_has_no_tissue(value: int) -> None:
     picture = np.full((40, 60, 3), value, np.uint8)
-    assert not segment_otsu(picture, Size(600, 400), 0.5).mask_HW.any()
+    assert not segment(picture, Size(600, 400), 0.5).mask_HW.any()
 
 
 def test_bare_glass_has_no_tissue_and_tissue_without_glass_is_all_tissue() -> None:
-    assert not segment_otsu(glass(), Size(4800, 3200), 0.5).mask_HW.any()
+    assert not segment(glass(), Size(4800, 3200), 0.5).mask_HW.any()
     stained = np.random.default_rng(0).integers(-15, 16, (200, 300, 1)) + np.array([200, 120, 170])
-    assert segment_otsu(stained.astype(np.uint8), Size(4800, 3200), 0.5).mask_HW.all()
+    assert segment(stained.astype(np.uint8), Size(4800, 3200), 0.5).mask_HW.all()
 
 
 def test_the_black_border_of_a_scan_is_not_tissue() -> None:
     picture = glass()
     picture[:, :50] = (5, 0, 9)
     picture[60:140, 120:220] = (200, 120, 170)
-    mask_HW = segment_otsu(picture, Size(4800, 3200), 0.5).mask_HW
+    mask_HW = segment(picture, Size(4800, 3200), 0.5).mask_HW
     assert not mask_HW[:, :47].any()
     assert mask_HW[70:130, 130:210].all()
 
 
 def test_a_picture_of_one_pixel_is_segmented_too() -> None:
-    assert segment_otsu(np.full((1, 1, 3), 255, np.uint8), Size(10, 10), 0.5).mask_HW.tolist() == [[False]]
+    assert segment(np.full((1, 1, 3), 255, np.uint8), Size(10, 10), 0.5).mask_HW.tolist() == [[False]]
+
+
+TISSUES = {"H&E": (200, 120, 170), "haematoxylin": (120, 110, 175), "eosin": (225, 150, 190), "brown": (150, 110, 80)}
+
+
+@pytest.mark.parametrize("method", ["otsu", "hsv", "entropy"])
+@pytest.mark.parametrize("colour", TISSUES.values(), ids=TISSUES)
+def test_every_method_finds_stained_tissue_and_leaves_glass_and_pens(method: str, colour) -> None:
+    rng = np.random.default_rng(0)
+    picture = glass()
+    tissue = np.zeros((200, 300), np.bool_)
+    tissue[50:150, 100:200] = True
+    picture[tissue] = np.clip(rng.normal(colour, 14, (tissue.sum(), 3)), 0, 255)
+    pens = {"green": (40, 150, 90), "blue": (30, 60, 190), "black": (35, 32, 38)}
+    for i, ink in enumerate(pens.values()):
+        picture[10 + 60 * i : 50 + 60 * i, 30:42] = np.clip(rng.normal(ink, 5, (40, 12, 3)), 0, 255)
+    found = segment(picture, Size(4800, 3200), 0.5, method).mask_HW
+    assert found[56:144, 106:194].mean() > 0.97
+    assert found[:, :60].mean() < 0.02
+    assert found[:, 220:].mean() < 0.02
+    if method == "otsu":
+        assert segment(picture, Size(4800, 3200), 0.5, method, drop_pen=False).mask_HW[:, :60].mean() > 0.05

@@ -48,7 +48,7 @@ class Provenance:
     mpp_source: str
     """`file` or `manifest`."""
     mask_fingerprint: str
-    """Of the mask file that the manifest gave; empty where tissue was segmented."""
+    """Of the mask file that the manifest gave, or its word in the column `tissue`; empty where it gave neither."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import traceback
 from concurrent.futures import BrokenExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from wsi_dbps.slides.reader import open_slide
 from wsi_dbps.slides.sampling import best_level, thumbnail
 from wsi_dbps.slides.tile_reader import TileReader, steps
 from wsi_dbps.tiling.plan import TilePlan, is_plausible, plan_tiles, resolve_mpp
-from wsi_dbps.tiling.tissue import TissueMask, everywhere, segment_otsu
+from wsi_dbps.tiling.tissue import TissueMask, everywhere, segment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -318,12 +318,13 @@ def _decide(reader: SlideReader, record: SlideRecord, spec: CacheSpec) -> SlideP
     info = reader.info
     mpp_um, provenance = _provenance(info, record)
     picture = thumbnail(reader, spec.thumbnail_px)
+    tissue = _tissue(record, spec)
     if record.mask is not None:
         mask = read_mask(record.mask, info.size_lv0, Size(picture.shape[1], picture.shape[0]))
-    elif spec.tiling.tissue == "otsu":
-        mask = segment_otsu(picture, info.size_lv0, mpp_um)
-    else:
+    elif tissue == "none":
         mask = everywhere(info.size_lv0)
+    else:
+        mask = segment(picture, info.size_lv0, mpp_um, tissue, drop_pen=spec.tiling.drop_pen)
     tiles = jpeg_levels(record.path, info) if record.path is not None and spec.codec != "reader" else []
     native, why = _native_level(tiles, info, mpp_um, spec)
     if native is None:
@@ -333,6 +334,14 @@ def _decide(reader: SlideReader, record: SlideRecord, spec: CacheSpec) -> SlideP
         return SlidePlan(info, plan, provenance, picture, mask, tiles, _resampled(tiles, info, plan, why))
     plan = plan_tiles(mask, mpp_um, replace(spec.tiling, mpp_um=mpp_um * info.levels[native].downsample))
     return SlidePlan(info, plan, provenance, picture, mask, tiles, PixelSource("copy", native))
+
+
+def _tissue(record: SlideRecord, spec: CacheSpec) -> Literal["otsu", "hsv", "entropy", "none"]:
+    """How the slide's tissue is found: the manifest's word for it, or the spec's."""
+    asked = record.extra.get("tissue") or spec.tiling.tissue
+    if asked not in ("otsu", "hsv", "entropy", "none"):
+        raise SlideError(f"the manifest's tissue is {asked!r}; it must be otsu, hsv, entropy or none")
+    return cast("Literal['otsu', 'hsv', 'entropy', 'none']", asked)
 
 
 def _native_level(
@@ -372,7 +381,7 @@ def _resampled(tiles: Sequence[JpegLevel | str], info: SlideInfo, plan: TilePlan
 def _provenance(info: SlideInfo, record: SlideRecord) -> tuple[float, Provenance]:
     mpp_um, source = resolve_mpp(record.slide_id, record.mpp_um, info.mpp_um)
     try:
-        mask_fingerprint = file_digest(record.mask) if record.mask is not None else ""
+        mask_fingerprint = file_digest(record.mask) if record.mask is not None else record.extra.get("tissue", "")
     except OSError as error:
         raise SlideError(f"mask {record.mask}: cannot be read: {error.strerror}") from None
     return mpp_um, Provenance(record.slide_id, info.fingerprint, info.vendor, info.reader, source, mask_fingerprint)
@@ -451,7 +460,8 @@ def _reuse(path: Path, reader: SlideReader, record: SlideRecord, spec: CacheSpec
     if cache.attrs["slide_fingerprint"] != provenance.slide_fingerprint:
         differ.append(f"the slide file was another one than {record.path}")
     if cache.attrs["mask_fingerprint"] != provenance.mask_fingerprint:
-        differ.append(f"the mask was another one than {record.mask or 'none'}")
+        now = record.mask or record.extra.get("tissue") or "none"
+        differ.append(f"the manifest's mask or tissue was another one than {now}")
     if differ:
         raise SpecMismatchError(
             f"{path} was made otherwise: {'; '.join(differ)}; pass --overwrite, or another --out folder"

@@ -33,8 +33,11 @@ class TilingSpec:
     """Patch side."""
     overlap_px: int = 0
     """What neighbouring patches share along each side."""
-    tissue: Literal["otsu", "none"] = "otsu"
-    """How tissue is found where the manifest gives no mask: Otsu's threshold on saturation, or everywhere."""
+    tissue: Literal["otsu", "hsv", "entropy", "none"] = "otsu"
+    """How tissue is found where the manifest gives no mask: what is coloured, what has the hues of stains, what is
+    structured, or everywhere. A column `tissue` of the manifest overrules it for a slide."""
+    drop_pen: bool = True
+    """Leave out strokes of green, blue and black pens."""
     min_tissue: float = 0.25
     """Least share of a tile that must be tissue."""
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
     from wsi_dbps.geometry import Size
@@ -17,6 +19,13 @@ DARK: Final = 50
 SATURATION_BOUNDS: Final = (0.05, 0.15)
 """Otsu's threshold is held between these. Without tissue it would cut glass noise (0.01 to 0.03) in two; without glass,
 the tissue itself (pale stroma is about 0.15)."""
+HE_HUES: Final = (200.0, 50.0)
+"""Hues of bright-field stains, in degrees, from haematoxylin's blue over pink and red to brown."""
+PEN_GREENS: Final = (70.0, 195.0)
+PEN_BLUES: Final = (195.0, 250.0)
+"""Hues of pens; blue ones only where far more saturated than haematoxylin."""
+ENTROPY_BOUNDS: Final = (3.5, 5.0)
+"""Otsu's threshold on entropy is held between these: noise on glass has about 3 bits, tissue 5 and more."""
 SMALLEST_TISSUE_UM2: Final = 100.0**2
 LARGEST_HOLE_UM2: Final = 300.0**2
 
@@ -64,21 +73,33 @@ def everywhere(slide_lv0: Size) -> TissueMask:
     return TissueMask(np.ones((1, 1), np.bool_), slide_lv0)
 
 
-def segment_otsu(thumbnail_HWC: npt.NDArray[np.uint8], slide_lv0: Size, mpp_lv0_um: float) -> TissueMask:
-    """Tissue as what is coloured: Otsu's threshold on saturation, specks removed, small holes filled.
+def segment(
+    thumbnail_HWC: npt.NDArray[np.uint8],
+    slide_lv0: Size,
+    mpp_lv0_um: float,
+    method: Literal["otsu", "hsv", "entropy"] = "otsu",
+    *,
+    drop_pen: bool = True,
+) -> TissueMask:
+    """Tissue in a bright-field picture, specks removed and small holes filled.
 
-    Made for bright-field stains on white ground. On fluorescence the unlit ground is dark and so left out, but what
-    remains has not been validated: give a mask, or tile with `none`.
+    `otsu` takes what is coloured, by Otsu's threshold on saturation. `hsv` takes the hues of H&E and of brown and blue
+    immunostains at a fixed saturation, which does not depend on what else is on the slide. `entropy` takes what is
+    structured, by Otsu's threshold on local entropy: for pale tissue, but slow, and dust is structured too.
+
+    On fluorescence the unlit ground is dark and so left out, but what remains has not been validated: give a mask, or
+    tile with `none`.
 
     Args:
         thumbnail_HWC: (H, W, 3) RGB picture of the whole slide.
         slide_lv0: The slide's size.
         mpp_lv0_um: µm per level-0 pixel, for the sizes of specks and holes.
+        method: How.
+        drop_pen: Leave out strokes of green, blue and black pens.
 
     Source: N. Otsu, "A threshold selection method from gray-level histograms", 1979.
     """
     from scipy import ndimage
-    from skimage import filters
 
     smooth = [ndimage.gaussian_filter(thumbnail_HWC[..., c].astype(np.float32), sigma=1) for c in range(3)]
     bright_HW, pale_HW = np.maximum.reduce(smooth), np.minimum.reduce(smooth)
@@ -86,12 +107,67 @@ def segment_otsu(thumbnail_HWC: npt.NDArray[np.uint8], slide_lv0: Size, mpp_lv0_
     if not lit_HW.any():
         return TissueMask(np.zeros(lit_HW.shape, np.bool_), slide_lv0)
     saturation_HW = np.where(lit_HW, (bright_HW - pale_HW) / np.maximum(bright_HW, 1), 0)
-    threshold = np.clip(filters.threshold_otsu(saturation_HW[lit_HW]), *SATURATION_BOUNDS)
-    mask_HW = saturation_HW > threshold
+    if method == "otsu":
+        mask_HW = saturation_HW > np.clip(_otsu(saturation_HW[lit_HW]), *SATURATION_BOUNDS)
+    elif method == "hsv":
+        hue_HW = _hue(smooth, bright_HW, pale_HW)
+        stained_HW = (hue_HW >= HE_HUES[0]) | (hue_HW <= HE_HUES[1])
+        mask_HW = lit_HW & stained_HW & (saturation_HW > SATURATION_BOUNDS[0])
+    else:
+        entropy_HW = _entropy(thumbnail_HWC)
+        mask_HW = lit_HW & (entropy_HW > np.clip(_otsu(entropy_HW[lit_HW]), *ENTROPY_BOUNDS))
+    if drop_pen and lit_HW.mean() > 0.5:  # on fluorescence blue is a stain
+        mask_HW &= ~_pen(smooth, bright_HW, pale_HW, saturation_HW)
     pixel_um2 = (slide_lv0.width / thumbnail_HWC.shape[1] * mpp_lv0_um) ** 2
     mask_HW = _larger_than(SMALLEST_TISSUE_UM2 / pixel_um2, mask_HW)
     filled_HW = ndimage.binary_fill_holes(mask_HW)  # what reaches the slide's edge is no hole: else bare glass fills
     return TissueMask(filled_HW & ~_larger_than(LARGEST_HOLE_UM2 / pixel_um2, filled_HW & ~mask_HW), slide_lv0)
+
+
+def _otsu(values: npt.NDArray[np.float32]) -> float:
+    from skimage.filters import threshold_otsu
+
+    return float(threshold_otsu(values))
+
+
+def _hue(
+    smooth: Sequence[npt.NDArray[np.float32]], bright_HW: npt.NDArray[np.float32], pale_HW: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """(H, W) hue in degrees, 0 to 360."""
+    red, green, blue = smooth
+    spread_HW = np.maximum(bright_HW - pale_HW, 1e-6)
+    sixth_HW = np.where(
+        bright_HW == red,
+        (green - blue) / spread_HW % 6,
+        np.where(bright_HW == green, (blue - red) / spread_HW + 2, (red - green) / spread_HW + 4),
+    )
+    return (sixth_HW * 60).astype(np.float32)
+
+
+def _entropy(thumbnail_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """(H, W) bits of entropy of the grey values within 5 pixels."""
+    from skimage.filters import rank
+    from skimage.morphology import disk
+
+    grey_HW = thumbnail_HWC.mean(2).astype(np.uint8)
+    return rank.entropy(grey_HW, disk(5)).astype(np.float32)
+
+
+def _pen(
+    smooth: Sequence[npt.NDArray[np.float32]],
+    bright_HW: npt.NDArray[np.float32],
+    pale_HW: npt.NDArray[np.float32],
+    saturation_HW: npt.NDArray[np.floating],
+) -> npt.NDArray[np.bool_]:
+    """Strokes of a pen, and the rim that is mixed with what surrounds them: colours that no stain has."""
+    from scipy import ndimage
+
+    hue_HW = _hue(smooth, bright_HW, pale_HW)
+    green_HW = (hue_HW > PEN_GREENS[0]) & (hue_HW < PEN_GREENS[1]) & (saturation_HW > 0.2)
+    blue_HW = (hue_HW > PEN_BLUES[0]) & (hue_HW < PEN_BLUES[1]) & (saturation_HW > 0.6)
+    black_HW = (bright_HW < 100) & (saturation_HW < 0.3)
+    pen_HW: npt.NDArray[np.bool_] = ndimage.binary_dilation(green_HW | blue_HW | black_HW, iterations=2)
+    return pen_HW
 
 
 def _larger_than(num_px: float, mask_HW: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
