@@ -26,7 +26,7 @@ dim = 64
 
 [selection]
 preset = "dbps"
-num_salient = 12
+num_salient = 8
 num_subsalient = 16
 num_kept = 48
 exploration = 0.5  # from random weights attention is no guide: selection begins at random

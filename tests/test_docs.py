@@ -145,7 +145,7 @@ def test_the_command_line_in_the_page_is_that_of_the_code() -> None:
         numbers |= {(command, flag): float(number) for flag, number in re.findall(r"\[(--[\w-]+) (\d[\d.]*)\]", line)}
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     assert said == {
-        name: {flag for parameter in command.params for flag in parameter.opts if flag.startswith("--")} - {"--help"}
+        name: {f for p in command.params for f in (*p.opts, *p.secondary_opts) if f.startswith("--")} - {"--help"}
         for name, command in commands.items()
     }
     assert len(numbers) > 8

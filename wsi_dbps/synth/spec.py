@@ -10,9 +10,9 @@ from wsi_dbps.errors import ConfigError
 class TissueSpec:
     """The look of synthetic H&E. Lengths in µm; shares are of the tissue's area."""
 
-    lesion_share_min: float = 0.2
+    lesion_share_min: float = 0.25
     """Least share of a positive slide's tissue that is lesion."""
-    lesion_share_max: float = 0.3
+    lesion_share_max: float = 0.35
     """Largest share of a positive slide's tissue that is lesion."""
     lookalike_share_min: float = 0.2
     """Least share of every slide's tissue that is benign look-alike, besides what stands in for a lesion."""
