@@ -151,7 +151,12 @@ def tile_all(
     cores = _num_cores()
     workers = max(1, min(workers or cores, len(records)))
     threads = max(1, cores // workers)
-    new_executor = _local if dask is None else _cluster(dask)
+    if dask is not None:
+        new_executor = _cluster(dask)
+    elif len(records) == 1 and time_limit_s is None:
+        new_executor = _here
+    else:
+        new_executor = _local
     start, outcomes = time.monotonic(), []
     with Progress("tiling", len(records), "slides") as progress:
         for outcome in tile_cohort(
@@ -189,6 +194,13 @@ def _shard(text: str) -> tuple[int, int]:
 
         raise ConfigError(f"--shard {text}: expected I/N with I from 1 to N, for instance 3/8")
     return int(index), int(count)
+
+
+def _here(workers: int) -> Executor:
+    """This process: a lone slide has no others to protect, and need not wait for a second interpreter."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    return ThreadPoolExecutor(workers)
 
 
 def _local(workers: int) -> Executor:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 
 _REPAIR: Final = "delete it and tile again"
+_WRITE_BYTES: Final = 8 << 20
 _DATASETS: Final = ("coords", "tissue", "patches/offsets", "patches/data")
 _HDF5_ERRORS: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError)
 """What h5py raises on damaged files and on objects of another kind than expected."""
@@ -92,12 +93,16 @@ class CacheWriter:
         needed = 48 * max_patches + len(self._thumbnail) + mask_HW.size + (1 << 16)
         self._room = 1 << (needed - 1).bit_length()
         self._offsets, self._crc32 = [0], array("I")
-        self._file = open(partial, "rb+", buffering=1 << 20)  # noqa: SIM115 - closed by `finish`
+        self._file = open(partial, "rb+", buffering=0)  # noqa: SIM115 - closed by `finish`
         self._file.seek(self._room)
+        self._waiting: list[bytes] = []
+        self._written = 0
 
     def add(self, jpeg: bytes) -> None:
         """Write the next patch, a complete JPEG file."""
-        self._file.write(jpeg)
+        self._waiting.append(jpeg)
+        if self.num_bytes - self._written > _WRITE_BYTES:
+            self._flush()
         self._offsets.append(self._offsets[-1] + len(jpeg))
         self._crc32.append(zlib.crc32(jpeg))
 
@@ -127,7 +132,7 @@ class CacheWriter:
         with tempfile.TemporaryFile(dir=self._partial.parent) as head:
             place = self._write_head(head, plan, provenance, spec, pixels, dropped_N2)
             end = head.seek(0, os.SEEK_END)
-            self._file.flush()
+            self._flush()
             with open(self._partial, "rb+") as target:
                 if self.num_bytes and place != self._room:  # fewer bytes than the alignment looks at
                     target.seek(self._room)
@@ -141,6 +146,14 @@ class CacheWriter:
                     target.write(head.read(max(0, stop - start)))
                 target.truncate(end)
         self.close()
+
+    def _flush(self) -> None:
+        """Write what waits in one go: Python's own buffer is slow for a file that is also read."""
+        rest = memoryview(b"".join(self._waiting))
+        self._written += len(rest)
+        self._waiting.clear()
+        while rest:  # a plain write may stop short
+            rest = rest[self._file.write(rest) :]
 
     def close(self) -> None:
         """Let go of the file."""

@@ -317,7 +317,8 @@ def _open(record: SlideRecord, spec: CacheSpec) -> SlideReader:
 def _decide(reader: SlideReader, record: SlideRecord, spec: CacheSpec) -> SlidePlan:
     info = reader.info
     mpp_um, provenance = _provenance(info, record)
-    picture = thumbnail(reader, spec.thumbnail_px)
+    tiles = jpeg_levels(record.path, info) if record.path is not None and spec.codec != "reader" else []
+    picture = _thumbnail(reader, tiles, spec)
     tissue = _tissue(record, spec)
     if record.mask is not None:
         mask = read_mask(record.mask, info.size_lv0, Size(picture.shape[1], picture.shape[0]))
@@ -325,7 +326,6 @@ def _decide(reader: SlideReader, record: SlideRecord, spec: CacheSpec) -> SlideP
         mask = everywhere(info.size_lv0)
     else:
         mask = segment(picture, info.size_lv0, mpp_um, tissue, drop_pen=spec.tiling.drop_pen)
-    tiles = jpeg_levels(record.path, info) if record.path is not None and spec.codec != "reader" else []
     native, why = _native_level(tiles, info, mpp_um, spec)
     if native is None:
         if spec.codec == "copy":
@@ -334,6 +334,14 @@ def _decide(reader: SlideReader, record: SlideRecord, spec: CacheSpec) -> SlideP
         return SlidePlan(info, plan, provenance, picture, mask, tiles, _resampled(tiles, info, plan, why))
     plan = plan_tiles(mask, mpp_um, replace(spec.tiling, mpp_um=mpp_um * info.levels[native].downsample))
     return SlidePlan(info, plan, provenance, picture, mask, tiles, PixelSource("copy", native))
+
+
+def _thumbnail(reader: SlideReader, tiles: Sequence[JpegLevel | str], spec: CacheSpec) -> npt.NDArray[np.uint8]:
+    """The slide's picture; out of its own tiles, at a fraction of their size, where they can be had."""
+    if not any(isinstance(level, JpegLevel) for level in tiles):
+        return thumbnail(reader, spec.thumbnail_px)
+    with TileReader(reader, tiles) as fast:
+        return thumbnail(fast, spec.thumbnail_px)
 
 
 def _tissue(record: SlideRecord, spec: CacheSpec) -> Literal["otsu", "hsv", "entropy", "none"]:
