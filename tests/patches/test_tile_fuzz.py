@@ -45,6 +45,8 @@ def variants(path: Path, count: int, seed: int):
         yield kind, bytes(content)
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # tiffslide leaves a file open that it fails to open
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("name", [None, "CMU-1-Small-Region.svs", "OS-1-detail.ome.tif", "test3-DAPI-2-387.ndpi"])
 def test_a_damaged_slide_is_refused_or_its_cache_shows_what_its_file_shows(request, tmp_path: Path, name) -> None:
     """`WSI_DBPS_FUZZ=500` for a long search."""
