@@ -38,6 +38,13 @@ class Codec(StrEnum):
     READER = "reader"
 
 
+class Icc(StrEnum):
+    """What colours patches have."""
+
+    KEEP = "keep"
+    SRGB = "srgb"
+
+
 class Reader(StrEnum):
     """What opens the slides."""
 
@@ -77,6 +84,12 @@ def command(
     max_damaged: Annotated[
         float, typer.Option(help="Largest share of a slide's tiles that may be left out as damaged.")
     ] = 0.01,
+    icc: Annotated[
+        Icc, typer.Option(help="keep: colours as stored. srgb: the slide's ICC profile is applied, where it has one.")
+    ] = Icc.KEEP,
+    qc: Annotated[
+        bool, typer.Option("--qc", help="Measure each patch: sharpness, share of white, share of pen. Slower.")
+    ] = False,
     reader: Annotated[
         Reader, typer.Option(help="What opens the slides; auto goes by each file's format.")
     ] = Reader.AUTO,
@@ -113,6 +126,7 @@ def command(
         "min_tissue": min_tissue,
     }
     made = {"codec": codec.value, "native_tolerance": native_tolerance, "max_damaged": max_damaged}
+    made |= {"icc": icc.value, "qc": qc}
     spec = build(CacheSpec, {"tiling": tiling, "quality": quality, "reader": reader.value, **made}, "tile")
     records = read_manifest(cohort, columns=parse_columns(columns), need_path=True).records
     if shard is not None:
@@ -258,7 +272,7 @@ def print_plan(records: Sequence[SlideRecord], spec: CacheSpec) -> int:
         mpp, level = f"{plan.mpp_lv0_um:.4g}", decided.pixels.level
         cells = (decided.info.vendor, str(plan.slide_lv0), mpp, source, level, len(plan), f"{size:.1f}")
         print(row.format(record.slide_id, *cells))
-        for note in notes(decided):
+        for note in notes(decided, spec):
             print(f"  {note}")
         tiles, megabytes = tiles + len(plan), megabytes + size
     print(f"{len(records)} slides, {failed} would fail; {tiles} tiles, about {megabytes:.0f} MB; nothing was written")

@@ -5,6 +5,7 @@ import json
 import tempfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -18,7 +19,7 @@ from wsi_dbps.config import to_dict
 from wsi_dbps.errors import CacheError
 from wsi_dbps.files import claimed, put_in_place
 from wsi_dbps.geometry import Size
-from wsi_dbps.patches.cache import CacheWriter, PatchCache, PixelSource, Provenance, encode_jpeg
+from wsi_dbps.patches.cache import CacheHead, CacheWriter, PatchCache, PixelSource, Provenance, encode_jpeg
 from wsi_dbps.patches.spec import CacheSpec
 from wsi_dbps.tiling.plan import TilePlan, TilingSpec
 
@@ -46,19 +47,19 @@ def write(
         tissue_N=random.random(num_patches, np.float32),
     )
     jpegs = jpegs or [encode_jpeg(patch, 90) for patch in patches[:num_patches]]
-    values = {
-        "plan": plan,
-        "provenance": SOURCE,
-        "spec": to_dict(spec),
-        "pixels": PixelSource("reader", 0),
-        "dropped_N2": np.empty((0, 2), np.int64),
-    }
+    head = CacheHead(
+        plan=plan,
+        provenance=SOURCE,
+        spec=to_dict(spec),
+        pixels=PixelSource("reader", 0),
+        thumbnail=encode_jpeg(smooth(seed, 60, 75), 90),
+        mask_HW=random.random((30, 40)) < 0.5,
+    )
     with claimed(path) as partial:
-        mask_HW = random.random((30, 40)) < 0.5
-        writer = CacheWriter(partial, max_patches=num_patches, thumbnail_HWC=smooth(seed, 60, 75), mask_HW=mask_HW)
+        writer = CacheWriter(partial, head)
         for jpeg in jpegs:
             writer.add(jpeg)
-        writer.finish(**values | changes)
+        writer.finish(replace(head, **changes))
         put_in_place(partial, path)
     return plan, patches
 
@@ -121,6 +122,8 @@ def test_every_attribute_has_the_value_it_was_given(tmp_path: Path) -> None:
         "pixel_path": "reader",
         "read_level": 0,
         "read_scale": 1,
+        "icc_profile": "",
+        "icc_applied": False,
     }
     assert not [name for name, value in attrs.items() if isinstance(value, np.generic)]
 

@@ -1,6 +1,5 @@
 """The scanner's tiles, copied or decoded directly, are what OpenSlide shows, to the last bit."""
 
-import os
 import struct
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from wsi_dbps.errors import UnreadableSlideError
 from wsi_dbps.geometry import Region
 from wsi_dbps.slides.jpeg_tiles import JpegLevel, TileError, jpeg_levels
 from wsi_dbps.slides.reader import open_slide
+from wsi_dbps.slides.source import ByteRanges
 from wsi_dbps.slides.tile_reader import SCALES, TileReader
 from wsi_dbps.synth.pyramid import write_aperio, write_lossless
 
@@ -42,11 +42,8 @@ def found(path: Path) -> list[JpegLevel | str]:
 
 
 def tile_bytes(level: JpegLevel, row: int, column: int) -> bytes:
-    handle = os.open(level.path, os.O_RDONLY)
-    try:
-        return next(iter(level.jpegs(handle, [(row, column)])))
-    finally:
-        os.close(handle)
+    with ByteRanges(level.path) as file:
+        return next(iter(level.jpegs(file, [(row, column)])))
 
 
 @pytest.mark.parametrize("name", ["CMU-1-Small-Region.svs", "OS-1-detail.ome.tif", None])
@@ -68,9 +65,8 @@ def test_tiles_of_one_run_are_those_read_one_by_one(slide_path: Path) -> None:
     level = found(slide_path)[0]
     rows, columns = level.counts.shape
     tiles = [(row, column) for row in range(rows) for column in range(columns) if (row + column) % 3]
-    handle = os.open(slide_path, os.O_RDONLY)
-    together = list(level.jpegs(handle, tiles[::-1] + tiles))
-    os.close(handle)
+    with ByteRanges(slide_path) as file:
+        together = list(level.jpegs(file, tiles[::-1] + tiles))
     assert together == [tile_bytes(level, *tile) for tile in tiles[::-1] + tiles]
 
 

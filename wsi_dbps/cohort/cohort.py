@@ -40,6 +40,11 @@ class SlideRecord:
     extra: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Every other column (`fold`, `site`, ...), as written."""
 
+    @property
+    def file(self) -> Path | str | None:
+        """The slide file: a path, or a URL."""
+        return self.path or self.url
+
 
 @dataclass(frozen=True)
 class Cohort:

@@ -154,7 +154,7 @@ class Predictor:
             return attention
 
     def _cache(self, record: SlideRecord) -> PatchCache:
-        return open_cache(self.caches, record, self.checkpoint.patch_kind)
+        return open_cache(self.caches, record, self.checkpoint.patch_kind, self.checkpoint.config.patches)
 
 
 def attention_path(out: Path, slide_id: str) -> Path:

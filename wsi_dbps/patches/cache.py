@@ -7,7 +7,8 @@ import os
 import tempfile
 import zlib
 from array import array
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal
 
 import h5py
@@ -20,14 +21,13 @@ from wsi_dbps.geometry import Size
 from wsi_dbps.patches.spec import FORMAT, FORMAT_VERSION, REQUIRED_ATTRIBUTES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
 
     from wsi_dbps.tiling.plan import TilePlan
 
-    Pixels = npt.NDArray[np.uint8]
     Mask = npt.NDArray[np.bool_]
 
 
@@ -66,6 +66,31 @@ class PixelSource:
     """Why they are not copied."""
 
 
+@dataclass(frozen=True)
+class CacheHead:
+    """All that a cache holds besides its patches."""
+
+    plan: TilePlan
+    """Row i is patch i."""
+    provenance: Provenance
+    spec: dict[str, Any]
+    """The `CacheSpec` as plain values."""
+    pixels: PixelSource
+    thumbnail: bytes
+    """Picture of the whole slide, a JPEG file."""
+    mask_HW: Mask
+    """Tissue on a grid over the whole slide, not necessarily the thumbnail's."""
+    icc_profile: bytes = b""
+    """Of the slide's own colours; empty where it has none."""
+    icc_name: str = ""
+    icc_applied: bool = False
+    """Whether the patches were turned into sRGB by it."""
+    quality: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    """(N,) of each measure of the patches' quality, if they were asked for."""
+    dropped_N2: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), np.int64))
+    """(x, y) of planned tiles that could not be decoded."""
+
+
 def encode_jpeg(patch_HWC: npt.NDArray[np.uint8], quality: int) -> bytes:
     """A baseline JPEG file with 4:2:0 chroma, by libjpeg-turbo."""
     pixels = np.ascontiguousarray(patch_HWC)
@@ -79,18 +104,16 @@ class CacheWriter:
     patches' place by its alignment rule, so every byte of a patch is written once.
     """
 
-    def __init__(self, partial: Path, *, max_patches: int, thumbnail_HWC: Pixels, mask_HW: Mask) -> None:
+    def __init__(self, partial: Path, planned: CacheHead) -> None:
         """Begin.
 
         Args:
             partial: The file to write, which the caller holds and gives its name when it is whole.
-            max_patches: How many patches there can be.
-            thumbnail_HWC: Picture of the whole slide.
-            mask_HW: Tissue on a grid over the whole slide, not necessarily the thumbnail's.
+            planned: The head, if no tile is dropped.
         """
-        self._partial, self._mask_HW = partial, mask_HW
-        self._thumbnail = encode_jpeg(thumbnail_HWC, 90)
-        needed = 48 * max_patches + len(self._thumbnail) + mask_HW.size + (1 << 16)
+        self._partial = partial
+        needed = 64 * len(planned.plan) + len(planned.thumbnail) + planned.mask_HW.size + len(planned.icc_profile)
+        needed += 1 << 16
         self._room = 1 << (needed - 1).bit_length()
         self._offsets, self._crc32 = [0], array("I")
         self._file = open(partial, "rb+", buffering=0)  # noqa: SIM115 - closed by `finish`
@@ -111,27 +134,11 @@ class CacheWriter:
         """Bytes of all patches so far."""
         return self._offsets[-1]
 
-    def finish(
-        self,
-        *,
-        plan: TilePlan,
-        provenance: Provenance,
-        spec: dict[str, Any],
-        pixels: PixelSource,
-        dropped_N2: npt.NDArray[np.int64],
-    ) -> None:
-        """Write all that is not patches.
-
-        Args:
-            plan: The tiles that were added; row i is patch i.
-            provenance: Where the pixels come from.
-            spec: The `CacheSpec` as plain values.
-            pixels: How they were had.
-            dropped_N2: (x, y) of planned tiles that could not be decoded.
-        """
-        with tempfile.TemporaryFile(dir=self._partial.parent) as head:
-            place = self._write_head(head, plan, provenance, spec, pixels, dropped_N2)
-            end = head.seek(0, os.SEEK_END)
+    def finish(self, head: CacheHead) -> None:
+        """Write all that is not patches; `head.plan` holds the tiles that were added."""
+        with tempfile.TemporaryFile(dir=self._partial.parent) as beside:
+            place = self._write_head(beside, head)
+            end = beside.seek(0, os.SEEK_END)
             self._flush()
             with open(self._partial, "rb+") as target:
                 if self.num_bytes and place != self._room:  # fewer bytes than the alignment looks at
@@ -141,9 +148,9 @@ class CacheWriter:
                     target.write(blob)
                 after = place + self.num_bytes
                 for start, stop in ((0, min(place, end)), (after, end)):
-                    head.seek(start)
+                    beside.seek(start)
                     target.seek(start)
-                    target.write(head.read(max(0, stop - start)))
+                    target.write(beside.read(max(0, stop - start)))
                 target.truncate(end)
         self.close()
 
@@ -159,27 +166,26 @@ class CacheWriter:
         """Let go of the file."""
         self._file.close()
 
-    def _write_head(
-        self,
-        head: BinaryIO,
-        plan: TilePlan,
-        provenance: Provenance,
-        spec: dict[str, Any],
-        pixels: PixelSource,
-        dropped_N2: npt.NDArray[np.int64],
-    ) -> int:
+    def _write_head(self, beside: BinaryIO, head: CacheHead) -> int:
         """The whole HDF5 file, with a hole in place of the patches; where the hole begins."""
         from wsi_dbps.version import __version__
 
+        plan, provenance, spec, pixels = head.plan, head.provenance, head.spec, head.pixels
         aligned = {"alignment_threshold": self._room, "alignment_interval": self._room} if self.num_bytes else {}
-        with h5py.File(head, "w", libver=("v110", "v110"), **aligned) as file:
+        with h5py.File(beside, "w", libver=("v110", "v110"), **aligned) as file:
             coords = file.create_dataset("coords", data=plan.origins_lv0.astype(np.int64))
             coords.attrs.update(_interop_attributes(plan, provenance, self._partial))
             file["tissue"] = plan.tissue_N.astype(np.float32)
-            file["thumbnail"] = np.frombuffer(self._thumbnail, np.uint8)
-            file.create_dataset("tissue_mask", data=self._mask_HW.astype(np.uint8), compression="gzip")
-            if len(dropped_N2):
-                file["dropped"] = dropped_N2
+            file["thumbnail"] = np.frombuffer(head.thumbnail, np.uint8)
+            file.create_dataset("tissue_mask", data=head.mask_HW.astype(np.uint8), compression="gzip")
+            if len(head.dropped_N2):
+                file["dropped"] = head.dropped_N2
+            if head.icc_profile:
+                file["icc_profile"] = np.frombuffer(head.icc_profile, np.uint8)
+            if head.quality:
+                qc = file.create_group("qc")  # on the way to a dataset it would be made with a time stamp
+                for name, values in head.quality.items():
+                    qc[name] = values
             file.attrs.update(
                 format=FORMAT,
                 format_version=FORMAT_VERSION,
@@ -199,12 +205,14 @@ class CacheWriter:
                 pixel_path=pixels.path,
                 read_level=pixels.level,
                 read_scale=pixels.scale,
+                icc_profile=head.icc_name,
+                icc_applied=head.icc_applied,
                 spec=json.dumps(spec, sort_keys=True),
                 spec_fingerprint=files.digest(spec),
                 fingerprint=_fingerprint(spec, provenance, plan.mpp_lv0_um),
                 wsi_dbps_version=__version__,
             )
-            patches = file.create_group("patches")  # on the way to a dataset it would be made with a time stamp
+            patches = file.create_group("patches")
             patches["offsets"] = np.asarray(self._offsets, np.uint64)
             patches["crc32"] = np.asarray(self._crc32, np.uint32)
             layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -257,7 +265,7 @@ class PatchCache:
                     raise CacheError(f"{path}: {', '.join(missing)} missing; {_REPAIR}")
                 self.coords_N2: npt.NDArray[np.int64] = file["coords"][:].astype(np.int64)
                 self.tissue_N: npt.NDArray[np.float32] = file["tissue"][:].astype(np.float32)
-                self._offsets = file["patches/offsets"][:].astype(np.int64)
+                offsets = file["patches/offsets"][:].astype(np.int64)
                 self._crc32 = file["patches/crc32"][:] if "patches/crc32" in file else None
                 data = file["patches/data"]
                 self._place, num_bytes = data.id.get_offset(), data.size
@@ -272,7 +280,10 @@ class PatchCache:
             raise CacheError(f"{path}: /patches/data is not one contiguous block; {_REPAIR}")
         if (cut := (self._place or 0) + num_bytes - length) > 0:
             raise CacheError(f"{path}: the file is cut short by {cut} bytes; {_REPAIR}")
-        self._check_shapes(num_bytes)
+        self._check_shapes(offsets, num_bytes)
+        self._starts, self._ends = offsets[:-1], offsets[1:]
+        self._rows = np.arange(len(self.coords_N2))
+        self._fingerprint = str(self.attrs["fingerprint"])
 
     def _check_format(self) -> None:
         found, version = self.attrs.get("format"), self.attrs.get("format_version")
@@ -287,8 +298,8 @@ class PatchCache:
         if missing := [name for name in REQUIRED_ATTRIBUTES if name not in self.attrs]:
             raise CacheError(f"{self.path}: attributes {', '.join(missing)} missing; {_REPAIR}")
 
-    def _check_shapes(self, num_bytes: int) -> None:
-        n, ends = self.coords_N2.shape[0], self._offsets
+    def _check_shapes(self, ends: npt.NDArray[np.int64], num_bytes: int) -> None:
+        n = self.coords_N2.shape[0]
         fitting = self.coords_N2.shape == (n, 2) and self.tissue_N.shape == (n,) and ends.shape == (n + 1,)
         if not fitting or ends[0] != 0 or ends[-1] != num_bytes or (np.diff(ends) < 0).any():
             raise CacheError(f"{self.path}: offsets, coordinates and patches do not fit each other; {_REPAIR}")
@@ -323,13 +334,27 @@ class PatchCache:
 
     @property
     def fingerprint(self) -> str:
-        """Tells caches of another slide or other settings apart."""
-        return str(self.attrs["fingerprint"])
+        """Tells caches of another slide or other settings apart, and other choices of a cache's patches."""
+        return self._fingerprint
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all its patches."""
-        return int(self._offsets[-1])
+        return int((self._ends - self._starts).sum())
+
+    def only(self, keep_N: npt.NDArray[np.bool_], why: object) -> PatchCache:
+        """The cache as if it held some of its patches only.
+
+        Args:
+            keep_N: (N,) which.
+            why: What decided it, JSON-able: it becomes part of the fingerprint.
+        """
+        some = copy(self)
+        some.coords_N2, some.tissue_N, some._rows = self.coords_N2[keep_N], self.tissue_N[keep_N], self._rows[keep_N]
+        some._starts, some._ends = self._starts[keep_N], self._ends[keep_N]
+        some._crc32 = self._crc32[keep_N] if self._crc32 is not None else None
+        some._fingerprint = files.digest([self._fingerprint, why])
+        return some
 
     def jpegs(self, ids: Sequence[int]) -> list[bytes]:
         """The named patches as complete JPEG files, in the order asked for.
@@ -347,7 +372,7 @@ class PatchCache:
             os.close(handle)
 
     def _jpeg(self, handle: int, i: int) -> bytes:
-        start, end = int(self._offsets[i]), int(self._offsets[i + 1])
+        start, end = int(self._starts[i]), int(self._ends[i])
         try:
             jpeg = os.pread(handle, end - start, self._place + start)
         except OSError as error:
@@ -383,6 +408,17 @@ class PatchCache:
     def tissue_mask(self) -> npt.NDArray[np.bool_]:
         """(H, W) tissue on a grid over the whole slide."""
         return self._dataset("tissue_mask").astype(np.bool_)
+
+    def quality(self) -> dict[str, npt.NDArray[np.float32]]:
+        """(N,) of each measure of the patches' quality; none where they were not asked for."""
+        try:
+            with h5py.File(self.path, "r") as file:
+                found = {name: values[:].astype(np.float32) for name, values in file.get("qc", {}).items()}
+        except _HDF5_ERRORS as error:
+            raise CacheError(f"{self.path}: /qc cannot be read: {_line(error)}; {_REPAIR}") from None
+        if any(values.ndim != 1 or len(values) <= self._rows.max(initial=-1) for values in found.values()):
+            raise CacheError(f"{self.path}: /qc does not fit the patches; {_REPAIR}")
+        return {name: values[self._rows] for name, values in found.items()}
 
     def dropped(self) -> npt.NDArray[np.int64]:
         """(n, 2) level-0 corners (x, y) of planned tiles that could not be decoded."""

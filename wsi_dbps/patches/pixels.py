@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
@@ -14,6 +13,7 @@ from wsi_dbps.geometry import Region, Size
 from wsi_dbps.patches.cache import encode_jpeg
 from wsi_dbps.slides.jpeg_tiles import TileError
 from wsi_dbps.slides.sampling import read_box
+from wsi_dbps.slides.source import ByteRanges
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,10 +43,9 @@ def copied(reader: SlideReader, level: int, tiles: JpegLevel, plan: TilePlan, qu
     """
     cells_N2 = np.rint(plan.origins_lv0 / plan.tile_lv0).astype(np.int64)
     cells = [(int(y), int(x)) for x, y in cells_N2]
-    handle = os.open(tiles.path, os.O_RDONLY)
-    try:
+    with ByteRanges(tiles.path) as file:
         stored_N = tiles.counts[cells_N2[:, 1], cells_N2[:, 0]] > 0
-        jpegs = tiles.jpegs(handle, [cell for cell, stored in zip(cells, stored_N, strict=True) if stored])
+        jpegs = tiles.jpegs(file, [cell for cell, stored in zip(cells, stored_N, strict=True) if stored])
         for (row, column), stored in zip(cells, stored_N, strict=True):
             jpeg = next(jpegs) if stored else None
             if isinstance(jpeg, bytes):
@@ -57,10 +56,6 @@ def copied(reader: SlideReader, level: int, tiles: JpegLevel, plan: TilePlan, qu
                 yield encode_jpeg(reader.read(Region(level, x, y, tiles.tile_px, tiles.tile_px)), quality)
             else:
                 yield TileError(f"{tiles.path}: cannot copy level {level} at ({x}, {y}): {jpeg}")
-    except OSError as error:
-        raise UnreadableSlideError(f"{tiles.path}: cannot be read: {error.strerror or error}") from None
-    finally:
-        os.close(handle)
 
 
 def encoded(reader: SlideReader, level: int, plan: TilePlan, quality: int, threads: int) -> Iterator[Patch]:

@@ -48,6 +48,10 @@ class CacheSpec:
     """How far a level's mpp may be from the one asked for, as a share, for its tiles to be copied."""
     max_damaged: float = 0.01
     """Largest share of a slide's tiles that may be left out because they cannot be decoded."""
+    icc: Literal["keep", "srgb"] = "keep"
+    """Colours as they are stored, or turned into sRGB by the slide's ICC profile, where it has one."""
+    qc: bool = False
+    """Measure each patch: sharpness, share of near-white pixels, share of pixels of a pen's colour."""
     reader: Literal["auto", "openslide", "tiffslide", "image"] = "auto"
     """Which reader opens the slides."""
     thumbnail_px: int = 1600

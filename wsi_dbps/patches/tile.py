@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from wsi_dbps.config import to_dict
+from wsi_dbps.config import build, to_dict
 from wsi_dbps.errors import OutputError, SlideError, SpecMismatchError, UnreadableSlideError, WsiDbpsError
 from wsi_dbps.files import BusyError, claimed, file_digest, put_in_place
 from wsi_dbps.geometry import Size
-from wsi_dbps.patches.cache import CacheWriter, PatchCache, PixelSource, Provenance
+from wsi_dbps.patches.cache import CacheHead, CacheWriter, PatchCache, PixelSource, Provenance, encode_jpeg
 from wsi_dbps.patches.masks import read_mask
 from wsi_dbps.patches.pixels import copied, encoded
+from wsi_dbps.patches.quality import as_arrays, with_measures
+from wsi_dbps.patches.spec import CacheSpec
+from wsi_dbps.slides.icc import in_colours, profile_name, to_srgb
 from wsi_dbps.slides.jpeg_tiles import JpegLevel, jpeg_levels
 from wsi_dbps.slides.reader import open_slide
 from wsi_dbps.slides.sampling import best_level, thumbnail
@@ -36,7 +39,6 @@ if TYPE_CHECKING:
 
     from wsi_dbps.cohort.cohort import SlideRecord
     from wsi_dbps.patches.pixels import Patch
-    from wsi_dbps.patches.spec import CacheSpec
     from wsi_dbps.slides.reader import SlideInfo, SlideReader
 
 
@@ -133,12 +135,12 @@ def tile_slide(
     except WsiDbpsError as error:
         return SlideOutcome(record.slide_id, None, named(record, error))
     except Exception as error:
-        said = f"{record.slide_id}: {record.path}: unforeseen {type(error).__name__}: {' '.join(str(error).split())}"
+        said = f"{record.slide_id}: {record.file}: unforeseen {type(error).__name__}: {' '.join(str(error).split())}"
         return SlideOutcome(record.slide_id, None, said, traceback.format_exc())
     return SlideOutcome(
         record.slide_id,
         path,
-        notes=(*notes(decided), *done.notes),
+        notes=(*notes(decided, spec), *done.notes),
         num_patches=len(decided.plan) - done.num_dropped,
         num_bytes=done.num_bytes,
         num_dropped=done.num_dropped,
@@ -220,7 +222,7 @@ def _one_by_one(
                 )
                 if time_limit_s is not None and time.monotonic() - start >= time_limit_s:
                     why = f"it took longer than {time_limit_s:g} s; raise --time-limit, or try another --reader"
-                yield SlideOutcome(record.slide_id, None, f"{record.slide_id}: {record.path}: {why}")
+                yield SlideOutcome(record.slide_id, None, f"{record.slide_id}: {record.file}: {why}")
 
 
 def _in_time(time_limit_s: float | None, record: SlideRecord, **settings: Any) -> SlideOutcome:
@@ -282,12 +284,14 @@ def estimate_bytes(record: SlideRecord, spec: CacheSpec, decided: SlidePlan, *, 
     return round(float(np.mean(sizes or 0)) * len(decided.plan))
 
 
-def notes(decided: SlidePlan) -> Iterator[str]:
+def notes(decided: SlidePlan, spec: CacheSpec) -> Iterator[str]:
     """What a user should know about a slide before relying on its patches."""
     plan, file_um = decided.plan, decided.info.mpp_um
     known_um = file_um if file_um is not None and is_plausible(file_um) else plan.mpp_lv0_um
     if abs(plan.mpp_lv0_um / known_um - 1) > MPP_DISAGREEMENT:
         yield f"the manifest says {plan.mpp_lv0_um:g} µm/px and the file {file_um:.4g}; the manifest is believed"
+    if spec.icc == "srgb" and not decided.info.icc_profile:
+        yield "no ICC profile that can be read; its colours are taken for sRGB"
     if len(plan):
         return
     if min(plan.slide_lv0.width, plan.slide_lv0.height) < plan.tile_lv0:
@@ -301,23 +305,21 @@ def notes(decided: SlidePlan) -> Iterator[str]:
 def named(record: SlideRecord, error: WsiDbpsError) -> str:
     """What went wrong with a slide, in one line, the slide and its file at the front, once."""
     text = str(error)
-    if isinstance(error, SlideError) and record.path is not None and str(record.path) not in text:
-        text = f"{record.path}: {text}"
+    if isinstance(error, SlideError) and record.file is not None and str(record.file) not in text:
+        text = f"{record.file}: {text}"
     return f"{record.slide_id}: {text}"
 
 
 def _open(record: SlideRecord, spec: CacheSpec) -> SlideReader:
-    if record.url is not None:
-        raise UnreadableSlideError(f"{record.url}: only local files are read; copy or mount it")
-    if record.path is None:
+    if record.file is None:
         raise UnreadableSlideError("no path in the manifest")
-    return open_slide(record.path, spec.reader)
+    return open_slide(record.file, spec.reader)
 
 
 def _decide(reader: SlideReader, record: SlideRecord, spec: CacheSpec) -> SlidePlan:
     info = reader.info
     mpp_um, provenance = _provenance(info, record)
-    tiles = jpeg_levels(record.path, info) if record.path is not None and spec.codec != "reader" else []
+    tiles = jpeg_levels(record.file, info) if record.file is not None and spec.codec != "reader" else []
     picture = _thumbnail(reader, tiles, spec)
     tissue = _tissue(record, spec)
     if record.mask is not None:
@@ -339,9 +341,9 @@ def _decide(reader: SlideReader, record: SlideRecord, spec: CacheSpec) -> SlideP
 def _thumbnail(reader: SlideReader, tiles: Sequence[JpegLevel | str], spec: CacheSpec) -> npt.NDArray[np.uint8]:
     """The slide's picture; out of its own tiles, at a fraction of their size, where they can be had."""
     if not any(isinstance(level, JpegLevel) for level in tiles):
-        return thumbnail(reader, spec.thumbnail_px)
+        return thumbnail(in_colours(reader, spec.icc), spec.thumbnail_px)
     with TileReader(reader, tiles) as fast:
-        return thumbnail(fast, spec.thumbnail_px)
+        return thumbnail(in_colours(fast, spec.icc), spec.thumbnail_px)
 
 
 def _tissue(record: SlideRecord, spec: CacheSpec) -> Literal["otsu", "hsv", "entropy", "none"]:
@@ -358,6 +360,8 @@ def _native_level(
     """The level whose stored tiles are the patches asked for; or None, and why not."""
     if spec.codec in ("jpeg", "reader"):
         return None, f"--codec {spec.codec}"
+    if spec.icc == "srgb" and info.icc_profile and to_srgb(info.icc_profile):
+        return None, "its ICC profile is to be applied"
     asked, found = spec.tiling, [level.downsample * mpp_um for level in info.levels]
     near = [i for i, um in enumerate(found) if abs(um / asked.mpp_um - 1) <= spec.native_tolerance]
     if not near:
@@ -406,14 +410,29 @@ def _write(
     path: Path, beside: Path, reader: SlideReader, decided: SlidePlan, spec: CacheSpec, threads: int
 ) -> _Written:
     """Write the cache to `beside` as the patches come, and give it its name."""
-    plan, bad = decided.plan, {}
-    writer = CacheWriter(
-        beside, max_patches=len(plan), thumbnail_HWC=decided.thumbnail_HWC, mask_HW=decided.mask.mask_HW
+    plan, bad, measures = decided.plan, {}, []
+    head = CacheHead(
+        plan,
+        decided.provenance,
+        to_dict(spec),
+        decided.pixels,
+        encode_jpeg(decided.thumbnail_HWC, 90),
+        decided.mask.mask_HW,
+        decided.info.icc_profile,
+        profile_name(decided.info.icc_profile),
+        bool(decided.info.icc_profile) and spec.icc == "srgb",
     )
+    writer = CacheWriter(beside, head)
+    patches: Iterator[tuple[Patch, tuple[float, ...]]]
+    if spec.qc:
+        patches = with_measures(_patches(reader, decided, spec, threads), threads)
+    else:
+        patches = ((patch, ()) for patch in _patches(reader, decided, spec, threads))
     try:
-        for i, patch in enumerate(_patches(reader, decided, spec, threads)):
+        for i, (patch, measured) in enumerate(patches):
             if isinstance(patch, bytes):
                 writer.add(patch)
+                measures.append(measured)
                 continue
             bad[i] = patch
             if len(bad) > max(spec.max_damaged * len(plan), 0):
@@ -421,11 +440,12 @@ def _write(
         keep_N = np.ones(len(plan), np.bool_)
         keep_N[list(bad)] = False
         writer.finish(
-            plan=replace(plan, origins_lv0=plan.origins_lv0[keep_N], tissue_N=plan.tissue_N[keep_N]),
-            provenance=decided.provenance,
-            spec=to_dict(spec),
-            pixels=decided.pixels,
-            dropped_N2=plan.origins_lv0[~keep_N],
+            replace(
+                head,
+                plan=replace(plan, origins_lv0=plan.origins_lv0[keep_N], tissue_N=plan.tissue_N[keep_N]),
+                quality=as_arrays(measures) if spec.qc else {},
+                dropped_N2=plan.origins_lv0[~keep_N],
+            )
         )
     finally:
         writer.close()
@@ -452,21 +472,22 @@ def _patches(reader: SlideReader, decided: SlidePlan, spec: CacheSpec, threads: 
     elif pixels.path == "tiles":
         with TileReader(reader, decided.tiles) as fast:
             level = fast.level_of(pixels.level, pixels.scale)
-            yield from encoded(fast, level, plan, spec.quality, threads)
+            yield from encoded(in_colours(fast, spec.icc), level, plan, spec.quality, threads)
     else:
         many = threads if reader.info.reader == "openslide" else 1  # OpenSlide alone promises to bear threads
-        yield from encoded(reader, pixels.level, plan, spec.quality, many)
+        yield from encoded(in_colours(reader, spec.icc), pixels.level, plan, spec.quality, many)
 
 
 def _reuse(path: Path, reader: SlideReader, record: SlideRecord, spec: CacheSpec) -> SlideOutcome:
     """The outcome for a cache that is there and fits; one that does not fit is an error naming what differs."""
     cache = PatchCache(path)
     mpp_um, provenance = _provenance(reader.info, record)
+    made_with = to_dict(build(CacheSpec, cache.spec, str(path)))  # settings that came later have their defaults
     asked = _flat(to_dict(spec)) | {"slide_id": record.slide_id, "mpp_level0": mpp_um}
-    found = _flat(cache.spec) | {name: cache.attrs[name] for name in ("slide_id", "mpp_level0")}
+    found = _flat(made_with) | {name: cache.attrs[name] for name in ("slide_id", "mpp_level0")}
     differ = [f"{k} is {found.get(k)!r} in it, {v!r} asked" for k, v in asked.items() if found.get(k) != v]
     if cache.attrs["slide_fingerprint"] != provenance.slide_fingerprint:
-        differ.append(f"the slide file was another one than {record.path}")
+        differ.append(f"the slide file was another one than {record.file}")
     if cache.attrs["mask_fingerprint"] != provenance.mask_fingerprint:
         now = record.mask or record.extra.get("tissue") or "none"
         differ.append(f"the manifest's mask or tissue was another one than {now}")

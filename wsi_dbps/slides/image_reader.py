@@ -13,11 +13,12 @@ from wsi_dbps.errors import UnreadableSlideError
 from wsi_dbps.slides.colour import as_rgb
 from wsi_dbps.slides.memory_reader import MemoryReader
 from wsi_dbps.slides.reader import SlideInfo, sampled_fingerprint
+from wsi_dbps.slides.source import opened
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy.typing as npt
+
+    from wsi_dbps.slides.source import SlideFile
 
 MAX_GIGAPIXELS = 1.0
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
@@ -29,17 +30,21 @@ class ImageReader(MemoryReader):
     It has no mpp of its own: a dpi tag says how to print it, not its scale.
     """
 
-    def __init__(self, path: Path) -> None:
-        super().__init__([_decode(path)], mpp_um=None, vendor="image")
-        self._info: SlideInfo = dataclasses.replace(self._info, reader="image", fingerprint=sampled_fingerprint(path))
+    def __init__(self, path: SlideFile) -> None:
+        pixels, icc_profile = _decode(path)
+        super().__init__([pixels], mpp_um=None, vendor="image")
+        self._info: SlideInfo = dataclasses.replace(
+            self._info, reader="image", fingerprint=sampled_fingerprint(path), icc_profile=icc_profile
+        )
 
 
-def _decode(path: Path) -> npt.NDArray[np.uint8]:
+def _decode(path: SlideFile) -> tuple[npt.NDArray[np.uint8], bytes]:
+    """Its pixels and its ICC profile."""
     pillow_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # ours is larger, and says what to do
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of EXIF and palettes; what keeps pixels from us raises
-            with Image.open(path) as image:
+            with opened(path) as file, Image.open(file) as image:
                 if image.width * image.height > MAX_GIGAPIXELS * 1e9:
                     raise UnreadableSlideError(
                         f"{path}: a flat image of {image.width} x {image.height} px would be held in memory whole; "
@@ -47,7 +52,9 @@ def _decode(path: Path) -> npt.NDArray[np.uint8]:
                     )
                 if image.mode in _DEEP_MODES:
                     raise UnreadableSlideError(f"{path}: more than 8 bits deep ({image.mode}); convert it to 8-bit RGB")
-                return as_rgb(np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB")))
+                in_rgb = image.mode in ("RGB", "RGBA")  # a profile of CMYK or grey says nothing of what we make of it
+                profile = image.info.get("icc_profile") or b"" if in_rgb else b""
+                return as_rgb(np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))), profile
     except UnreadableSlideError:
         raise
     except Exception as error:  # Pillow raises SyntaxError, struct.error and others on damaged files

@@ -10,7 +10,6 @@ Note 5116 for the APP14 segment that declares a colour space.
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -18,15 +17,16 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from wsi_dbps.errors import UnreadableSlideError
+from wsi_dbps.slides.source import opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     import numpy.typing as npt
 
     from wsi_dbps.geometry import Size
     from wsi_dbps.slides.reader import SlideInfo
+    from wsi_dbps.slides.source import ByteRanges, SlideFile
 
 VENDORS: Final = ("aperio", "generic-tiff", "ome", "tiff", "philips", "qptiff")
 """Formats whose levels are plain TIFF grids. Elsewhere tiles overlap or are laid out by other rules."""
@@ -56,7 +56,7 @@ class _Head:
 class JpegLevel:
     """One pyramid level as a grid of JPEG tiles."""
 
-    path: Path
+    path: SlideFile
     size: Size
     tile_px: int
     offsets: npt.NDArray[np.int64]
@@ -72,11 +72,11 @@ class JpegLevel:
     _heads: dict[bytes, _Head] = field(default_factory=dict, repr=False)
     """Heads of tiles seen so far, and what takes their place: nearly always one."""
 
-    def jpegs(self, handle: int, tiles: Sequence[tuple[int, int]]) -> Iterator[bytes | TileError]:
+    def jpegs(self, file: ByteRanges, tiles: Sequence[tuple[int, int]]) -> Iterator[bytes | TileError]:
         """Tiles as JPEG files of their own, in order; neighbours in the file are read in one go.
 
         Args:
-            handle: The open file.
+            file: The open file.
             tiles: (row, column) of each, none of them empty.
         """
         starts = [int(self.offsets[tile]) for tile in tiles]
@@ -86,7 +86,7 @@ class JpegLevel:
             last = i + 1 == len(tiles)
             if last or not 0 <= starts[i + 1] - ends[i] <= _RUN_GAP or ends[i + 1] - starts[first] > _RUN_BYTES:
                 base = starts[first]
-                run = os.pread(handle, ends[i] - base, base)
+                run = file.read(base, ends[i] - base)
                 marks = _marks(run)
                 for k in range(first, i + 1):
                     start, end = starts[k] - base, ends[k] - base
@@ -164,14 +164,14 @@ def _segments(head: bytes) -> Iterator[tuple[int, bytes]]:
         raise TileError("the tile's header is damaged")
 
 
-def jpeg_levels(path: Path, info: SlideInfo) -> list[JpegLevel | str]:
+def jpeg_levels(path: SlideFile, info: SlideInfo) -> list[JpegLevel | str]:
     """For each level its tiles, or in words why they cannot be had."""
     if info.vendor not in VENDORS:
         return [f"{info.vendor} files are no plain grid of JPEG tiles"] * len(info.levels)
     import tifffile
 
     try:
-        with tifffile.TiffFile(path) as tiff:
+        with opened(path) as file, tifffile.TiffFile(file) as tiff:
             pages = [page for series in tiff.pages for page in (series, *(series.pages or ()))]
             return [_level(path, level.size, pages, jfif_wins=info.reader == "tiffslide") for level in info.levels]
     except Exception as error:  # tifffile raises IndexError, struct.error and others on damaged files
@@ -179,7 +179,7 @@ def jpeg_levels(path: Path, info: SlideInfo) -> list[JpegLevel | str]:
         return [f"tifffile cannot read its tables ({said})"] * len(info.levels)
 
 
-def _level(path: Path, size: Size, pages: Sequence[Any], *, jfif_wins: bool) -> JpegLevel | str:
+def _level(path: SlideFile, size: Size, pages: Sequence[Any], *, jfif_wins: bool) -> JpegLevel | str:
     fitting = [page for page in pages if (page.imagewidth, page.imagelength) == (size.width, size.height)]
     page = next((page for page in fitting if page.is_tiled), None)
     why = ""

@@ -49,7 +49,15 @@ class OpenSlideReader:
             vendor=properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown"),
             reader="openslide",
             fingerprint=sampled_fingerprint(path),
+            icc_profile=self._icc_profile(),
         )
+
+    def _icc_profile(self) -> bytes:
+        try:
+            profile = self._slide.color_profile
+        except (openslide.OpenSlideError, OSError):  # damaged: the pixels are none the worse
+            return b""
+        return profile.tobytes() if profile is not None else b""
 
     @property
     def info(self) -> SlideInfo:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from wsi_dbps.errors import UnreadableSlideError
+from wsi_dbps.slides.source import opened
 from wsi_dbps.slides.tiff_tables import MAGIC, missing_part
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy as np
     import numpy.typing as npt
 
     from wsi_dbps.geometry import Level, Region, Size
+    from wsi_dbps.slides.source import SlideFile
 
 READERS: Final = ("openslide", "tiffslide", "image")
 FLAT_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -35,6 +36,8 @@ class SlideInfo:
     """One of `READERS`, or `memory`."""
     fingerprint: str
     """Tells this file's content from another's; see `sampled_fingerprint`."""
+    icc_profile: bytes = b""
+    """The profile of its colours; empty where the file has none that can be read."""
 
     @property
     def size_lv0(self) -> Size:
@@ -64,8 +67,10 @@ class SlideReader(Protocol):
     def __exit__(self, *exc: object) -> None: ...
 
 
-def open_slide(path: Path, reader: str = "auto") -> SlideReader:
+def open_slide(path: SlideFile, reader: str = "auto") -> SlideReader:
     """Open a slide with the named reader; `auto` picks one by the file's format and `info.reader` says which.
+
+    What is not a local file is opened through fsspec, by tiffslide: OpenSlide reads local files only.
 
     `auto` takes flat images (PNG, JPEG ...) by suffix, whatever OpenSlide recognises, and then TIFF files through
     tiffslide. A file that OpenSlide recognises but cannot open is an error: no other decoder steps in.
@@ -77,6 +82,8 @@ def open_slide(path: Path, reader: str = "auto") -> SlideReader:
     head = _checked_head(path)
     chosen = _choose(path, head) if reader == "auto" else reader
     if chosen == "openslide":
+        if isinstance(path, str):
+            raise UnreadableSlideError(f"{path}: OpenSlide reads local files only; copy it, or pass --reader tiffslide")
         from wsi_dbps.slides.openslide_reader import OpenSlideReader
 
         return OpenSlideReader(path)
@@ -91,10 +98,10 @@ def open_slide(path: Path, reader: str = "auto") -> SlideReader:
     raise UnreadableSlideError(f"{path}: no reader is called {reader!r}; there are auto, {', '.join(READERS)}")
 
 
-def _checked_head(path: Path) -> bytes:
+def _checked_head(path: SlideFile) -> bytes:
     """The first bytes of a file that is there, may be read, and is not one of the usual accidents of copying."""
     try:
-        with open(path, "rb") as file:
+        with opened(path) as file:
             head = file.read(64)
             length = file.seek(0, os.SEEK_END)
             missing = missing_part(file, length)
@@ -113,35 +120,40 @@ def _checked_head(path: Path) -> bytes:
     return head
 
 
-def _choose(path: Path, head: bytes) -> str:
-    if path.suffix.lower() in FLAT_SUFFIXES:
+def _choose(path: SlideFile, head: bytes) -> str:
+    if str(path).partition("?")[0].lower().endswith(FLAT_SUFFIXES):
         return "image"
-    from wsi_dbps.slides.openslide_reader import recognises
+    if isinstance(path, Path):
+        from wsi_dbps.slides.openslide_reader import recognises
 
-    if recognises(path):
-        return "openslide"
+        if recognises(path):
+            return "openslide"
     if head[:4] in MAGIC:
         return "tiffslide"
+    if isinstance(path, str):
+        raise UnreadableSlideError(
+            f"{path}: neither a TIFF nor a flat image; of other formats only local files are read"
+        )
     raise UnreadableSlideError(f"{path}: not a slide: neither OpenSlide nor tiffslide knows the format")
 
 
-def sampled_fingerprint(path: Path) -> str:
+def sampled_fingerprint(path: SlideFile) -> str:
     """16 hexadecimal digits from a file's length and 64 KiB at its head, middle and tail.
 
     A slide of gigabytes on a network disk is told from another at once, and a copy of it is known again wherever it
     lies. For a folder of files (DICOM) or a file with a companion folder (MIRAX) only the named file is looked at.
     """
     block = 1 << 16
-    length = path.stat().st_size
-    digest = hashlib.blake2b(str(length).encode(), digest_size=8)
-    with open(path, "rb") as file:
+    with opened(path) as file:
+        length = file.seek(0, os.SEEK_END)
+        digest = hashlib.blake2b(str(length).encode(), digest_size=8)
         for start in sorted({0, max(0, (length - block) // 2), max(0, length - block)}):
             file.seek(start)
             digest.update(file.read(block))
     return digest.hexdigest()
 
 
-def square_mpp(path: Path, mpp_x: float | None, mpp_y: float | None) -> float | None:
+def square_mpp(path: SlideFile, mpp_x: float | None, mpp_y: float | None) -> float | None:
     """The one mpp of a slide from its two, or None where the file has none.
 
     Raises:

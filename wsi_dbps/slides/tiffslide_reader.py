@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import tiffslide
@@ -13,14 +14,14 @@ from wsi_dbps.errors import UnreadableSlideError
 from wsi_dbps.geometry import Size, pyramid_levels
 from wsi_dbps.slides.colour import as_rgb
 from wsi_dbps.slides.reader import SlideInfo, sampled_fingerprint, square_mpp
+from wsi_dbps.slides.source import opened
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy as np
     import numpy.typing as npt
 
     from wsi_dbps.geometry import Region
+    from wsi_dbps.slides.source import SlideFile
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it logs, it raises too; a run prints one line a slide
 
@@ -28,18 +29,21 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it logs, it rai
 class TiffSlideReader:
     """A slide opened by tiffslide."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: SlideFile) -> None:
         self._path = path
         slide = None
+        self._file = None if isinstance(path, Path) else opened(path)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # "metadata parsing only partially implemented"
-                slide = tiffslide.TiffSlide(path)
+                slide = tiffslide.TiffSlide(self._file or path)  # type: ignore[arg-type]
                 levels = pyramid_levels([Size(*size) for size in slide.level_dimensions])
                 properties = slide.properties
         except Exception as error:  # tifffile raises IndexError, struct.error and others on damaged files
             if slide is not None:
                 slide.close()
+            if self._file is not None:
+                self._file.close()
             raise UnreadableSlideError(f"{path}: tiffslide cannot open it: {_line(error)}") from None
         self._slide = slide
         self._info = SlideInfo(
@@ -48,6 +52,7 @@ class TiffSlideReader:
             vendor=properties.get("tiffslide.vendor") or "tiff",
             reader="tiffslide",
             fingerprint=sampled_fingerprint(path),
+            icc_profile=_icc_profile(slide),
         )
 
     @property
@@ -70,6 +75,8 @@ class TiffSlideReader:
     def close(self) -> None:
         """Let go of the file."""
         self._slide.close()
+        if self._file is not None:
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -82,6 +89,11 @@ def _place(start: int, scale: float) -> int:
     """The level-0 position that tiffslide, which divides by its own downsample and drops the rest, takes to `start`."""
     place = math.ceil(start * scale)
     return place if int(place / scale) >= start else place + 1
+
+
+def _icc_profile(slide: tiffslide.TiffSlide) -> bytes:
+    tag = slide.ts_tifffile.pages.first.tags.get("InterColorProfile")
+    return tag.value if tag is not None and isinstance(tag.value, bytes) else b""
 
 
 def _line(error: Exception) -> str:

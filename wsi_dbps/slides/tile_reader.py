@@ -6,7 +6,6 @@ than all of it, and as good as a shrunk picture. A slide scanned at 0.25 µm/px 
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from threading import Lock
@@ -19,6 +18,7 @@ from PIL import Image
 from wsi_dbps.errors import UnreadableSlideError
 from wsi_dbps.geometry import Level, Region, Size
 from wsi_dbps.slides.jpeg_tiles import JpegLevel, TileError
+from wsi_dbps.slides.source import ByteRanges
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,7 +75,7 @@ class TileReader:
         found, self._sources = steps(beneath.info, levels)
         self._info = replace(beneath.info, levels=found)
         path = next(tiles.path for tiles in levels if isinstance(tiles, JpegLevel))
-        self._path, self._handle = path, os.open(path, os.O_RDONLY)
+        self._path, self._file = path, ByteRanges(path)
         self._cache: OrderedDict[tuple[int, int, int], npt.NDArray[np.uint8]] = OrderedDict()
         self._cached_bytes = 0
 
@@ -93,6 +93,7 @@ class TileReader:
 
         Raises:
             UnreadableSlideError: If a tile under it cannot be decoded.
+            SlideError: If the file cannot be read.
         """
         source = self._sources[region.level]
         if source.tiles is None:
@@ -130,13 +131,13 @@ class TileReader:
     def _decoded(self, source: Source, tiles: JpegLevel, row: int, column: int) -> npt.NDArray[np.uint8]:
         side = tiles.tile_px // source.scale
         try:
-            [jpeg] = tiles.jpegs(self._handle, [(row, column)])
+            [jpeg] = tiles.jpegs(self._file, [(row, column)])
             if isinstance(jpeg, TileError):
                 raise jpeg
             pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(
                 jpeg, min_height=side, min_width=side, min_factor=source.scale
             )
-        except (TileError, ValueError, OSError) as error:
+        except (TileError, ValueError) as error:
             place = (column * tiles.tile_px, row * tiles.tile_px)
             said = " ".join(str(error).split())[:200]
             raise UnreadableSlideError(f"{self._path}: cannot decode level {source.level} at {place}: {said}") from None
@@ -154,7 +155,7 @@ class TileReader:
 
     def close(self) -> None:
         """Let go of the tiles; the reader beneath stays open."""
-        os.close(self._handle)
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self

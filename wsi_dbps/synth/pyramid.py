@@ -32,6 +32,7 @@ def write_aperio(
     tile_px: int = 256,
     downsamples: Sequence[int] | None = None,
     jpeg_rgb: bool = False,
+    icc_profile: bytes | None = None,
 ) -> None:
     """Write a JPEG-tiled pyramid in the Aperio layout: level 0, thumbnail, lower levels.
 
@@ -45,6 +46,7 @@ def write_aperio(
         tile_px: Side of the encoded tiles in pixels, a multiple of 16.
         downsamples: Level-0 pixels per level pixel, 1 first; `default_downsamples` where None.
         jpeg_rgb: Store RGB in the JPEG streams, without chroma subsampling, instead of YCbCr 4:2:0. Scanners do both.
+        icc_profile: Of the image's colours, to store with it.
 
     Raises:
         ValueError: If the image or a setting is out of range.
@@ -68,7 +70,7 @@ def write_aperio(
         "software": False,
     }
     with written_whole(path) as partial, tifffile.TiffWriter(partial) as out:
-        out.write(image_HWC, description=_aperio_text(f"{origin} {codec}{tail}"), **tiled)
+        out.write(image_HWC, description=_aperio_text(f"{origin} {codec}{tail}"), iccprofile=icc_profile, **tiled)
         thumb = np.asarray(Image.fromarray(image_HWC).resize(_wh(fit_within(size, THUMBNAIL_PX)), reducing_gap=2.0))
         out.write(
             thumb,

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Final, Literal
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import numpy.typing as npt
 
     from wsi_dbps.geometry import Size
@@ -101,8 +99,8 @@ def segment(
     """
     from scipy import ndimage
 
-    smooth = [ndimage.gaussian_filter(thumbnail_HWC[..., c].astype(np.float32), sigma=1) for c in range(3)]
-    bright_HW, pale_HW = np.maximum.reduce(smooth), np.minimum.reduce(smooth)
+    smooth_HWC = ndimage.gaussian_filter(thumbnail_HWC.astype(np.float32), sigma=(1, 1, 0))
+    bright_HW, pale_HW = smooth_HWC.max(2), smooth_HWC.min(2)
     lit_HW = bright_HW >= DARK
     if not lit_HW.any():
         return TissueMask(np.zeros(lit_HW.shape, np.bool_), slide_lv0)
@@ -110,14 +108,14 @@ def segment(
     if method == "otsu":
         mask_HW = saturation_HW > np.clip(_otsu(saturation_HW[lit_HW]), *SATURATION_BOUNDS)
     elif method == "hsv":
-        hue_HW = _hue(smooth, bright_HW, pale_HW)
+        hue_HW = _hue(smooth_HWC, bright_HW, pale_HW)
         stained_HW = (hue_HW >= HE_HUES[0]) | (hue_HW <= HE_HUES[1])
         mask_HW = lit_HW & stained_HW & (saturation_HW > SATURATION_BOUNDS[0])
     else:
         entropy_HW = _entropy(thumbnail_HWC)
         mask_HW = lit_HW & (entropy_HW > np.clip(_otsu(entropy_HW[lit_HW]), *ENTROPY_BOUNDS))
     if drop_pen and lit_HW.mean() > 0.5:  # on fluorescence blue is a stain
-        mask_HW &= ~_pen(smooth, bright_HW, pale_HW, saturation_HW)
+        mask_HW &= ~ndimage.binary_dilation(is_pen(smooth_HWC), iterations=2)  # its rim is mixed with what is around
     pixel_um2 = (slide_lv0.width / thumbnail_HWC.shape[1] * mpp_lv0_um) ** 2
     mask_HW = _larger_than(SMALLEST_TISSUE_UM2 / pixel_um2, mask_HW)
     filled_HW = ndimage.binary_fill_holes(mask_HW)  # what reaches the slide's edge is no hole: else bare glass fills
@@ -131,10 +129,10 @@ def _otsu(values: npt.NDArray[np.float32]) -> float:
 
 
 def _hue(
-    smooth: Sequence[npt.NDArray[np.float32]], bright_HW: npt.NDArray[np.float32], pale_HW: npt.NDArray[np.float32]
+    pixels_HWC: npt.NDArray[np.float32], bright_HW: npt.NDArray[np.float32], pale_HW: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float32]:
     """(H, W) hue in degrees, 0 to 360."""
-    red, green, blue = smooth
+    red, green, blue = np.moveaxis(pixels_HWC, 2, 0)
     spread_HW = np.maximum(bright_HW - pale_HW, 1e-6)
     sixth_HW = np.where(
         bright_HW == red,
@@ -153,21 +151,15 @@ def _entropy(thumbnail_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     return rank.entropy(grey_HW, disk(5)).astype(np.float32)
 
 
-def _pen(
-    smooth: Sequence[npt.NDArray[np.float32]],
-    bright_HW: npt.NDArray[np.float32],
-    pale_HW: npt.NDArray[np.float32],
-    saturation_HW: npt.NDArray[np.floating],
-) -> npt.NDArray[np.bool_]:
-    """Strokes of a pen, and the rim that is mixed with what surrounds them: colours that no stain has."""
-    from scipy import ndimage
-
-    hue_HW = _hue(smooth, bright_HW, pale_HW)
+def is_pen(pixels_HWC: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """(H, W) which pixels have a colour that pens have and no stain has, from smooth ones of 0 to 255."""
+    bright_HW, pale_HW = pixels_HWC.max(2), pixels_HWC.min(2)
+    saturation_HW = (bright_HW - pale_HW) / np.maximum(bright_HW, 1)
+    hue_HW = _hue(pixels_HWC, bright_HW, pale_HW)
     green_HW = (hue_HW > PEN_GREENS[0]) & (hue_HW < PEN_GREENS[1]) & (saturation_HW > 0.2)
     blue_HW = (hue_HW > PEN_BLUES[0]) & (hue_HW < PEN_BLUES[1]) & (saturation_HW > 0.6)
     black_HW = (bright_HW < 100) & (saturation_HW < 0.3)
-    pen_HW: npt.NDArray[np.bool_] = ndimage.binary_dilation(green_HW | blue_HW | black_HW, iterations=2)
-    return pen_HW
+    return green_HW | blue_HW | black_HW
 
 
 def _larger_than(num_px: float, mask_HW: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:

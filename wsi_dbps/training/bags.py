@@ -11,6 +11,7 @@ import torch
 
 from wsi_dbps.errors import CacheError
 from wsi_dbps.patches.cache import PatchCache
+from wsi_dbps.patches.quality import PatchFilter, filtered
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -86,11 +87,12 @@ def patch_kind(cache: PatchCache) -> PatchKind:
     return PatchKind(float(cache.attrs["mpp_patch"]), cache.size_px)
 
 
-def open_cache(caches: Path, record: SlideRecord, kind: PatchKind | None) -> PatchCache:
-    """A slide's cache, checked to hold the slide's patches, and patches of the kind at hand.
+def open_cache(caches: Path, record: SlideRecord, kind: PatchKind | None, patch_filter: PatchFilter) -> PatchCache:
+    """A slide's cache, checked to hold the slide's patches, and patches of the kind at hand; those that pass.
 
     Raises:
-        CacheError: If it is missing or damaged, belongs to another slide, or holds patches of another kind.
+        CacheError: If it is missing or damaged, belongs to another slide, holds patches of another kind, or lacks the
+            measures that the filter needs.
     """
     cache = PatchCache(caches / f"{record.slide_id}.h5")
     if cache.slide_id != record.slide_id:
@@ -99,4 +101,4 @@ def open_cache(caches: Path, record: SlideRecord, kind: PatchKind | None) -> Pat
         raise CacheError(
             f"{cache.path}: holds patches of {patch_kind(cache)}, where {kind} are wanted; tile with one spec"
         )
-    return cache
+    return filtered(cache, patch_filter)

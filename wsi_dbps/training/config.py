@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from wsi_dbps.config import build, settings
 from wsi_dbps.models.config import AggregatorConfig, EncoderConfig, SelectionConfig, with_preset
+from wsi_dbps.patches.quality import PatchFilter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -95,6 +96,7 @@ class RunConfig:
     aggregator: AggregatorConfig = field(default_factory=AggregatorConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    patches: PatchFilter = field(default_factory=PatchFilter)
     training: LoopConfig = field(default_factory=LoopConfig)
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from wsi_dbps.cohort.cohort import Cohort
+    from wsi_dbps.patches.quality import PatchFilter
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,9 @@ class TrainingData:
         return len(self.train) / (len(self.classes) * counts)
 
 
-def load_data(cohort: Cohort, caches: Path, reader: PatchReader, *, monitor: str) -> TrainingData:
+def load_data(
+    cohort: Cohort, caches: Path, reader: PatchReader, *, monitor: str, patch_filter: PatchFilter
+) -> TrainingData:
     """Open the caches of the train and val slides; records of any other split are dropped before any file is touched.
 
     Raises:
@@ -67,7 +70,7 @@ def load_data(cohort: Cohort, caches: Path, reader: PatchReader, *, monitor: str
     left_out: list[str] = []
     kind: PatchKind | None = None
     for record in cohort.part("train", "val").records:
-        cache = open_cache(caches, record, kind)
+        cache = open_cache(caches, record, kind, patch_filter)
         kind = kind or patch_kind(cache)
         if len(cache):
             bags[str(record.split)].append(CacheBag(record, cache, reader))

@@ -67,7 +67,7 @@ def train(  # noqa: PLR0915 - it reads straight down
     loop, device = config.training, pick_device(config.training.device)
     precision = pick_precision(loop.precision, device)
     reader = PatchReader(loop.decode_threads, pin_memory=device.type == "cuda")
-    data = load_data(cohort, caches, reader, monitor=loop.monitor)
+    data = load_data(cohort, caches, reader, monitor=loop.monitor, patch_filter=config.patches)
     last = _last_checkpoint(run, config, data) if resume else None
     if not resume:
         begin_run(run, config, cohort.part("train", "val"), data, str(device))
