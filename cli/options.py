@@ -1,7 +1,8 @@
-"""Arguments and options that several commands share."""
+"""Arguments, options and what else several commands share."""
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -39,3 +40,8 @@ def cohort_part(
     if fold is not None:
         whole = whole.with_fold(fold)
     return whole if split is Split.ALL else whole.part(split.value)
+
+
+def num_cores() -> int:
+    """Cores this process may use, which a cluster's scheduler makes fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from wsi_dbps_cli.options import CohortCsv, Columns
+from wsi_dbps_cli.options import CohortCsv, Columns, num_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -162,7 +161,7 @@ def tile_all(
     from wsi_dbps.patches.tile import tile_cohort
     from wsi_dbps.progress import Progress
 
-    cores = _num_cores()
+    cores = num_cores()
     workers = max(1, min(workers or cores, len(records)))
     threads = max(1, cores // workers)
     if dask is not None:
@@ -242,11 +241,6 @@ def _cluster(address: str) -> Callable[[int], Executor]:
     except OSError as error:
         raise ConfigError(f"--dask {address}: no scheduler answers ({' '.join(str(error).split())})") from None
     return lambda _workers: client.get_executor(pure=False)
-
-
-def _num_cores() -> int:
-    """Cores this process may use, which a cluster's scheduler makes fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def print_plan(records: Sequence[SlideRecord], spec: CacheSpec) -> int:

@@ -7,7 +7,8 @@
     │   ├── UnreadableSlideError
     │   └── MissingMppError
     ├── CacheError             a patch cache that is missing, damaged or of another version
-    │   └── SpecMismatchError  a cache made with other settings or from another slide file
+    │   └── SpecMismatchError  a cache made with other settings or from another slide file, or an export
+    │                          made with other settings or from another cache
     ├── CheckpointError        a checkpoint that is missing, damaged or does not fit
     ├── TrainingError          training cannot start or go on
     ├── PredictionError        predictions that cannot be made or evaluated
@@ -47,7 +48,7 @@ class CacheError(WsiDbpsError):
 
 
 class SpecMismatchError(CacheError):
-    """A patch cache made with other settings, or from another slide file."""
+    """A patch cache made with other settings or from another slide file, or an export of another cache."""
 
 
 class CheckpointError(WsiDbpsError):

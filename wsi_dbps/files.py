@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside, synced, renamed."""
+"""Files and folders that are whole or absent: written beside, synced, renamed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -48,7 +49,7 @@ def put_in_place(partial: Path, path: Path) -> None:
     with open(partial, "rb+") as file:
         os.fsync(file.fileno())
     os.replace(partial, path)
-    _sync_folder(path.parent)
+    _sync(path.parent)
 
 
 @contextmanager
@@ -86,6 +87,38 @@ def claimed(path: Path, *, wait: bool = False) -> Iterator[Path]:
         if _is_at(handle, partial):
             partial.unlink()
         os.close(handle)
+
+
+@contextmanager
+def folder_written_whole(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path` for files; on success all is synced and it takes the name `path`.
+
+    A folder that has the name already is replaced. Only one process at a time may write a folder: see `claimed`. The
+    names beside begin with a dot, as no slide id does; what a killed run leaves under them is removed by the next.
+
+    Raises:
+        OutputError: If it cannot be written, with what the system said.
+    """
+    new, old = (path.with_name(f".{path.name}.{which}") for which in ("new", "old"))
+    try:
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
+        new.mkdir(parents=True)
+        yield new
+        for file in new.iterdir():
+            _sync(file)
+        _sync(new)
+        if path.exists():
+            os.rename(path, old)
+        os.rename(new, path)
+        _sync(path.parent)
+    except OSError as error:
+        if said := _why_unwritable(error):
+            raise OutputError(f"{path}: cannot be written: {said}") from error
+        raise
+    finally:
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 class BusyError(Exception):
@@ -175,8 +208,8 @@ def _why_unwritable(error: OSError) -> str | None:
     return None
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
