@@ -49,7 +49,8 @@ class Provenance:
     mpp_source: str
     """`file` or `manifest`."""
     mask_fingerprint: str
-    """Of the mask file that the manifest gave, or its word in the column `tissue`; empty where it gave neither."""
+    """Of the mask file that the manifest gave, or its word in the column `tissue`; empty where it gave neither. Of the
+    tiles (`GivenCoords.fingerprint`), where another tool chose them."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class PixelSource:
     """Each tile of it is decoded at 1 / scale of its size."""
     why: str = ""
     """Why they are not copied."""
+    level_px: Size | None = None
+    """Size of that level, if patches are its very pixels, neither shrunk nor enlarged."""
 
 
 def encode_jpeg(patch_HWC: npt.NDArray[np.uint8], quality: int) -> bytes:
@@ -174,7 +177,7 @@ class CacheWriter:
         aligned = {"alignment_threshold": self._room, "alignment_interval": self._room} if self.num_bytes else {}
         with h5py.File(head, "w", libver=("v110", "v110"), **aligned) as file:
             coords = file.create_dataset("coords", data=plan.origins_lv0.astype(np.int64))
-            coords.attrs.update(_interop_attributes(plan, provenance, self._partial))
+            coords.attrs.update(_interop_attributes(plan, provenance, pixels))
             file["tissue"] = plan.tissue_N.astype(np.float32)
             file["thumbnail"] = np.frombuffer(self._thumbnail, np.uint8)
             file.create_dataset("tissue_mask", data=self._mask_HW.astype(np.uint8), compression="gzip")
@@ -221,20 +224,35 @@ def _fingerprint(spec: dict[str, Any], provenance: Provenance, mpp_lv0_um: float
     return files.digest(same)
 
 
-def _interop_attributes(plan: TilePlan, provenance: Provenance, path: Path) -> dict[str, Any]:
-    """Attributes on `/coords` by which TRIDENT's own readers know the tiles."""
-    spec = plan.spec
-    return {
+def _interop_attributes(plan: TilePlan, provenance: Provenance, pixels: PixelSource) -> dict[str, Any]:
+    """Attributes on `/coords` by which TRIDENT's and CLAM's own readers know the tiles.
+
+    The magnifications stand in the ratio of tile and patch, from which TRIDENT computes the tile's side. CLAM reads
+    `patch_size` pixels of a stored level and resizes nothing: where patches are no level's own pixels it would cut
+    other tiles, so its attributes are left out, and it stops at the missing `patch_level`. Folders are ".", as the
+    same slide gives the same bytes anywhere; no reader uses them.
+    """
+    spec, level0_magnification = plan.spec, round(10 / plan.mpp_lv0_um)
+    attributes = {
         "patch_size": spec.size_px,
         "patch_size_level0": round(plan.tile_lv0),
-        "level0_magnification": round(10 / plan.mpp_lv0_um),
-        "target_magnification": round(10 / spec.mpp_um),
+        "level0_magnification": level0_magnification,
+        "target_magnification": level0_magnification * spec.size_px / plan.tile_lv0,
         "overlap": spec.overlap_px,
         "level0_width": plan.slide_lv0.width,
         "level0_height": plan.slide_lv0.height,
         "name": provenance.slide_id,
-        "savetodir": str(path.parent),
+        "savetodir": ".",
     }
+    if (level := pixels.level_px) is not None:
+        attributes |= {
+            "patch_level": pixels.level,
+            "downsample": np.array([plan.slide_lv0.width / level.width, plan.slide_lv0.height / level.height]),
+            "level_dim": np.array([level.width, level.height], np.int64),
+            "downsampled_level_dim": np.array([level.width, level.height], np.int64),
+            "save_path": ".",
+        }
+    return attributes
 
 
 class PatchCache:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from wsi_dbps.errors import UnreadableSlideError
-from wsi_dbps.geometry import Region, Size
+from wsi_dbps.geometry import Size
 from wsi_dbps.patches.cache import encode_jpeg
 from wsi_dbps.slides.jpeg_tiles import TileError
 from wsi_dbps.slides.sampling import read_box
@@ -35,26 +36,27 @@ def copied(reader: SlideReader, level: int, tiles: JpegLevel, plan: TilePlan, qu
     """The scanner's tiles, unchanged but for the tables and the colour space that each lacks.
 
     Args:
-        reader: The slide, for tiles that the scanner left out.
+        reader: The slide, for tiles that the scanner left out or that reach past the edge, where it stored anything.
         level: The level whose grid the plan is on.
         tiles: Its tiles.
         plan: Tiles of that grid.
-        quality: JPEG quality for tiles that the scanner left out.
+        quality: JPEG quality for those tiles.
     """
     cells_N2 = np.rint(plan.origins_lv0 / plan.tile_lv0).astype(np.int64)
     cells = [(int(y), int(x)) for x, y in cells_N2]
     handle = os.open(tiles.path, os.O_RDONLY)
     try:
-        stored_N = tiles.counts[cells_N2[:, 1], cells_N2[:, 0]] > 0
+        stored_N = ~plan.past_edge
+        stored_N[stored_N] = tiles.counts[cells_N2[stored_N, 1], cells_N2[stored_N, 0]] > 0
         jpegs = tiles.jpegs(handle, [cell for cell, stored in zip(cells, stored_N, strict=True) if stored])
-        for (row, column), stored in zip(cells, stored_N, strict=True):
+        for i, ((row, column), stored) in enumerate(zip(cells, stored_N, strict=True)):
             jpeg = next(jpegs) if stored else None
             if isinstance(jpeg, bytes):
                 yield jpeg
                 continue
             x, y = column * tiles.tile_px, row * tiles.tile_px
             if jpeg is None:
-                yield encode_jpeg(reader.read(Region(level, x, y, tiles.tile_px, tiles.tile_px)), quality)
+                yield encode_jpeg(patch_pixels(reader, level, plan, i), quality)
             else:
                 yield TileError(f"{tiles.path}: cannot copy level {level} at ({x}, {y}): {jpeg}")
     except OSError as error:
@@ -96,10 +98,21 @@ def encoded(reader: SlideReader, level: int, plan: TilePlan, quality: int, threa
 
 
 def patch_pixels(reader: SlideReader, level: int, plan: TilePlan, i: int) -> npt.NDArray[np.uint8]:
-    """(P, P, 3) pixels of one patch."""
+    """(P, P, 3) pixels of one patch, white beyond the slide's edge."""
     x, y = (float(v) for v in plan.origins_lv0[i])
-    box_lv0 = (x, y, x + plan.tile_lv0, y + plan.tile_lv0)
-    return read_box(reader, level, box_lv0, Size(plan.spec.size_px, plan.spec.size_px))
+    side = plan.spec.size_px
+    if not plan.past_edge[i]:
+        return read_box(reader, level, (x, y, x + plan.tile_lv0, y + plan.tile_lv0), Size(side, side))
+    stored, pixel_lv0 = reader.info.levels[level], plan.tile_lv0 / side
+    width, height = (
+        min(side, max(0, math.floor((length_px * stored.downsample - start) / pixel_lv0 + 1e-6)))
+        for length_px, start in ((stored.size.width, x), (stored.size.height, y))
+    )
+    patch_HWC = np.full((side, side, 3), 255, np.uint8)
+    if width and height:
+        box_lv0 = (x, y, x + width * pixel_lv0, y + height * pixel_lv0)
+        patch_HWC[:height, :width] = read_box(reader, level, box_lv0, Size(width, height))
+    return patch_HWC
 
 
 def _encoded(reader: SlideReader, level: int, plan: TilePlan, quality: int, i: int) -> Patch:

@@ -18,6 +18,7 @@ from wsi_dbps.errors import OutputError, SlideError, SpecMismatchError, Unreadab
 from wsi_dbps.files import BusyError, claimed, file_digest, put_in_place
 from wsi_dbps.geometry import Size
 from wsi_dbps.patches.cache import CacheWriter, PatchCache, PixelSource, Provenance
+from wsi_dbps.patches.given_coords import find_coords, read_coords
 from wsi_dbps.patches.masks import read_mask
 from wsi_dbps.patches.pixels import copied, encoded
 from wsi_dbps.slides.jpeg_tiles import JpegLevel, jpeg_levels
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from wsi_dbps.cohort.cohort import SlideRecord
+    from wsi_dbps.patches.given_coords import GivenCoords
     from wsi_dbps.patches.pixels import Patch
     from wsi_dbps.patches.spec import CacheSpec
     from wsi_dbps.slides.reader import SlideInfo, SlideReader
@@ -119,12 +121,13 @@ def tile_slide(
     path = cache_path(caches, record.slide_id)
     try:
         with _open(record, spec) as reader:
+            given, spec = _given(reader.info, record, spec)
             if path.exists() and not overwrite:
-                return _reuse(path, reader, record, spec)
+                return _reuse(path, reader, record, spec, given)
             with claimed(path, wait=wait) as beside:
                 if path.exists() and not overwrite:  # finished by another process just now
-                    return _reuse(path, reader, record, spec)
-                decided = _decide(reader, record, spec)
+                    return _reuse(path, reader, record, spec, given)
+                decided = _decide(reader, record, spec, given)
                 done = _write(path, beside, reader, decided, spec, threads)
     except BusyError:
         return SlideOutcome(record.slide_id, None, busy=True)
@@ -268,7 +271,8 @@ def plan_slide(record: SlideRecord, spec: CacheSpec) -> SlidePlan:
         SlideError: If the slide cannot be opened or tiled.
     """
     with _open(record, spec) as reader:
-        return _decide(reader, record, spec)
+        given, spec = _given(reader.info, record, spec)
+        return _decide(reader, record, spec, given)
 
 
 def estimate_bytes(record: SlideRecord, spec: CacheSpec, decided: SlidePlan, *, sample: int = 8) -> int:
@@ -288,6 +292,8 @@ def notes(decided: SlidePlan) -> Iterator[str]:
     known_um = file_um if file_um is not None and is_plausible(file_um) else plan.mpp_lv0_um
     if abs(plan.mpp_lv0_um / known_um - 1) > MPP_DISAGREEMENT:
         yield f"the manifest says {plan.mpp_lv0_um:g} µm/px and the file {file_um:.4g}; the manifest is believed"
+    if past := int(plan.past_edge.sum()):
+        yield f"{past} of {len(plan)} given tiles reach past the slide's edge; their patches are white there"
     if len(plan):
         return
     if min(plan.slide_lv0.width, plan.slide_lv0.height) < plan.tile_lv0:
@@ -314,26 +320,44 @@ def _open(record: SlideRecord, spec: CacheSpec) -> SlideReader:
     return open_slide(record.path, spec.reader)
 
 
-def _decide(reader: SlideReader, record: SlideRecord, spec: CacheSpec) -> SlidePlan:
+def _given(info: SlideInfo, record: SlideRecord, spec: CacheSpec) -> tuple[GivenCoords | None, CacheSpec]:
+    """The tiles that another tool chose, and the spec with their resolution and size; none, and the spec as it is."""
+    if record.coords is None:
+        return None, spec
+    given = read_coords(find_coords(record.coords, record.slide_id), info)
+    mpp_um, _ = resolve_mpp(record.slide_id, record.mpp_um, info.mpp_um)
+    return given, replace(spec, tiling=given.tiling(mpp_um))
+
+
+def _decide(reader: SlideReader, record: SlideRecord, spec: CacheSpec, given: GivenCoords | None) -> SlidePlan:
     info = reader.info
-    mpp_um, provenance = _provenance(info, record)
+    mpp_um, provenance = _provenance(info, record, given)
     tiles = jpeg_levels(record.path, info) if record.path is not None and spec.codec != "reader" else []
     picture = _thumbnail(reader, tiles, spec)
-    tissue = _tissue(record, spec)
-    if record.mask is not None:
-        mask = read_mask(record.mask, info.size_lv0, Size(picture.shape[1], picture.shape[0]))
+    grid, tissue = Size(picture.shape[1], picture.shape[0]), _tissue(record, spec)
+    if given is not None:
+        mask = given.covered(info.size_lv0, grid)
+    elif record.mask is not None:
+        mask = read_mask(record.mask, info.size_lv0, grid)
     elif tissue == "none":
         mask = everywhere(info.size_lv0)
     else:
         mask = segment(picture, info.size_lv0, mpp_um, tissue, drop_pen=spec.tiling.drop_pen)
-    native, why = _native_level(tiles, info, mpp_um, spec)
-    if native is None:
-        if spec.codec == "copy":
-            raise SlideError(f"the scanner's tiles cannot be copied: {why}; tile with --codec auto")
-        plan = plan_tiles(mask, mpp_um, spec.tiling)
-        return SlidePlan(info, plan, provenance, picture, mask, tiles, _resampled(tiles, info, plan, why))
-    plan = plan_tiles(mask, mpp_um, replace(spec.tiling, mpp_um=mpp_um * info.levels[native].downsample))
-    return SlidePlan(info, plan, provenance, picture, mask, tiles, PixelSource("copy", native))
+    native, why = _native_level(tiles, info, mpp_um, spec, given)
+    tiling = spec.tiling
+    if native is not None:
+        tiling = replace(tiling, mpp_um=mpp_um * info.levels[native].downsample)
+    elif spec.codec == "copy":
+        raise SlideError(f"the scanner's tiles cannot be copied: {why}; tile with --codec auto")
+    if given is None:
+        plan = plan_tiles(mask, mpp_um, tiling)
+    else:
+        plan = TilePlan(tiling, info.size_lv0, mpp_um, given.origins_lv0, given.tile_lv0, given.tissue_N)
+    pixels = PixelSource("copy", native) if native is not None else _resampled(tiles, info, plan, why)
+    level = info.levels[pixels.level]
+    if abs(plan.tile_lv0 - tiling.size_px * level.downsample) < 1e-6 * plan.tile_lv0:
+        pixels = replace(pixels, level_px=level.size)
+    return SlidePlan(info, plan, provenance, picture, mask, tiles, pixels)
 
 
 def _thumbnail(reader: SlideReader, tiles: Sequence[JpegLevel | str], spec: CacheSpec) -> npt.NDArray[np.uint8]:
@@ -353,7 +377,7 @@ def _tissue(record: SlideRecord, spec: CacheSpec) -> Literal["otsu", "hsv", "ent
 
 
 def _native_level(
-    tiles: Sequence[JpegLevel | str], info: SlideInfo, mpp_um: float, spec: CacheSpec
+    tiles: Sequence[JpegLevel | str], info: SlideInfo, mpp_um: float, spec: CacheSpec, given: GivenCoords | None
 ) -> tuple[int | None, str]:
     """The level whose stored tiles are the patches asked for; or None, and why not."""
     if spec.codec in ("jpeg", "reader"):
@@ -372,6 +396,8 @@ def _native_level(
         why = f"the scanner's tiles have {stored.tile_px} px, the patches {asked.size_px}"
     elif info.levels[level].downsample % 1:
         why = f"level {level} is {info.levels[level].downsample:.6g} times smaller, not a whole number"
+    elif given is not None and not given.are_cells(stored.tile_px * info.levels[level].downsample):
+        why = "the given tiles are not the scanner's"
     return (None, why) if why else (level, "")
 
 
@@ -386,10 +412,13 @@ def _resampled(tiles: Sequence[JpegLevel | str], info: SlideInfo, plan: TilePlan
     return PixelSource("reader", best_level(info.levels, downsample), why=why)
 
 
-def _provenance(info: SlideInfo, record: SlideRecord) -> tuple[float, Provenance]:
+def _provenance(info: SlideInfo, record: SlideRecord, given: GivenCoords | None) -> tuple[float, Provenance]:
     mpp_um, source = resolve_mpp(record.slide_id, record.mpp_um, info.mpp_um)
     try:
-        mask_fingerprint = file_digest(record.mask) if record.mask is not None else record.extra.get("tissue", "")
+        if given is not None:
+            mask_fingerprint = given.fingerprint
+        else:
+            mask_fingerprint = file_digest(record.mask) if record.mask is not None else record.extra.get("tissue", "")
     except OSError as error:
         raise SlideError(f"mask {record.mask}: cannot be read: {error.strerror}") from None
     return mpp_um, Provenance(record.slide_id, info.fingerprint, info.vendor, info.reader, source, mask_fingerprint)
@@ -458,10 +487,12 @@ def _patches(reader: SlideReader, decided: SlidePlan, spec: CacheSpec, threads: 
         yield from encoded(reader, pixels.level, plan, spec.quality, many)
 
 
-def _reuse(path: Path, reader: SlideReader, record: SlideRecord, spec: CacheSpec) -> SlideOutcome:
+def _reuse(
+    path: Path, reader: SlideReader, record: SlideRecord, spec: CacheSpec, given: GivenCoords | None
+) -> SlideOutcome:
     """The outcome for a cache that is there and fits; one that does not fit is an error naming what differs."""
     cache = PatchCache(path)
-    mpp_um, provenance = _provenance(reader.info, record)
+    mpp_um, provenance = _provenance(reader.info, record, given)
     asked = _flat(to_dict(spec)) | {"slide_id": record.slide_id, "mpp_level0": mpp_um}
     found = _flat(cache.spec) | {name: cache.attrs[name] for name in ("slide_id", "mpp_level0")}
     differ = [f"{k} is {found.get(k)!r} in it, {v!r} asked" for k, v in asked.items() if found.get(k) != v]
@@ -469,7 +500,8 @@ def _reuse(path: Path, reader: SlideReader, record: SlideRecord, spec: CacheSpec
         differ.append(f"the slide file was another one than {record.path}")
     if cache.attrs["mask_fingerprint"] != provenance.mask_fingerprint:
         now = record.mask or record.extra.get("tissue") or "none"
-        differ.append(f"the manifest's mask or tissue was another one than {now}")
+        what = f"the manifest's mask or tissue was another one than {now}"
+        differ.append(what if given is None else f"its tiles are not those of {given.path}")
     if differ:
         raise SpecMismatchError(
             f"{path} was made otherwise: {'; '.join(differ)}; pass --overwrite, or another --out folder"
