@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from wsi_dbps.cohort.cohort import SlideRecord
     from wsi_dbps.patches.spec import CacheSpec
     from wsi_dbps.patches.tile import SlideOutcome
+
+
+_CHOOSING_TILES = ("mpp", "mag", "size", "overlap", "tissue", "drop_pen", "min_tissue")
+"""Options that `--coords` leaves nothing to say for."""
 
 
 class Tissue(StrEnum):
@@ -69,6 +74,14 @@ def command(
         bool, typer.Option("--drop-pen/--keep-pen", help="Leave out strokes of green, blue and black pens.")
     ] = True,
     min_tissue: Annotated[float, typer.Option(help="Least share of a tile that must be tissue.")] = 0.25,
+    coords: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Cut the tiles that TRIDENT, CLAM, hs2p or another run of this chose, in place of looking for tissue: "
+            "the folder it wrote. Their size and resolution come from there.",
+        ),
+    ] = None,
     codec: Annotated[
         Codec,
         typer.Option(
@@ -107,6 +120,7 @@ def command(
     sheet: Annotated[bool, typer.Option(help="Also draw contact-sheet.html, where every slide is seen.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Tile again what is there already.")] = False,
     columns: Columns = [],
+    ctx: typer.Context = None,  # type: ignore[assignment]  # typer's own, which `demo` has no use for
 ) -> None:
     """Find tissue on each slide, cut it into patches, and cache them.
 
@@ -128,6 +142,9 @@ def command(
     made |= {"icc": icc.value, "qc": qc}
     spec = build(CacheSpec, {"tiling": tiling, "quality": quality, "reader": reader.value, **made}, "tile")
     records = read_manifest(cohort, columns=parse_columns(columns), need_path=True).records
+    if coords is not None:
+        _check_coords(ctx, coords)
+        records = tuple(replace(record, coords=coords) for record in records)
     if shard is not None:
         index, count = _shard(shard)
         records = records[index - 1 :: count]
@@ -197,6 +214,19 @@ def tile_all(
         f"{kept} kept as they were, {failed} failed: {out}"
     )
     return outcomes
+
+
+def _check_coords(ctx: typer.Context, coords: Path) -> None:
+    """Refuse a folder that is not there, and what the command line says of tiles beside it."""
+    from wsi_dbps.errors import ConfigError
+
+    if not coords.is_dir():
+        raise ConfigError(f"--coords {coords}: no such folder; name the one that the tool wrote its coordinates to")
+    for option in ctx.command.params:
+        source = ctx.get_parameter_source(option.name or "")
+        if option.name in _CHOOSING_TILES and source is not None and source.name != "DEFAULT":
+            said = "/".join((*option.opts, *option.secondary_opts))
+            raise ConfigError(f"--coords {coords}: which tiles, and how large, its files say; leave out {said}")
 
 
 def _shard(text: str) -> tuple[int, int]:

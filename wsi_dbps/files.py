@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import json
 import os
 import shutil
+import sys
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -50,6 +52,16 @@ def put_in_place(partial: Path, path: Path) -> None:
         os.fsync(file.fileno())
     os.replace(partial, path)
     _sync(path.parent)
+
+
+def reserve(handle: int, length: int) -> None:
+    """Have the file system set aside space for the first `length` bytes of an open file, if it can.
+
+    On ext4 writing is then up to ten times faster. Where there is not so much space, or no such call, nothing happens:
+    writing will say so. (`os.posix_fallocate` writes zeros where there is no such call.)
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).fallocate(handle, 0, ctypes.c_int64(0), ctypes.c_int64(length))
 
 
 @contextmanager

@@ -43,7 +43,7 @@ def found(path: Path) -> list[JpegLevel | str]:
 
 def tile_bytes(level: JpegLevel, row: int, column: int) -> bytes:
     with ByteRanges(level.path) as file:
-        return next(iter(level.jpegs(file, [(row, column)])))
+        return next(iter(level.jpegs(file, np.array([[column, row]]))))
 
 
 @pytest.mark.parametrize("name", ["CMU-1-Small-Region.svs", "OS-1-detail.ome.tif", None])
@@ -64,10 +64,15 @@ def test_every_copied_tile_shows_what_the_reader_shows_in_every_decoder(request,
 def test_tiles_of_one_run_are_those_read_one_by_one(slide_path: Path) -> None:
     level = found(slide_path)[0]
     rows, columns = level.counts.shape
-    tiles = [(row, column) for row in range(rows) for column in range(columns) if (row + column) % 3]
+    some = [(column, row) for row in range(rows) for column in range(columns) if (row + column) % 3]
+    cells_N2 = np.array(some[::-1] + some)
     with ByteRanges(slide_path) as file:
-        together = list(level.jpegs(file, tiles[::-1] + tiles))
-    assert together == [tile_bytes(level, *tile) for tile in tiles[::-1] + tiles]
+        together = list(level.jpegs(file, cells_N2))
+    assert together == [tile_bytes(level, row, column) for column, row in cells_N2.tolist()]
+    runs = list(level.runs(cells_N2))
+    assert [i for run in runs for i in range(run.start, run.stop)] == list(range(len(cells_N2)))
+    assert len(runs) < len(cells_N2)
+    assert list(level.runs(cells_N2[:0])) == []
 
 
 @settings(deadline=None, max_examples=60)

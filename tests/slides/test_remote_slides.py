@@ -105,7 +105,7 @@ def test_a_few_tiles_of_a_large_slide_are_a_part_of_its_bytes(tmp_path: Path, se
         [level, *_] = jpeg_levels(f"{served}/a.svs", reader.info)
     assert isinstance(level, JpegLevel)
     with ByteRanges(f"{served}/a.svs") as file:
-        assert all(isinstance(jpeg, bytes) for jpeg in level.jpegs(file, [(5, 5), (5, 6), (30, 7)]))
+        assert all(isinstance(jpeg, bytes) for jpeg in level.jpegs(file, np.array([[5, 5], [6, 5], [7, 30]])))
     assert Ranges.sent < 0.2 * local.stat().st_size
 
 

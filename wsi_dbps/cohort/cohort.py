@@ -35,6 +35,8 @@ class SlideRecord:
     """µm per level-0 pixel, where the manifest overrides the file."""
     mask: Path | None = None
     """A tissue mask to use instead of segmentation."""
+    coords: Path | None = None
+    """A folder in which another tool has left this slide's tiles, to cut those (`tile --coords`); no column."""
     url: str | None = None
     """A slide that is not a local file (`s3://...`), as written; `path` is then None."""
     extra: Mapping[str, str] = field(default_factory=dict, hash=False)

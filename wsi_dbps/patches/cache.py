@@ -32,7 +32,11 @@ if TYPE_CHECKING:
 
 
 _REPAIR: Final = "delete it and tile again"
-_WRITE_BYTES: Final = 8 << 20
+_WRITE_BYTES: Final = 4 << 20
+_MOST_AT_ONCE: Final = 1024
+"""Buffers that one call writes: the least that POSIX systems take."""
+_RESERVE_BYTES: Final = 256 << 20
+"""Most space to set aside beyond what is needed now."""
 _DATASETS: Final = ("coords", "tissue", "patches/offsets", "patches/data")
 _HDF5_ERRORS: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError)
 """What h5py raises on damaged files and on objects of another kind than expected."""
@@ -49,7 +53,8 @@ class Provenance:
     mpp_source: str
     """`file` or `manifest`."""
     mask_fingerprint: str
-    """Of the mask file that the manifest gave, or its word in the column `tissue`; empty where it gave neither."""
+    """Of the mask file that the manifest gave, or its word in the column `tissue`; empty where it gave neither. Of the
+    tiles (`GivenCoords.fingerprint`), where another tool chose them."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,8 @@ class PixelSource:
     """Each tile of it is decoded at 1 / scale of its size."""
     why: str = ""
     """Why they are not copied."""
+    level_px: Size | None = None
+    """Size of that level, if patches are its very pixels, neither shrunk nor enlarged."""
 
 
 @dataclass(frozen=True)
@@ -119,15 +126,18 @@ class CacheWriter:
         self._file = open(partial, "rb+", buffering=0)  # noqa: SIM115 - closed by `finish`
         self._file.seek(self._room)
         self._waiting: list[bytes] = []
-        self._written = 0
+        self._written = self._reserved = 0
 
-    def add(self, jpeg: bytes) -> None:
-        """Write the next patch, a complete JPEG file."""
+    def add(self, jpeg: bytes, crc32: int) -> None:
+        """Write the next patch, a complete JPEG file, and its CRC-32 (zlib's)."""
         self._waiting.append(jpeg)
         if self.num_bytes - self._written > _WRITE_BYTES:
+            if (needed := self._room + self.num_bytes) > self._reserved:
+                self._reserved = needed + min(self.num_bytes, _RESERVE_BYTES)
+                files.reserve(self._file.fileno(), self._reserved)
             self._flush()
         self._offsets.append(self._offsets[-1] + len(jpeg))
-        self._crc32.append(zlib.crc32(jpeg))
+        self._crc32.append(crc32)
 
     @property
     def num_bytes(self) -> int:
@@ -155,12 +165,16 @@ class CacheWriter:
         self.close()
 
     def _flush(self) -> None:
-        """Write what waits in one go: Python's own buffer is slow for a file that is also read."""
-        rest = memoryview(b"".join(self._waiting))
-        self._written += len(rest)
+        """Write what waits, without copying it once more."""
+        self._written += sum(map(len, self._waiting))
+        for first in range(0, len(self._waiting), _MOST_AT_ONCE):
+            some = self._waiting[first : first + _MOST_AT_ONCE]
+            written = os.writev(self._file.fileno(), some)
+            if written < sum(map(len, some)):  # the system may stop short
+                rest = memoryview(b"".join(some))[written:]
+                while rest:
+                    rest = rest[self._file.write(rest) :]
         self._waiting.clear()
-        while rest:  # a plain write may stop short
-            rest = rest[self._file.write(rest) :]
 
     def close(self) -> None:
         """Let go of the file."""
@@ -174,7 +188,7 @@ class CacheWriter:
         aligned = {"alignment_threshold": self._room, "alignment_interval": self._room} if self.num_bytes else {}
         with h5py.File(beside, "w", libver=("v110", "v110"), **aligned) as file:
             coords = file.create_dataset("coords", data=plan.origins_lv0.astype(np.int64))
-            coords.attrs.update(_interop_attributes(plan, provenance, self._partial))
+            coords.attrs.update(_interop_attributes(plan, provenance, pixels))
             file["tissue"] = plan.tissue_N.astype(np.float32)
             file["thumbnail"] = np.frombuffer(head.thumbnail, np.uint8)
             file.create_dataset("tissue_mask", data=head.mask_HW.astype(np.uint8), compression="gzip")
@@ -229,20 +243,35 @@ def _fingerprint(spec: dict[str, Any], provenance: Provenance, mpp_lv0_um: float
     return files.digest(same)
 
 
-def _interop_attributes(plan: TilePlan, provenance: Provenance, path: Path) -> dict[str, Any]:
-    """Attributes on `/coords` by which TRIDENT's own readers know the tiles."""
-    spec = plan.spec
-    return {
+def _interop_attributes(plan: TilePlan, provenance: Provenance, pixels: PixelSource) -> dict[str, Any]:
+    """Attributes on `/coords` by which TRIDENT's and CLAM's own readers know the tiles.
+
+    The magnifications stand in the ratio of tile and patch, from which TRIDENT computes the tile's side. CLAM reads
+    `patch_size` pixels of a stored level and resizes nothing: where patches are no level's own pixels it would cut
+    other tiles, so its attributes are left out, and it stops at the missing `patch_level`. Folders are ".", as the
+    same slide gives the same bytes anywhere; no reader uses them.
+    """
+    spec, level0_magnification = plan.spec, round(10 / plan.mpp_lv0_um)
+    attributes = {
         "patch_size": spec.size_px,
         "patch_size_level0": round(plan.tile_lv0),
-        "level0_magnification": round(10 / plan.mpp_lv0_um),
-        "target_magnification": round(10 / spec.mpp_um),
+        "level0_magnification": level0_magnification,
+        "target_magnification": level0_magnification * spec.size_px / plan.tile_lv0,
         "overlap": spec.overlap_px,
         "level0_width": plan.slide_lv0.width,
         "level0_height": plan.slide_lv0.height,
         "name": provenance.slide_id,
-        "savetodir": str(path.parent),
+        "savetodir": ".",
     }
+    if (level := pixels.level_px) is not None:
+        attributes |= {
+            "patch_level": pixels.level,
+            "downsample": np.array([plan.slide_lv0.width / level.width, plan.slide_lv0.height / level.height]),
+            "level_dim": np.array([level.width, level.height], np.int64),
+            "downsampled_level_dim": np.array([level.width, level.height], np.int64),
+            "save_path": ".",
+        }
+    return attributes
 
 
 class PatchCache:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
+import zlib
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final
+from itertools import chain
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import numpy as np
 
 from wsi_dbps.errors import UnreadableSlideError
-from wsi_dbps.geometry import Region, Size
+from wsi_dbps.geometry import Size
 from wsi_dbps.patches.cache import encode_jpeg
+from wsi_dbps.patches.quality import measure
 from wsi_dbps.slides.jpeg_tiles import TileError
 from wsi_dbps.slides.sampling import read_box
 from wsi_dbps.slides.source import ByteRanges
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     import numpy.typing as npt
 
@@ -27,38 +31,66 @@ if TYPE_CHECKING:
 RUN: Final = 16
 """Neighbouring patches that one thread reads and encodes: enough to share scanner tiles, few enough to hold."""
 
-Patch = bytes | UnreadableSlideError
-"""A JPEG file, or why there is none."""
+S = TypeVar("S")
+T = TypeVar("T")
 
 
-def copied(reader: SlideReader, level: int, tiles: JpegLevel, plan: TilePlan, quality: int) -> Iterator[Patch]:
+class Patch(NamedTuple):
+    """A patch as it is stored."""
+
+    jpeg: bytes
+    crc32: int
+    measures: tuple[float, ...]
+    """`quality.MEASURES`, if they were asked for."""
+
+
+Outcome = Patch | UnreadableSlideError
+"""A patch, or why there is none."""
+
+
+def _patch(jpeg: bytes, *, qc: bool) -> Patch:
+    return Patch(jpeg, zlib.crc32(jpeg), measure(jpeg) if qc else ())
+
+
+def copied(
+    reader: SlideReader, level: int, tiles: JpegLevel, plan: TilePlan, quality: int, threads: int, *, qc: bool = False
+) -> Iterator[Outcome]:
     """The scanner's tiles, unchanged but for the tables and the colour space that each lacks.
 
     Args:
-        reader: The slide, for tiles that the scanner left out.
+        reader: The slide, for tiles that the scanner left out, and for those past its edge.
         level: The level whose grid the plan is on.
         tiles: Its tiles.
         plan: Tiles of that grid.
-        quality: JPEG quality for tiles that the scanner left out.
+        quality: JPEG quality for what is not copied.
+        threads: How many read at a time.
+        qc: Measure each patch.
+
+    Raises:
+        SlideError: If the file cannot be read.
     """
     cells_N2 = np.rint(plan.origins_lv0 / plan.tile_lv0).astype(np.int64)
-    cells = [(int(y), int(x)) for x, y in cells_N2]
+    stored_N = ~plan.past_edge
+    stored_N[stored_N] = tiles.counts[cells_N2[stored_N, 1], cells_N2[stored_N, 0]] > 0
+    stored_cells_N2 = cells_N2[stored_N]
     with ByteRanges(tiles.path) as file:
-        stored_N = tiles.counts[cells_N2[:, 1], cells_N2[:, 0]] > 0
-        jpegs = tiles.jpegs(file, [cell for cell, stored in zip(cells, stored_N, strict=True) if stored])
-        for (row, column), stored in zip(cells, stored_N, strict=True):
-            jpeg = next(jpegs) if stored else None
-            if isinstance(jpeg, bytes):
-                yield jpeg
-                continue
-            x, y = column * tiles.tile_px, row * tiles.tile_px
-            if jpeg is None:
-                yield encode_jpeg(reader.read(Region(level, x, y, tiles.tile_px, tiles.tile_px)), quality)
-            else:
-                yield TileError(f"{tiles.path}: cannot copy level {level} at ({x}, {y}): {jpeg}")
+
+        def read(run: slice) -> list[Patch | TileError]:
+            found = tiles.jpegs(file, stored_cells_N2[run])
+            return [_patch(jpeg, qc=qc) if isinstance(jpeg, bytes) else jpeg for jpeg in found]
+
+        patches = chain.from_iterable(in_threads(read, tiles.runs(stored_cells_N2), threads))
+        for i, stored in enumerate(stored_N.tolist()):
+            patch = next(patches) if stored else _encoded(reader, level, plan, quality, i, qc=qc)
+            if isinstance(patch, TileError):
+                x, y = (cells_N2[i] * tiles.tile_px).tolist()
+                patch = TileError(f"{tiles.path}: cannot copy level {level} at ({x}, {y}): {patch}")
+            yield patch
 
 
-def encoded(reader: SlideReader, level: int, plan: TilePlan, quality: int, threads: int) -> Iterator[Patch]:
+def encoded(
+    reader: SlideReader, level: int, plan: TilePlan, quality: int, threads: int, *, qc: bool = False
+) -> Iterator[Outcome]:
     """Patches read from one level, resampled where they must be, and encoded.
 
     Args:
@@ -67,39 +99,55 @@ def encoded(reader: SlideReader, level: int, plan: TilePlan, quality: int, threa
         plan: The tiles.
         quality: JPEG quality.
         threads: How many work at a time; a few runs of patches are held in memory for each.
+        qc: Measure each patch.
     """
 
-    def work(run: range) -> list[Patch]:
-        return [_encoded(reader, level, plan, quality, i) for i in run]
+    def work(run: range) -> list[Outcome]:
+        return [_encoded(reader, level, plan, quality, i, qc=qc) for i in run]
 
+    return chain.from_iterable(in_threads(work, _runs(plan), threads))
+
+
+def in_threads(work: Callable[[S], T], items: Iterable[S], threads: int) -> Iterator[T]:
+    """`work` of each item, in order; with more threads than one, at most two results for each of them wait."""
     if threads == 1:
-        for run in _runs(plan):
-            yield from work(run)
+        yield from map(work, items)
         return
     with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[Future[list[Patch]]] = deque()
+        waiting: deque[Future[T]] = deque()
         try:
-            for run in _runs(plan):
-                waiting.append(pool.submit(work, run))
+            for item in items:
+                waiting.append(pool.submit(work, item))
                 if len(waiting) > 2 * threads:
-                    yield from waiting.popleft().result()
+                    yield waiting.popleft().result()
             while waiting:
-                yield from waiting.popleft().result()
+                yield waiting.popleft().result()
         finally:
             for future in waiting:
                 future.cancel()
 
 
 def patch_pixels(reader: SlideReader, level: int, plan: TilePlan, i: int) -> npt.NDArray[np.uint8]:
-    """(P, P, 3) pixels of one patch."""
+    """(P, P, 3) pixels of one patch, white beyond the slide's edge."""
     x, y = (float(v) for v in plan.origins_lv0[i])
-    box_lv0 = (x, y, x + plan.tile_lv0, y + plan.tile_lv0)
-    return read_box(reader, level, box_lv0, Size(plan.spec.size_px, plan.spec.size_px))
+    side = plan.spec.size_px
+    if not plan.past_edge[i]:
+        return read_box(reader, level, (x, y, x + plan.tile_lv0, y + plan.tile_lv0), Size(side, side))
+    stored, pixel_lv0 = reader.info.levels[level], plan.tile_lv0 / side
+    width, height = (
+        min(side, max(0, math.floor((length_px * stored.downsample - start) / pixel_lv0 + 1e-6)))
+        for length_px, start in ((stored.size.width, x), (stored.size.height, y))
+    )
+    patch_HWC = np.full((side, side, 3), 255, np.uint8)
+    if width and height:
+        box_lv0 = (x, y, x + width * pixel_lv0, y + height * pixel_lv0)
+        patch_HWC[:height, :width] = read_box(reader, level, box_lv0, Size(width, height))
+    return patch_HWC
 
 
-def _encoded(reader: SlideReader, level: int, plan: TilePlan, quality: int, i: int) -> Patch:
+def _encoded(reader: SlideReader, level: int, plan: TilePlan, quality: int, i: int, *, qc: bool) -> Outcome:
     try:
-        return encode_jpeg(patch_pixels(reader, level, plan, i), quality)
+        return _patch(encode_jpeg(patch_pixels(reader, level, plan, i), quality), qc=qc)
     except UnreadableSlideError as error:
         return error
 

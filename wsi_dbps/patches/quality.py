@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -12,21 +10,17 @@ from PIL import Image
 
 from wsi_dbps.config import settings, to_dict
 from wsi_dbps.errors import CacheError
-from wsi_dbps.tiling.tissue import is_pen
+from wsi_dbps.tiling.tissue import pen_share
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import numpy.typing as npt
 
     from wsi_dbps.patches.cache import PatchCache
-    from wsi_dbps.patches.pixels import Patch
 
 MEASURES: Final = ("sharpness", "white", "pen")
 WHITE: Final = 220
 """Least value of every channel of a pixel that is near white."""
 _PEN_REDUCE: Final = 4
-_RUN: Final = 16
 
 
 @settings
@@ -83,29 +77,8 @@ def measure(jpeg: bytes) -> tuple[float, ...]:
     white = (
         np.minimum(np.minimum(pixels[..., 0], pixels[..., 1]), pixels[..., 2]) >= WHITE
     )  # .min(2) takes 5 times that
-    pen = is_pen(np.asarray(picture.reduce(min(_PEN_REDUCE, *picture.size)), np.float32))
-    return float(laplacian.var()) if laplacian.size else 0.0, float(white.mean()), float(pen.mean())
-
-
-def with_measures(patches: Iterator[Patch], threads: int) -> Iterator[tuple[Patch, tuple[float, ...]]]:
-    """Each patch with its measures (none where it is damaged), in order, `threads` of them at work."""
-
-    def work(run: list[Patch]) -> list[tuple[Patch, tuple[float, ...]]]:
-        return [(patch, measure(patch) if isinstance(patch, bytes) else ()) for patch in run]
-
-    with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[Future[list[tuple[Patch, tuple[float, ...]]]]] = deque()
-        run: list[Patch] = []
-        for patch in patches:
-            run.append(patch)
-            if len(run) == _RUN:
-                waiting.append(pool.submit(work, run))
-                run = []
-            if len(waiting) > 2 * threads:
-                yield from waiting.popleft().result()
-        waiting.append(pool.submit(work, run))
-        for future in waiting:
-            yield from future.result()
+    pen = pen_share(np.asarray(picture.reduce(min(_PEN_REDUCE, *picture.size))))
+    return float(laplacian.var()) if laplacian.size else 0.0, float(white.mean()), pen
 
 
 def as_arrays(measures: list[tuple[float, ...]]) -> dict[str, npt.NDArray[np.float32]]:

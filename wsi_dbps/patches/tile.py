@@ -18,9 +18,10 @@ from wsi_dbps.errors import OutputError, SlideError, SpecMismatchError, Unreadab
 from wsi_dbps.files import BusyError, claimed, file_digest, put_in_place
 from wsi_dbps.geometry import Size
 from wsi_dbps.patches.cache import CacheHead, CacheWriter, PatchCache, PixelSource, Provenance, encode_jpeg
+from wsi_dbps.patches.given_coords import find_coords, read_coords
 from wsi_dbps.patches.masks import read_mask
-from wsi_dbps.patches.pixels import copied, encoded
-from wsi_dbps.patches.quality import as_arrays, with_measures
+from wsi_dbps.patches.pixels import Patch, copied, encoded
+from wsi_dbps.patches.quality import as_arrays
 from wsi_dbps.patches.spec import CacheSpec
 from wsi_dbps.slides.icc import in_colours, profile_name, to_srgb
 from wsi_dbps.slides.jpeg_tiles import JpegLevel, jpeg_levels
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from wsi_dbps.cohort.cohort import SlideRecord
-    from wsi_dbps.patches.pixels import Patch
+    from wsi_dbps.patches.given_coords import GivenCoords
+    from wsi_dbps.patches.pixels import Outcome
     from wsi_dbps.slides.reader import SlideInfo, SlideReader
 
 
@@ -121,12 +123,13 @@ def tile_slide(
     path = cache_path(caches, record.slide_id)
     try:
         with _open(record, spec) as reader:
+            given, spec = _given(reader.info, record, spec)
             if path.exists() and not overwrite:
-                return _reuse(path, reader, record, spec)
+                return _reuse(path, reader, record, spec, given)
             with claimed(path, wait=wait) as beside:
                 if path.exists() and not overwrite:  # finished by another process just now
-                    return _reuse(path, reader, record, spec)
-                decided = _decide(reader, record, spec)
+                    return _reuse(path, reader, record, spec, given)
+                decided = _decide(reader, record, spec, given)
                 done = _write(path, beside, reader, decided, spec, threads)
     except BusyError:
         return SlideOutcome(record.slide_id, None, busy=True)
@@ -270,7 +273,8 @@ def plan_slide(record: SlideRecord, spec: CacheSpec) -> SlidePlan:
         SlideError: If the slide cannot be opened or tiled.
     """
     with _open(record, spec) as reader:
-        return _decide(reader, record, spec)
+        given, spec = _given(reader.info, record, spec)
+        return _decide(reader, record, spec, given)
 
 
 def estimate_bytes(record: SlideRecord, spec: CacheSpec, decided: SlidePlan, *, sample: int = 8) -> int:
@@ -280,7 +284,7 @@ def estimate_bytes(record: SlideRecord, spec: CacheSpec, decided: SlidePlan, *, 
     rows = np.unique(np.linspace(0, len(decided.plan) - 1, sample).astype(int))
     some = replace(decided.plan, origins_lv0=decided.plan.origins_lv0[rows], tissue_N=decided.plan.tissue_N[rows])
     with _open(record, spec) as reader:
-        sizes = [len(p) for p in _patches(reader, replace(decided, plan=some), spec, 1) if isinstance(p, bytes)]
+        sizes = [len(p.jpeg) for p in _patches(reader, replace(decided, plan=some), spec, 1) if isinstance(p, Patch)]
     return round(float(np.mean(sizes or 0)) * len(decided.plan))
 
 
@@ -292,6 +296,8 @@ def notes(decided: SlidePlan, spec: CacheSpec) -> Iterator[str]:
         yield f"the manifest says {plan.mpp_lv0_um:g} µm/px and the file {file_um:.4g}; the manifest is believed"
     if spec.icc == "srgb" and not decided.info.icc_profile:
         yield "no ICC profile that can be read; its colours are taken for sRGB"
+    if past := int(plan.past_edge.sum()):
+        yield f"{past} of {len(plan)} given tiles reach past the slide's edge; their patches are white there"
     if len(plan):
         return
     if min(plan.slide_lv0.width, plan.slide_lv0.height) < plan.tile_lv0:
@@ -316,26 +322,44 @@ def _open(record: SlideRecord, spec: CacheSpec) -> SlideReader:
     return open_slide(record.file, spec.reader)
 
 
-def _decide(reader: SlideReader, record: SlideRecord, spec: CacheSpec) -> SlidePlan:
+def _given(info: SlideInfo, record: SlideRecord, spec: CacheSpec) -> tuple[GivenCoords | None, CacheSpec]:
+    """The tiles that another tool chose, and the spec with their resolution and size; none, and the spec as it is."""
+    if record.coords is None:
+        return None, spec
+    given = read_coords(find_coords(record.coords, record.slide_id), info)
+    mpp_um, _ = resolve_mpp(record.slide_id, record.mpp_um, info.mpp_um)
+    return given, replace(spec, tiling=given.tiling(mpp_um))
+
+
+def _decide(reader: SlideReader, record: SlideRecord, spec: CacheSpec, given: GivenCoords | None) -> SlidePlan:
     info = reader.info
-    mpp_um, provenance = _provenance(info, record)
+    mpp_um, provenance = _provenance(info, record, given)
     tiles = jpeg_levels(record.file, info) if record.file is not None and spec.codec != "reader" else []
     picture = _thumbnail(reader, tiles, spec)
-    tissue = _tissue(record, spec)
-    if record.mask is not None:
-        mask = read_mask(record.mask, info.size_lv0, Size(picture.shape[1], picture.shape[0]))
+    grid, tissue = Size(picture.shape[1], picture.shape[0]), _tissue(record, spec)
+    if given is not None:
+        mask = given.covered(info.size_lv0, grid)
+    elif record.mask is not None:
+        mask = read_mask(record.mask, info.size_lv0, grid)
     elif tissue == "none":
         mask = everywhere(info.size_lv0)
     else:
         mask = segment(picture, info.size_lv0, mpp_um, tissue, drop_pen=spec.tiling.drop_pen)
-    native, why = _native_level(tiles, info, mpp_um, spec)
-    if native is None:
-        if spec.codec == "copy":
-            raise SlideError(f"the scanner's tiles cannot be copied: {why}; tile with --codec auto")
-        plan = plan_tiles(mask, mpp_um, spec.tiling)
-        return SlidePlan(info, plan, provenance, picture, mask, tiles, _resampled(tiles, info, plan, why))
-    plan = plan_tiles(mask, mpp_um, replace(spec.tiling, mpp_um=mpp_um * info.levels[native].downsample))
-    return SlidePlan(info, plan, provenance, picture, mask, tiles, PixelSource("copy", native))
+    native, why = _native_level(tiles, info, mpp_um, spec, given)
+    tiling = spec.tiling
+    if native is not None:
+        tiling = replace(tiling, mpp_um=mpp_um * info.levels[native].downsample)
+    elif spec.codec == "copy":
+        raise SlideError(f"the scanner's tiles cannot be copied: {why}; tile with --codec auto")
+    if given is None:
+        plan = plan_tiles(mask, mpp_um, tiling)
+    else:
+        plan = TilePlan(tiling, info.size_lv0, mpp_um, given.origins_lv0, given.tile_lv0, given.tissue_N)
+    pixels = PixelSource("copy", native) if native is not None else _resampled(tiles, info, plan, why)
+    level = info.levels[pixels.level]
+    if abs(plan.tile_lv0 - tiling.size_px * level.downsample) < 1e-6 * plan.tile_lv0:
+        pixels = replace(pixels, level_px=level.size)
+    return SlidePlan(info, plan, provenance, picture, mask, tiles, pixels)
 
 
 def _thumbnail(reader: SlideReader, tiles: Sequence[JpegLevel | str], spec: CacheSpec) -> npt.NDArray[np.uint8]:
@@ -355,7 +379,7 @@ def _tissue(record: SlideRecord, spec: CacheSpec) -> Literal["otsu", "hsv", "ent
 
 
 def _native_level(
-    tiles: Sequence[JpegLevel | str], info: SlideInfo, mpp_um: float, spec: CacheSpec
+    tiles: Sequence[JpegLevel | str], info: SlideInfo, mpp_um: float, spec: CacheSpec, given: GivenCoords | None
 ) -> tuple[int | None, str]:
     """The level whose stored tiles are the patches asked for; or None, and why not."""
     if spec.codec in ("jpeg", "reader"):
@@ -376,6 +400,8 @@ def _native_level(
         why = f"the scanner's tiles have {stored.tile_px} px, the patches {asked.size_px}"
     elif info.levels[level].downsample % 1:
         why = f"level {level} is {info.levels[level].downsample:.6g} times smaller, not a whole number"
+    elif given is not None and not given.are_cells(stored.tile_px * info.levels[level].downsample):
+        why = "the given tiles are not the scanner's"
     return (None, why) if why else (level, "")
 
 
@@ -390,10 +416,13 @@ def _resampled(tiles: Sequence[JpegLevel | str], info: SlideInfo, plan: TilePlan
     return PixelSource("reader", best_level(info.levels, downsample), why=why)
 
 
-def _provenance(info: SlideInfo, record: SlideRecord) -> tuple[float, Provenance]:
+def _provenance(info: SlideInfo, record: SlideRecord, given: GivenCoords | None) -> tuple[float, Provenance]:
     mpp_um, source = resolve_mpp(record.slide_id, record.mpp_um, info.mpp_um)
     try:
-        mask_fingerprint = file_digest(record.mask) if record.mask is not None else record.extra.get("tissue", "")
+        if given is not None:
+            mask_fingerprint = given.fingerprint
+        else:
+            mask_fingerprint = file_digest(record.mask) if record.mask is not None else record.extra.get("tissue", "")
     except OSError as error:
         raise SlideError(f"mask {record.mask}: cannot be read: {error.strerror}") from None
     return mpp_um, Provenance(record.slide_id, info.fingerprint, info.vendor, info.reader, source, mask_fingerprint)
@@ -423,16 +452,12 @@ def _write(
         bool(decided.info.icc_profile) and spec.icc == "srgb",
     )
     writer = CacheWriter(beside, head)
-    patches: Iterator[tuple[Patch, tuple[float, ...]]]
-    if spec.qc:
-        patches = with_measures(_patches(reader, decided, spec, threads), threads)
-    else:
-        patches = ((patch, ()) for patch in _patches(reader, decided, spec, threads))
     try:
-        for i, (patch, measured) in enumerate(patches):
-            if isinstance(patch, bytes):
-                writer.add(patch)
-                measures.append(measured)
+        for i, patch in enumerate(_patches(reader, decided, spec, threads)):
+            if isinstance(patch, Patch):
+                writer.add(patch.jpeg, patch.crc32)
+                if spec.qc:
+                    measures.append(patch.measures)
                 continue
             bad[i] = patch
             if len(bad) > max(spec.max_damaged * len(plan), 0):
@@ -462,26 +487,28 @@ def _too_damaged(bad: dict[int, UnreadableSlideError], plan: TilePlan, spec: Cac
     return f"{most} cannot be decoded (--max-damaged); the first: {first}"
 
 
-def _patches(reader: SlideReader, decided: SlidePlan, spec: CacheSpec, threads: int) -> Iterator[Patch]:
+def _patches(reader: SlideReader, decided: SlidePlan, spec: CacheSpec, threads: int) -> Iterator[Outcome]:
     """The plan's patches, by the path that was decided."""
     plan, pixels = decided.plan, decided.pixels
     if pixels.path == "copy":
         tiles = decided.tiles[pixels.level]
         assert isinstance(tiles, JpegLevel)
-        yield from copied(reader, pixels.level, tiles, plan, spec.quality)
+        yield from copied(reader, pixels.level, tiles, plan, spec.quality, threads, qc=spec.qc)
     elif pixels.path == "tiles":
         with TileReader(reader, decided.tiles) as fast:
             level = fast.level_of(pixels.level, pixels.scale)
-            yield from encoded(in_colours(fast, spec.icc), level, plan, spec.quality, threads)
+            yield from encoded(in_colours(fast, spec.icc), level, plan, spec.quality, threads, qc=spec.qc)
     else:
         many = threads if reader.info.reader == "openslide" else 1  # OpenSlide alone promises to bear threads
-        yield from encoded(in_colours(reader, spec.icc), pixels.level, plan, spec.quality, many)
+        yield from encoded(in_colours(reader, spec.icc), pixels.level, plan, spec.quality, many, qc=spec.qc)
 
 
-def _reuse(path: Path, reader: SlideReader, record: SlideRecord, spec: CacheSpec) -> SlideOutcome:
+def _reuse(
+    path: Path, reader: SlideReader, record: SlideRecord, spec: CacheSpec, given: GivenCoords | None
+) -> SlideOutcome:
     """The outcome for a cache that is there and fits; one that does not fit is an error naming what differs."""
     cache = PatchCache(path)
-    mpp_um, provenance = _provenance(reader.info, record)
+    mpp_um, provenance = _provenance(reader.info, record, given)
     made_with = to_dict(build(CacheSpec, cache.spec, str(path)))  # settings that came later have their defaults
     asked = _flat(to_dict(spec)) | {"slide_id": record.slide_id, "mpp_level0": mpp_um}
     found = _flat(made_with) | {name: cache.attrs[name] for name in ("slide_id", "mpp_level0")}
@@ -490,7 +517,8 @@ def _reuse(path: Path, reader: SlideReader, record: SlideRecord, spec: CacheSpec
         differ.append(f"the slide file was another one than {record.file}")
     if cache.attrs["mask_fingerprint"] != provenance.mask_fingerprint:
         now = record.mask or record.extra.get("tissue") or "none"
-        differ.append(f"the manifest's mask or tissue was another one than {now}")
+        what = f"the manifest's mask or tissue was another one than {now}"
+        differ.append(what if given is None else f"its tiles are not those of {given.path}")
     if differ:
         raise SpecMismatchError(
             f"{path} was made otherwise: {'; '.join(differ)}; pass --overwrite, or another --out folder"

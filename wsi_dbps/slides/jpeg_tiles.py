@@ -10,7 +10,6 @@ Note 5116 for the APP14 segment that declares a colour space.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,7 +33,7 @@ _JPEG: Final = 7
 _RGB = 2
 _COLOURS: Final = (_RGB, 6)  # RGB, YCbCr
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
-_RUN_BYTES: Final = 8 << 20
+_RUN_BYTES: Final = 2 << 20
 _RUN_GAP: Final = 1 << 16
 
 
@@ -72,54 +71,73 @@ class JpegLevel:
     _heads: dict[bytes, _Head] = field(default_factory=dict, repr=False)
     """Heads of tiles seen so far, and what takes their place: nearly always one."""
 
-    def jpegs(self, file: ByteRanges, tiles: Sequence[tuple[int, int]]) -> Iterator[bytes | TileError]:
-        """Tiles as JPEG files of their own, in order; neighbours in the file are read in one go.
+    def runs(self, cells_N2: npt.NDArray[np.int64]) -> Iterator[slice]:
+        """Tiles that follow each other and are neighbours in the file: what is best read in one go.
+
+        Args:
+            cells_N2: (column, row) of each, none of them empty.
+        """
+        starts_N, ends_N = self._places(cells_N2)
+        gaps = starts_N[1:] - ends_N[:-1]
+        apart = ((gaps < 0) | (gaps > _RUN_GAP)).tolist()
+        starts, ends, first = starts_N.tolist(), ends_N.tolist(), 0
+        for i, alone in enumerate(apart, start=1):
+            if alone or ends[i] - starts[first] > _RUN_BYTES:
+                yield slice(first, i)
+                first = i
+        if starts:
+            yield slice(first, len(starts))
+
+    def jpegs(self, file: ByteRanges, cells_N2: npt.NDArray[np.int64]) -> Iterator[bytes | TileError]:
+        """Tiles as JPEG files of their own, in order.
 
         Args:
             file: The open file.
-            tiles: (row, column) of each, none of them empty.
+            cells_N2: (column, row) of each, none of them empty.
+
+        Raises:
+            SlideError: If the file cannot be read.
         """
-        starts = [int(self.offsets[tile]) for tile in tiles]
-        ends = [start + int(self.counts[tile]) for start, tile in zip(starts, tiles, strict=True)]
-        first = 0
-        for i in range(len(tiles)):
-            last = i + 1 == len(tiles)
-            if last or not 0 <= starts[i + 1] - ends[i] <= _RUN_GAP or ends[i + 1] - starts[first] > _RUN_BYTES:
-                base = starts[first]
-                run = file.read(base, ends[i] - base)
-                marks = _marks(run)
-                for k in range(first, i + 1):
-                    start, end = starts[k] - base, ends[k] - base
-                    try:
-                        yield self.complete(run[start:end], bisect_left(marks, end) - bisect_left(marks, start))
-                    except TileError as error:
-                        yield error
-                first = i + 1
+        for part in self.runs(cells_N2):
+            starts_N, ends_N = self._places(cells_N2[part])
+            base = int(starts_N[0])
+            run = file.read(base, int(ends_N[-1]) - base)
+            marks = _marks(run)
+            places = ((starts_N - base).tolist(), (ends_N - base).tolist())
+            counts = (np.searchsorted(marks, places[1]) - np.searchsorted(marks, places[0])).tolist()
+            for start, end, num_marks in zip(*places, counts, strict=True):
+                try:
+                    yield self._whole(run, start, end, num_marks)
+                except TileError as error:
+                    yield error
 
-    def complete(self, stream: bytes, num_marks: int | None = None) -> bytes:
+    def _places(self, cells_N2: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """(N,) byte where each tile begins, and where it ends."""
+        starts_N = self.offsets[cells_N2[:, 1], cells_N2[:, 0]]
+        return starts_N, starts_N + self.counts[cells_N2[:, 1], cells_N2[:, 0]]
+
+    def complete(self, stream: bytes) -> bytes:
         """A stored tile as a JPEG file of its own.
-
-        Args:
-            stream: The tile as stored.
-            num_marks: How many of its bytes `_marks` finds, if that is known.
 
         Raises:
             TileError: If it is not a whole baseline JPEG of three components and the grid's size.
         """
-        start = stream.find(b"\xff\xda") + 2
-        head = stream[: start + int.from_bytes(stream[start : start + 2], "big")]
+        return self._whole(stream, 0, len(stream), len(_marks(stream)))
+
+    def _whole(self, run: bytes, start: int, end: int, num_marks: int) -> bytes:
+        """`complete`, of a tile within a run of them that holds so many markers; its bytes are copied once."""
+        scan = run.find(b"\xff\xda", start, end) + 2
+        pixels = max(scan, start) + int.from_bytes(run[scan : scan + 2], "big")
+        head = run[start:pixels]
         if (new := self._heads.get(head)) is None:
             new = self._heads[head] = self._completed(head)
-        end = len(stream)
-        if stream[-2:] != _EOI:  # some writers pad
-            end = stream.rfind(_EOI) + 2
-            if end < 2 or stream[end:].strip(b"\0\xff"):
+        if run[end - 2 : end] != _EOI:  # some writers pad
+            padded, end = end, run.rfind(_EOI, start, end) + 2
+            if end < 2 or run[end:padded].strip(b"\0\xff"):
                 raise TileError("the tile has no end-of-image marker")
-        if num_marks is None:
-            num_marks = len(_marks(stream))
-        if num_marks != new.num_marks + 1 and _marks(stream[len(head) : end]) != [end - len(head) - 2]:
+        if num_marks != new.num_marks + 1 and _marks(run[pixels:end]).tolist() != [end - pixels - 2]:
             raise TileError("the tile holds markers where its pixels should be")
-        return new.content + stream[len(head) : end]
+        return b"".join((new.content, memoryview(run)[pixels:end]))
 
     def _completed(self, head: bytes) -> _Head:
         kept, tables = [], b"" if b"\xff\xc4" in head else self.tables
@@ -140,12 +158,12 @@ class JpegLevel:
             raise TileError(f"the tile is {width} x {height} px of {segment[9]} components and {bits} bits")
 
 
-def _marks(content: bytes) -> list[int]:
+def _marks(content: bytes) -> npt.NDArray[np.int64]:
     """Where there is a marker: 0xFF that no 0x00 follows (a plain 0xFF among pixels), nor a restart or a fill byte."""
     values = np.frombuffer(content, np.uint8)
     places = np.flatnonzero(values[:-1] == 0xFF)
     after = values[places + 1]
-    return places[(after != 0) & (after != 0xFF) & ((after & 0xF8) != 0xD0)].tolist()
+    return places[(after != 0) & (after != 0xFF) & ((after & 0xF8) != 0xD0)]
 
 
 def _segments(head: bytes) -> Iterator[tuple[int, bytes]]:

@@ -131,7 +131,7 @@ class TileReader:
     def _decoded(self, source: Source, tiles: JpegLevel, row: int, column: int) -> npt.NDArray[np.uint8]:
         side = tiles.tile_px // source.scale
         try:
-            [jpeg] = tiles.jpegs(self._file, [(row, column)])
+            [jpeg] = tiles.jpegs(self._file, np.array([[column, row]]))
             if isinstance(jpeg, TileError):
                 raise jpeg
             pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(

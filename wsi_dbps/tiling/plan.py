@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -65,6 +66,13 @@ class TilePlan:
     """Tile side in level-0 pixels; not always whole."""
     tissue_N: npt.NDArray[np.float32]
     """(N,) share of each tile that is tissue."""
+
+    @cached_property
+    def past_edge(self) -> npt.NDArray[np.bool_]:
+        """(N,) whether a tile reaches past the slide's right or bottom edge, as given ones may, planned ones never."""
+        edge = np.array([self.slide_lv0.width, self.slide_lv0.height]) + 2e-6 * self.tile_lv0
+        past_N: npt.NDArray[np.bool_] = np.any(self.origins_lv0 + self.tile_lv0 > edge, axis=1)
+        return past_N
 
     def __len__(self) -> int:
         return len(self.origins_lv0)

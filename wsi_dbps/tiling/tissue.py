@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
+from PIL import Image, ImageFilter
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -97,49 +98,43 @@ def segment(
 
     Source: N. Otsu, "A threshold selection method from gray-level histograms", 1979.
     """
-    from scipy import ndimage
-
-    smooth_HWC = ndimage.gaussian_filter(thumbnail_HWC.astype(np.float32), sigma=(1, 1, 0))
-    bright_HW, pale_HW = smooth_HWC.max(2), smooth_HWC.min(2)
+    hue_HW, saturation_HW, bright_HW = _smooth_hsv(thumbnail_HWC)
     lit_HW = bright_HW >= DARK
     if not lit_HW.any():
         return TissueMask(np.zeros(lit_HW.shape, np.bool_), slide_lv0)
-    saturation_HW = np.where(lit_HW, (bright_HW - pale_HW) / np.maximum(bright_HW, 1), 0)
     if method == "otsu":
-        mask_HW = saturation_HW > np.clip(_otsu(saturation_HW[lit_HW]), *SATURATION_BOUNDS)
+        mask_HW = lit_HW & (saturation_HW > 255 * np.clip(_otsu(saturation_HW[lit_HW]) / 255, *SATURATION_BOUNDS))
     elif method == "hsv":
-        hue_HW = _hue(smooth_HWC, bright_HW, pale_HW)
-        stained_HW = (hue_HW >= HE_HUES[0]) | (hue_HW <= HE_HUES[1])
-        mask_HW = lit_HW & stained_HW & (saturation_HW > SATURATION_BOUNDS[0])
+        stained_HW = (hue_HW >= _as_byte(HE_HUES[0])) | (hue_HW <= _as_byte(HE_HUES[1]))
+        mask_HW = lit_HW & stained_HW & (saturation_HW > 255 * SATURATION_BOUNDS[0])
     else:
         entropy_HW = _entropy(thumbnail_HWC)
         mask_HW = lit_HW & (entropy_HW > np.clip(_otsu(entropy_HW[lit_HW]), *ENTROPY_BOUNDS))
     if drop_pen and lit_HW.mean() > 0.5:  # on fluorescence blue is a stain
-        mask_HW &= ~ndimage.binary_dilation(is_pen(smooth_HWC), iterations=2)  # its rim is mixed with what is around
+        pen_HW = _is_pen(hue_HW, saturation_HW, bright_HW)
+        if pen_HW.any():  # and its rim, which is mixed with what is around
+            pen_HW = np.asarray(Image.fromarray(pen_HW).convert("L").filter(ImageFilter.MaxFilter(5)), np.bool_)
+            mask_HW &= ~pen_HW
     pixel_um2 = (slide_lv0.width / thumbnail_HWC.shape[1] * mpp_lv0_um) ** 2
-    mask_HW = _larger_than(SMALLEST_TISSUE_UM2 / pixel_um2, mask_HW)
-    filled_HW = ndimage.binary_fill_holes(mask_HW)  # what reaches the slide's edge is no hole: else bare glass fills
-    return TissueMask(filled_HW & ~_larger_than(LARGEST_HOLE_UM2 / pixel_um2, filled_HW & ~mask_HW), slide_lv0)
+    mask_HW &= ~_parts_up_to(SMALLEST_TISSUE_UM2 / pixel_um2, mask_HW)
+    return TissueMask(mask_HW | _parts_up_to(LARGEST_HOLE_UM2 / pixel_um2, ~mask_HW, inside=True), slide_lv0)
 
 
-def _otsu(values: npt.NDArray[np.float32]) -> float:
+def _smooth_hsv(pixels_HWC: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], ...]:
+    """(H, W) hue, saturation and brightness, each 0 to 255, of a picture freed from its noise."""
+    hsv = Image.fromarray(pixels_HWC).filter(ImageFilter.BoxBlur(1)).convert("HSV")
+    return tuple(np.asarray(channel) for channel in hsv.split())
+
+
+def _as_byte(hue: float) -> float:
+    """A hue of 0 to 360 degrees on the scale of `_smooth_hsv`."""
+    return hue * 255 / 360
+
+
+def _otsu(values: npt.NDArray[np.uint8] | npt.NDArray[np.float32]) -> float:
     from skimage.filters import threshold_otsu
 
     return float(threshold_otsu(values))
-
-
-def _hue(
-    pixels_HWC: npt.NDArray[np.float32], bright_HW: npt.NDArray[np.float32], pale_HW: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float32]:
-    """(H, W) hue in degrees, 0 to 360."""
-    red, green, blue = np.moveaxis(pixels_HWC, 2, 0)
-    spread_HW = np.maximum(bright_HW - pale_HW, 1e-6)
-    sixth_HW = np.where(
-        bright_HW == red,
-        (green - blue) / spread_HW % 6,
-        np.where(bright_HW == green, (blue - red) / spread_HW + 2, (red - green) / spread_HW + 4),
-    )
-    return (sixth_HW * 60).astype(np.float32)
 
 
 def _entropy(thumbnail_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -151,23 +146,36 @@ def _entropy(thumbnail_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     return rank.entropy(grey_HW, disk(5)).astype(np.float32)
 
 
-def is_pen(pixels_HWC: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """(H, W) which pixels have a colour that pens have and no stain has, from smooth ones of 0 to 255."""
-    bright_HW, pale_HW = pixels_HWC.max(2), pixels_HWC.min(2)
-    saturation_HW = (bright_HW - pale_HW) / np.maximum(bright_HW, 1)
-    hue_HW = _hue(pixels_HWC, bright_HW, pale_HW)
-    green_HW = (hue_HW > PEN_GREENS[0]) & (hue_HW < PEN_GREENS[1]) & (saturation_HW > 0.2)
-    blue_HW = (hue_HW > PEN_BLUES[0]) & (hue_HW < PEN_BLUES[1]) & (saturation_HW > 0.6)
-    black_HW = (bright_HW < 100) & (saturation_HW < 0.3)
+def pen_share(pixels_HWC: npt.NDArray[np.uint8]) -> float:
+    """Share of a picture's pixels whose colour pens have and no stain has."""
+    return float(_is_pen(*_smooth_hsv(pixels_HWC)).mean())
+
+
+def _is_pen(
+    hue_HW: npt.NDArray[np.uint8], saturation_HW: npt.NDArray[np.uint8], bright_HW: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.bool_]:
+    green, blue = ((_as_byte(low), _as_byte(high)) for low, high in (PEN_GREENS, PEN_BLUES))
+    green_HW = (hue_HW > green[0]) & (hue_HW < green[1]) & (saturation_HW > 255 * 0.2)
+    blue_HW = (hue_HW > blue[0]) & (hue_HW < blue[1]) & (saturation_HW > 255 * 0.6)
+    black_HW = (bright_HW < 100) & (saturation_HW < 255 * 0.3)
     return green_HW | blue_HW | black_HW
 
 
-def _larger_than(num_px: float, mask_HW: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """The connected parts of a mask (over sides, not corners) that have more pixels than `num_px`."""
+def _parts_up_to(num_px: float, mask_HW: npt.NDArray[np.bool_], *, inside: bool = False) -> npt.NDArray[np.bool_]:
+    """The connected parts of a mask (over sides, not corners) that have at most `num_px` pixels.
+
+    Args:
+        num_px: How many.
+        mask_HW: The mask.
+        inside: Only parts that do not reach the picture's edge: bare glass that does is no hole, however small.
+    """
     from scipy import ndimage
 
     labels_HW, _ = ndimage.label(mask_HW)
-    keep = np.bincount(labels_HW.ravel()) > num_px
-    keep[0] = False
-    kept: npt.NDArray[np.bool_] = keep[labels_HW]
-    return kept
+    small = np.bincount(labels_HW.ravel()) <= num_px
+    small[0] = False
+    if inside:
+        for edge in (labels_HW[0], labels_HW[-1], labels_HW[:, 0], labels_HW[:, -1]):
+            small[edge] = False
+    found: npt.NDArray[np.bool_] = small[labels_HW]
+    return found
