@@ -122,7 +122,7 @@ class CacheWriter:
         needed = 64 * len(planned.plan) + len(planned.thumbnail) + planned.mask_HW.size + len(planned.icc_profile)
         needed += 1 << 16
         self._room = 1 << (needed - 1).bit_length()
-        self._offsets, self._crc32 = [0], array("I")
+        self._offsets, self._crc32 = array("Q", [0]), array("I")
         self._file = open(partial, "rb+", buffering=0)  # noqa: SIM115 - closed by `finish`
         self._file.seek(self._room)
         self._waiting: list[bytes] = []

@@ -27,6 +27,8 @@ ENTROPY_BOUNDS: Final = (3.5, 5.0)
 """Otsu's threshold on entropy is held between these: noise on glass has about 3 bits, tissue 5 and more."""
 SMALLEST_TISSUE_UM2: Final = 100.0**2
 LARGEST_HOLE_UM2: Final = 300.0**2
+_AT_ONCE: Final = 1 << 14
+"""Tiles whose shares are computed together: few enough for their numbers to take no memory to speak of."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +47,21 @@ class TissueMask:
         """
         height, width = self.mask_HW.shape
         scale = np.array([width / self.slide_lv0.width, height / self.slide_lv0.height])
-        area = np.zeros((height + 1, width + 1))  # area[y, x] = tissue in the rectangle from (0, 0) to (x, y)
-        area[1:, 1:] = self.mask_HW.cumsum(0, dtype=np.float64).cumsum(1)
-        low = np.minimum(origins_lv0 * scale, [width, height])
-        high = np.minimum((origins_lv0 + tile_lv0) * scale, [width, height])
-        (x0, y0), (x1, y1) = low.T, high.T
-        tissue = _at(area, x1, y1) - _at(area, x0, y1) - _at(area, x1, y0) + _at(area, x0, y0)
-        share = tissue / ((x1 - x0) * (y1 - y0))
-        return np.clip(share.round(6), 0, 1).astype(np.float32)  # 1 must be 1 for `min_tissue=1`, whatever the rounding
+        area = np.zeros((height + 1, width + 1), np.int32)  # area[y, x] = tissue in the rectangle from (0, 0) to (x, y)
+        area[1:, 1:] = self.mask_HW.cumsum(0, dtype=np.int32).cumsum(1, dtype=np.int32)
+        share_N = np.empty(len(origins_lv0), np.float32)
+        for first in range(0, len(origins_lv0), _AT_ONCE):
+            corners = origins_lv0[first : first + _AT_ONCE]
+            low = np.minimum(corners * scale, [width, height])
+            high = np.minimum((corners + tile_lv0) * scale, [width, height])
+            (x0, y0), (x1, y1) = low.T, high.T
+            tissue = _at(area, x1, y1) - _at(area, x0, y1) - _at(area, x1, y0) + _at(area, x0, y0)
+            share = tissue / ((x1 - x0) * (y1 - y0))
+            share_N[first : first + _AT_ONCE] = share.round(6)  # 1 must be 1 for `min_tissue=1`, whatever the rounding
+        return share_N.clip(0, 1)
 
 
-def _at(
-    area: npt.NDArray[np.float64], x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
+def _at(area: npt.NDArray[np.int32], x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Bilinear look-up, which is exact for an area that grows evenly within each mask pixel."""
     left = np.minimum(x.astype(np.int64), area.shape[1] - 2)
     top = np.minimum(y.astype(np.int64), area.shape[0] - 2)
@@ -98,10 +102,20 @@ def segment(
 
     Source: N. Otsu, "A threshold selection method from gray-level histograms", 1979.
     """
+    mask_HW = _stained(thumbnail_HWC, method, drop_pen=drop_pen)
+    pixel_um2 = (slide_lv0.width / thumbnail_HWC.shape[1] * mpp_lv0_um) ** 2
+    mask_HW &= ~_parts_up_to(SMALLEST_TISSUE_UM2 / pixel_um2, mask_HW)
+    return TissueMask(mask_HW | _parts_up_to(LARGEST_HOLE_UM2 / pixel_um2, ~mask_HW, inside=True), slide_lv0)
+
+
+def _stained(
+    thumbnail_HWC: npt.NDArray[np.uint8], method: Literal["otsu", "hsv", "entropy"], *, drop_pen: bool
+) -> npt.NDArray[np.bool_]:
+    """(H, W) which pixels look like tissue, each by itself."""
     hue_HW, saturation_HW, bright_HW = _smooth_hsv(thumbnail_HWC)
     lit_HW = bright_HW >= DARK
     if not lit_HW.any():
-        return TissueMask(np.zeros(lit_HW.shape, np.bool_), slide_lv0)
+        return lit_HW
     if method == "otsu":
         mask_HW = lit_HW & (saturation_HW > 255 * np.clip(_otsu(saturation_HW[lit_HW]) / 255, *SATURATION_BOUNDS))
     elif method == "hsv":
@@ -115,9 +129,7 @@ def segment(
         if pen_HW.any():  # and its rim, which is mixed with what is around
             pen_HW = np.asarray(Image.fromarray(pen_HW).convert("L").filter(ImageFilter.MaxFilter(5)), np.bool_)
             mask_HW &= ~pen_HW
-    pixel_um2 = (slide_lv0.width / thumbnail_HWC.shape[1] * mpp_lv0_um) ** 2
-    mask_HW &= ~_parts_up_to(SMALLEST_TISSUE_UM2 / pixel_um2, mask_HW)
-    return TissueMask(mask_HW | _parts_up_to(LARGEST_HOLE_UM2 / pixel_um2, ~mask_HW, inside=True), slide_lv0)
+    return mask_HW
 
 
 def _smooth_hsv(pixels_HWC: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], ...]:
@@ -171,7 +183,7 @@ def _parts_up_to(num_px: float, mask_HW: npt.NDArray[np.bool_], *, inside: bool 
     """
     from scipy import ndimage
 
-    labels_HW, _ = ndimage.label(mask_HW)
+    labels_HW, _ = ndimage.label(mask_HW, output=np.intp)  # which `bincount` need not copy
     small = np.bincount(labels_HW.ravel()) <= num_px
     small[0] = False
     if inside:
