@@ -1,17 +1,25 @@
 """Real slides and real accidents; skipped where ../shared/data (or $WSI_DBPS_DATA) is not there."""
 
+import math
 import os
 from pathlib import Path
 
 import numpy as np
+import openslide
 import pytest
+from PIL import Image
 
 from wsi_dbps.cohort.cohort import SlideRecord
+from wsi_dbps.config import build
 from wsi_dbps.geometry import Region, Size
 from wsi_dbps.patches.cache import PatchCache
-from wsi_dbps.patches.tile import plan_slide, tile_slide
+from wsi_dbps.patches.pixels import patch_pixels
+from wsi_dbps.patches.spec import CacheSpec
+from wsi_dbps.patches.tile import SlidePlan, plan_slide, tile_slide
+from wsi_dbps.slides.colour import as_rgb
 from wsi_dbps.slides.reader import open_slide
 from wsi_dbps.slides.sampling import read_box
+from wsi_dbps.slides.tile_reader import TileReader
 
 SLIDES = [
     # name, manifest's mpp, reader that auto takes, vendor, patches' mpp, mpp source, least number of patches
@@ -108,3 +116,86 @@ def test_a_real_cohort_goes_through_the_command_with_every_failure_named(
         "tiling.csv",
     ]
     assert ", 0 kept as they were, 7 failed: " in done.out
+
+
+NATIVE = [
+    ("CMU-1-Small-Region.svs", 240),
+    ("test3-DAPI-2-387.ndpi", 256),
+    ("boxes.tiff", 64),
+    ("camelyon-overview.dcm", 128),
+]
+"""Every real slide that OpenSlide opens; the first is tiled at the side of its own tiles."""
+
+
+def shown_by_openslide(slide: openslide.OpenSlide, level: int, x_lv0: int, y_lv0: int, side: int) -> np.ndarray:
+    pixels = np.asarray(slide.read_region((x_lv0, y_lv0), level, (side, side)).convert("RGBA"))
+    return as_rgb(pixels)
+
+
+def resolution(slide: openslide.OpenSlide, name: str) -> float:
+    """The file's mpp, or one for the manifest where it is nonsense."""
+    return 0.25 if name == "boxes.tiff" else float(slide.properties["openslide.mpp-x"])
+
+
+def pixels_of(record: SlideRecord, spec: CacheSpec) -> tuple[SlidePlan, list[np.ndarray]]:
+    """A slide's patches as they are before they are encoded."""
+    decided = plan_slide(record, spec)
+    plan, source = decided.plan, decided.pixels
+    with open_slide(record.path, spec.reader) as slide:
+        reader, level = slide, source.level
+        if source.path == "tiles":
+            reader = TileReader(slide, decided.tiles)
+            level = reader.level_of(source.level, source.scale)
+        return decided, [patch_pixels(reader, level, plan, i) for i in range(len(plan))]
+
+
+@pytest.mark.parametrize(("name", "side"), NATIVE)
+@pytest.mark.parametrize("codec", ["copy", "jpeg", "reader"])
+def test_patches_at_a_native_level_are_what_openslide_shows_to_the_last_bit(
+    real_data: Path, tmp_path: Path, name: str, side: int, codec: str
+) -> None:
+    path = real_data / "slides" / name
+    with openslide.OpenSlide(path) as slide:
+        um, compared = resolution(slide, name), 0
+        for level in range(min(slide.level_count, 3)):
+            scale = slide.level_downsamples[level]
+            record = SlideRecord("a", "a", path, mpp_um=um)
+            tiling = {"mpp_um": um * scale, "size_px": side, "tissue": "none", "min_tissue": 0.0}
+            spec = build(CacheSpec, {"tiling": tiling, "codec": codec}, "test")
+            if codec == "copy":
+                outcome = tile_slide(record, spec, tmp_path / str(level))
+                if outcome.error is not None:
+                    assert "the scanner's tiles cannot be copied" in outcome.error
+                    assert name != "CMU-1-Small-Region.svs"
+                    return
+                cache = PatchCache(outcome.path)
+                origins, patches = cache.coords_N2, list(cache.patches(range(len(cache))))
+            else:
+                decided, patches = pixels_of(record, spec)
+                origins = decided.plan.origins_lv0
+                assert decided.pixels.path == ("tiles" if (codec, name[:3]) == ("jpeg", "CMU") else "reader")
+            for (x, y), patch in zip(origins.tolist(), patches, strict=True):
+                np.testing.assert_array_equal(patch, shown_by_openslide(slide, level, x, y, side))
+            compared += len(patches)
+    assert compared >= 8
+
+
+@pytest.mark.parametrize(("name", "side"), NATIVE)
+@pytest.mark.parametrize("shrink", [1.37, 2.0, 3.3])
+def test_resampled_patches_are_near_a_lanczos_of_level_0(real_data: Path, name: str, side: int, shrink: float) -> None:
+    path = real_data / "slides" / name
+    with openslide.OpenSlide(path) as slide:
+        um = resolution(slide, name)
+        tiling = {"mpp_um": um * shrink, "size_px": 64, "tissue": "none", "min_tissue": 0.0}
+        decided, patches = pixels_of(
+            SlideRecord("a", "a", path, mpp_um=um), build(CacheSpec, {"tiling": tiling}, "test")
+        )
+        apart = []
+        for (x, y), patch in list(zip(decided.plan.origins_lv0.tolist(), patches, strict=True))[::3]:
+            tile = decided.plan.tile_lv0
+            whole = min(math.ceil(tile), slide.dimensions[0] - x, slide.dimensions[1] - y)
+            level_0 = Image.fromarray(shown_by_openslide(slide, 0, x, y, whole))
+            expected = level_0.resize((64, 64), Image.Resampling.LANCZOS, box=(0, 0, tile, tile))
+            apart.append(np.abs(patch.astype(int) - np.asarray(expected)).mean())
+    print(f"{name} at {shrink}: {np.mean(apart):.2f}, worst patch {max(apart):.2f}, by {decided.pixels}")
+    assert np.mean(apart) < 1.5
