@@ -99,7 +99,7 @@ def _hdf5(path: Path) -> dict[str, str]:
         "slide": f"{cache.slide_id}, {cache.slide_lv0} px at {cache.mpp_lv0_um:.4g} µm/px (from the {a['mpp_source']})",
         "scanner": f"{a['vendor']}, read by {a['reader']}",
         "patches": f"{len(cache)} of {cache.size_px} px at {a['mpp_patch']:g} µm/px, {cache.num_bytes / 1e6:.1f} MB",
-        "jpeg": f"{a['jpeg_origin']}, quality {a['jpeg_quality']}",
+        "jpeg": "the scanner's" if a["jpeg_origin"] == "scanner" else f"quality {a['jpeg_quality']}",
         "spec": str(a["spec"]),
         "fingerprint": cache.fingerprint,
     }

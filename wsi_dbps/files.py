@@ -36,8 +36,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     except BaseException as error:
         with suppress(OSError):
             partial.unlink()
-        if isinstance(error, OSError) and (said := _why_unwritable(error)):
-            raise OutputError(f"{path}: cannot be written: {said}") from error
+        _raise_as_output_error(path, error)
         raise
 
 
@@ -85,15 +84,13 @@ def claimed(path: Path, *, wait: bool = False) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = _locked(partial, wait=wait)
     except OSError as error:
-        if said := _why_unwritable(error):
-            raise OutputError(f"{path}: cannot be written: {said}") from error
+        _raise_as_output_error(path, error)
         raise
     try:
         os.ftruncate(handle, 0)
         yield partial
     except OSError as error:
-        if said := _why_unwritable(error):
-            raise OutputError(f"{path}: cannot be written: {said}") from error
+        _raise_as_output_error(path, error)
         raise
     finally:
         if _is_at(handle, partial):
@@ -125,8 +122,7 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
         os.rename(new, path)
         _sync(path.parent)
     except OSError as error:
-        if said := _why_unwritable(error):
-            raise OutputError(f"{path}: cannot be written: {said}") from error
+        _raise_as_output_error(path, error)
         raise
     finally:
         for left in (new, old):
@@ -212,12 +208,11 @@ _UNWRITABLE = (
 )
 
 
-def _why_unwritable(error: OSError) -> str | None:
-    """What the system said, when the error is about writing; h5py carries the number in its text only."""
-    for number in _UNWRITABLE:
-        if error.errno == number or f"errno = {number}," in str(error):
-            return os.strerror(number)
-    return None
+def _raise_as_output_error(path: Path, error: BaseException) -> None:
+    """Say in one line what keeps a file from being written; return if the error is about something else."""
+    for number in _UNWRITABLE if isinstance(error, OSError) else ():
+        if error.errno == number or f"errno = {number}," in str(error):  # h5py carries the number in its text only
+            raise OutputError(f"{path}: cannot be written: {os.strerror(number)}") from error
 
 
 def _sync(path: Path) -> None:

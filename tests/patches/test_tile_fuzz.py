@@ -61,7 +61,7 @@ def test_a_damaged_slide_is_refused_or_its_cache_shows_what_its_file_shows(reque
         from wsi_dbps.slides.jpeg_tiles import jpeg_levels
 
         [level, *_] = jpeg_levels(source, slide.info)
-    side = 64 if isinstance(level, str) else level.tile_px
+    side = 512 if isinstance(level, str) else level.tile_px
     asked = {"mpp_um": mpp, "size_px": side, "tissue": "none", "min_tissue": 0.0}
     spec = build(CacheSpec, {"tiling": asked, "max_damaged": 0.2}, "test")
     path, good = tmp_path / ("damaged" + source.suffix), 0
