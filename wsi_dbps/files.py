@@ -210,7 +210,9 @@ _UNWRITABLE = (
 
 def _raise_as_output_error(path: Path, error: BaseException) -> None:
     """Say in one line what keeps a file from being written; return if the error is about something else."""
-    for number in _UNWRITABLE if isinstance(error, OSError) else ():
+    if not isinstance(error, OSError):
+        return
+    for number in _UNWRITABLE:
         if error.errno == number or f"errno = {number}," in str(error):  # h5py carries the number in its text only
             raise OutputError(f"{path}: cannot be written: {os.strerror(number)}") from error
 

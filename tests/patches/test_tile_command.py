@@ -137,7 +137,7 @@ def test_inspect_says_what_a_slide_and_a_cache_are(wsi_dbps, slide_path: Path, c
         "slide a, 700 x 500 px at 0.5 µm/px (from the file)",
         "scanner generic-tiff, read by openslide",
         f"patches {len(cache)} of 64 px at 0.5 µm/px, {cache.num_bytes / 1e6:.1f} MB",
-        "jpeg encoded, quality 90",
+        "jpeg quality 90",
     ]
 
 
