@@ -1,8 +1,8 @@
-"""Presets on equal terms: the same cohort, splits, budget and seeds, beside what colour alone tells.
+"""The family on equal terms: the same cohort, splits, budget and seeds, beside what colour alone tells.
 
     python tests/bench/presets.py COHORT.csv --caches CACHES --config run.toml --out RUNS --seed 0 1 2
 
-Runs that are there are kept. Prints, per preset, the test AUROC of each seed and of the seeds' mean probability, with
+Runs that are there are kept. Prints, per variant, the test AUROC of each seed and of the seeds' mean probability, with
 its bootstrap interval by case; and, where lesions are known (GeoJSON beside each positive slide), the patch AUROC of
 attention.
 """
@@ -10,8 +10,11 @@ attention.
 from __future__ import annotations
 
 import argparse
+import re
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +32,19 @@ from wsi_dbps.training.checkpoint import load_checkpoint
 from wsi_dbps.training.config import build_run_config
 from wsi_dbps.training.loop import train
 
+VARIANTS: dict[str, dict[str, Any]] = {
+    "random": {"selection.preset": "random"},
+    "ips": {"selection.preset": "ips"},
+    "ips, M + S": {"selection.preset": "ips", "selection.num_salient": "M + S"},
+    "dbps": {},
+    "dbps concat": {"aggregator.name": "concat"},
+    "dbps exact": {"selection.subsalient_grad": "exact"},
+    "dbps+": {"selection.preset": "dbps+"},
+    "full": {"selection.preset": "full"},
+}
+"""What each changes in the run's settings; M and S are the settings' own."""
+TESTED_WIDE = "ips, tested at M + S"
+
 
 def main() -> None:
     """Run what is missing, then print the table."""
@@ -37,47 +53,70 @@ def main() -> None:
     parser.add_argument("--caches", type=Path, required=True)
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--preset", nargs="+", default=["dbps", "ips", "random"])
+    parser.add_argument("--variant", nargs="+", default=["random", "ips", "dbps"], choices=list(VARIANTS))
     parser.add_argument("--seed", nargs="+", type=int, default=[0, 1, 2])
     options = parser.parse_args()
     cohort = read_manifest(options.cohort, need_label=True)
     for seed in options.seed:
-        for preset in options.preset:
-            one_run(cohort, options.caches, options.config, options.out / f"{preset}_{seed}", preset, seed)
-    report(cohort, options.caches, options.out, options.preset, options.seed)
+        for name in options.variant:
+            one_run(cohort, options.caches, options.config, options.out, name, seed)
+    report(cohort, options.caches, options.out, options.variant, options.seed)
 
 
-def one_run(cohort: Cohort, caches: Path, config: Path, out: Path, preset: str, seed: int) -> None:
+def one_run(cohort: Cohort, caches: Path, config: Path, runs: Path, name: str, seed: int) -> None:
     """Train and predict, unless it is there."""
+    out = run_folder(runs, name, seed)
     if (out / "pred" / "predictions.csv").exists():
         return
-    tables = read_toml(config)
-    tables["selection"] = {k: v for k, v in tables["selection"].items() if preset == "dbps" or k != "num_subsalient"}
-    tables["selection"]["preset"] = preset
+    tables = read_toml(config) | {}
+    wide = tables["selection"]["num_salient"] + tables["selection"]["num_subsalient"]
+    for setting, value in VARIANTS[name].items():
+        table, _, key = setting.partition(".")
+        tables.setdefault(table, {})[key] = wide if value == "M + S" else value
+    if tables["selection"].get("preset", "dbps") != "dbps":
+        del tables["selection"]["num_subsalient"]  # the preset fixes it
     tables["training"]["seed"] = seed
     start = time.monotonic()
     result = train(cohort, caches, out, build_run_config(tables, str(config)), resume=(out / "run.json").exists())
-    predict(load_checkpoint(result.checkpoint), cohort.part("test"), caches, out / "pred")
-    print(f"{preset} seed {seed}: {time.monotonic() - start:.0f} s, best epoch {result.best}", flush=True)
+    seconds, checkpoint = time.monotonic() - start, load_checkpoint(result.checkpoint)
+    if name == "ips":
+        selection = replace(checkpoint.config.selection, num_salient=wide)
+        wider = replace(checkpoint, config=replace(checkpoint.config, selection=selection))
+        predict(wider, cohort.part("test"), caches, run_folder(runs, TESTED_WIDE, seed) / "pred")
+    predict(checkpoint, cohort.part("test"), caches, out / "pred")
+    (out / "seconds.txt").write_text(f"{seconds:.1f}\n")
+    print(f"{name} seed {seed}: {seconds:.0f} s, best epoch {result.best}", flush=True)
 
 
-def report(cohort: Cohort, caches: Path, out: Path, presets: list[str], seeds: list[int]) -> None:
+def run_folder(runs: Path, name: str, seed: int) -> Path:
+    """Where a run lies."""
+    return runs / f"{re.sub(r'[^a-z0-9+]+', '_', name.lower())}_{seed}"
+
+
+def report(cohort: Cohort, caches: Path, runs: Path, names: list[str], seeds: list[int]) -> None:
     """Print the table."""
-    print(f"\n{'':<12} {'AUROC per seed':<24} {'mean of seeds':>14} {'95 % interval':>18} {'on the lesion':>14}")
-    for preset in presets:
-        runs = [read_predictions(out / f"{preset}_{seed}" / "pred" / "predictions.csv") for seed in seeds]
-        each = [auroc(run).value for run in runs]
-        mean = auroc(Predictions(runs[0].classes, mean_of(runs), pool_cases(mean_of(runs), runs[0].classes)))
-        located = [located_auroc(cohort, out / f"{preset}_{seed}" / "pred") for seed in seeds]
-        row(preset, each, mean, np.mean([v for v in located if v is not None] or [np.nan]))
+    print("\n| variant | test AUROC, mean of seeds | per seed | of their mean probability | on the lesion | s |")
+    print("|---|---|---|---|---|---|")
+    for name in [n for chosen in names for n in ((chosen, TESTED_WIDE) if chosen == "ips" else (chosen,))]:
+        folders = [run_folder(runs, name, seed) for seed in seeds]
+        found = [read_predictions(folder / "pred" / "predictions.csv") for folder in folders]
+        each = [auroc(run).value for run in found]
+        mean = auroc(Predictions(found[0].classes, mean_of(found), pool_cases(mean_of(found), found[0].classes)))
+        located = [located_auroc(cohort, folder / "pred") for folder in folders]
+        taken = [float(f.read_text()) for folder in folders if (f := folder / "seconds.txt").exists()]
+        seconds = f"{np.median(taken):.0f}" if taken else ""
+        row(name, each, mean, float(np.mean([v for v in located if v is not None] or [np.nan])), seconds)
     estimate, located_by_colour = colour_only(cohort, caches)
-    row("colour only", [estimate.value], estimate, located_by_colour)
+    row("colour only", [estimate.value], estimate, located_by_colour, "")
 
 
-def row(name: str, each: list[float], mean: Estimate, located: float) -> None:
+def row(name: str, each: list[float], mean: Estimate, located: float, seconds: str) -> None:
     """Print one row."""
-    seeds = " ".join(f"{value:.3f}" for value in each)
-    print(f"{name:<12} {seeds:<24} {mean.value:>14.3f} {f'{mean.low:.3f} to {mean.high:.3f}':>18} {located:>14.3f}")
+    runs = " ".join(f"{value:.3f}" for value in each)
+    print(
+        f"| {name} | {np.mean(each):.3f} | {runs} | {mean.value:.3f} ({mean.low:.3f} to {mean.high:.3f}) | "
+        f"{located:.3f} | {seconds} |"
+    )
 
 
 def auroc(predictions: Predictions) -> Estimate:
