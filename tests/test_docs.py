@@ -76,10 +76,10 @@ def field_docstrings(cls: type) -> dict[str, str]:
 
 
 def values(annotation: str) -> str:
-    if annotation.startswith("Literal"):
-        return ", ".join(f"`{name}`" for name in ast.literal_eval(annotation.removeprefix("Literal")))
     kinds = {"int": "whole number", "float": "number", "str": "text", "bool": "true, false"}
-    return kinds[annotation.removesuffix(" | None")]
+    kind, _, names = annotation.removesuffix(" | None").partition("Literal")
+    said = [kinds[kind.removesuffix(" | ")]] if kind else []
+    return ", ".join(said + [f"`{name}`" for name in ast.literal_eval(names or "[]")])
 
 
 def test_the_page_of_settings_is_that_of_the_code() -> None:

@@ -5,8 +5,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsi_dbps.dbps.scores import log_scores, masked_softmax, top_ids
-from wsi_dbps.dbps.select import Buffers, Chunk, select_global, select_random, select_streaming
+from wsi_dbps.dbps.scores import gumbel, log_scores, masked_softmax, top_ids
+from wsi_dbps.dbps.select import (
+    Buffers,
+    Chunk,
+    gathered,
+    perturbed,
+    select_global,
+    select_random,
+    select_sampled,
+    select_streaming,
+)
 
 seeds = st.integers(0, 2**30)
 bags = st.integers(1, 60)
@@ -64,6 +73,7 @@ def test_the_buffers_are_disjoint_within_the_bag_and_as_full_as_the_bag_allows(
     check_rows_belong_together(streamed)
     for chosen in (
         streamed.selection,
+        select_sampled(whole.logits_RL, whole.ids_L, m, s, torch.Generator().manual_seed(seed)),
         select_global(whole.logits_RL, whole.ids_L, m, s),
         select_random(whole.ids_L, m, s, torch.Generator().manual_seed(seed)),
     ):
@@ -72,6 +82,78 @@ def test_the_buffers_are_disjoint_within_the_bag_and_as_full_as_the_bag_allows(
         assert salient | subsalient <= set(range(num_patches))
         assert len(salient) == len(chosen.salient_M) == min(m, num_patches)
         assert len(subsalient) == len(chosen.subsalient_S) == min(s, max(0, num_patches - m))
+
+
+@given(bags, buffers, seeds)
+def test_all_that_is_not_salient_can_be_recycled(num_patches: int, m: int, seed: int) -> None:
+    whole = bag(num_patches, 2, seed)
+    parts, draws = chunks(whole, torch.arange(num_patches), cut(num_patches, seed)), torch.Generator().manual_seed(seed)
+    streamed = select_streaming(parts, m, None, keep_pixels=True)
+    check_rows_belong_together(streamed)
+    assert streamed.subsalient.pixels_LCPP is not None
+    assert streamed.subsalient.pixels_LCPP[:, 0, 0, 0].tolist() == streamed.subsalient.ids_L.tolist()
+    for chosen in (
+        streamed.selection,
+        select_global(whole.logits_RL, whole.ids_L, m, None),
+        select_sampled(whole.logits_RL, whole.ids_L, m, None, draws),
+        select_random(whole.ids_L, m, None, draws),
+    ):
+        assert len(chosen.salient_M) == min(m, num_patches)
+        assert sorted([*chosen.salient_M.tolist(), *chosen.subsalient_S.tolist()]) == list(range(num_patches))
+
+
+@given(bags, buffers, st.integers(1, 4), seeds)
+def test_sampling_takes_half_of_the_salient_from_the_top_and_as_many_others_as_there_are(
+    num_patches: int, m: int, num_rows: int, seed: int
+) -> None:
+    whole = bag(num_patches, num_rows, seed)
+    drawn = select_sampled(whole.logits_RL, whole.ids_L, m, 7, torch.Generator().manual_seed(seed))
+    ranked = select_global(whole.logits_RL, whole.ids_L, m, None)
+    others = min(m // 2, max(0, num_patches - m))
+    assert len(set(drawn.salient_M.tolist()) & set(ranked.subsalient_S.tolist())) == others
+    order = [*ranked.salient_M.tolist(), *ranked.subsalient_S.tolist()]
+    assert drawn.salient_M.tolist() == sorted(drawn.salient_M.tolist(), key=order.index)
+    assert drawn.subsalient_S.tolist() == [i for i in order if i not in drawn.salient_M.tolist()][:7]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_sampling_draws_in_proportion_to_the_score_at_its_temperature(temperature: float) -> None:
+    """M = 2 of 5: one of patches 0 and 1, whose chances are a ** (1 / T); and one of the three others, likewise."""
+    scores = torch.tensor([0.5, 0.3, 0.12, 0.06, 0.02], dtype=torch.float64)
+    generator, counts = torch.Generator().manual_seed(0), torch.zeros(5, dtype=torch.float64)
+    for _ in range(4000):
+        chosen = select_sampled(scores.log()[None], torch.arange(5), 2, 0, generator, temperature=temperature)
+        counts[chosen.salient_M] += 1
+    tempered = scores ** (1 / temperature)
+    expected = torch.cat([tempered[:2] / tempered[:2].sum(), tempered[2:] / tempered[2:].sum()])
+    assert (counts / 4000 - expected).abs().max() < 0.03
+
+
+def test_a_cold_draw_takes_the_highest_scores_and_a_temperature_of_0_is_refused() -> None:
+    whole, draws = bag(30, 1, 0), torch.Generator().manual_seed(0)
+    order = select_global(whole.logits_RL, whole.ids_L, 30, 0).salient_M.tolist()
+    chosen = select_sampled(whole.logits_RL, whole.ids_L, 4, 0, draws, temperature=1e-6)
+    assert chosen.salient_M.tolist() == [*order[:2], *order[4:6]]
+    with pytest.raises(ValueError, match="temperature must be above 0, found 0"):
+        select_sampled(whole.logits_RL, whole.ids_L, 4, 0, draws, temperature=0)
+
+
+@given(bags, seeds)
+def test_noise_belongs_to_the_patch_whatever_the_chunks(num_patches: int, seed: int) -> None:
+    whole, noise = bag(num_patches, 3, seed), torch.randn(num_patches, dtype=torch.float64)
+    order = torch.randperm(num_patches, generator=torch.Generator().manual_seed(seed))
+    noisy = gathered(perturbed(chunks(whole, order, cut(num_patches, seed)), noise[order])).of(whole.ids_L)
+    assert torch.allclose(noisy.logits_RL, whole.logits_RL + noise.float())
+    assert torch.equal(noisy.embeddings_LD, whole.embeddings_LD)
+
+
+def test_gumbel_noise_of_scale_1_draws_in_proportion_to_attention() -> None:
+    scores, counts = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(4000):
+        noisy = Chunk(torch.arange(4), scores.log()[None] + gumbel(4, generator), torch.zeros(4, 1))
+        counts[select_streaming([noisy], 1, 0).selection.salient_M] += 1
+    assert (counts / 4000 - scores).abs().max() < 0.03
 
 
 @given(bags, buffers, st.integers(0, 12), st.integers(1, 4), seeds)
@@ -165,6 +247,8 @@ def test_an_empty_bag_is_refused() -> None:
         lambda: select_streaming([], 1, 1),
         lambda: select_global(torch.zeros(1, 0), none, 1, 1),
         lambda: select_random(none, 1, 1, torch.Generator()),
+        lambda: select_sampled(torch.zeros(1, 0), none, 1, 1, torch.Generator()),
+        lambda: gathered([]),
     ):
         with pytest.raises(ValueError, match="a bag must hold at least one patch"):
             attempt()

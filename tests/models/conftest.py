@@ -14,6 +14,7 @@ class TensorBag:
 
     def __init__(self, pixels: torch.Tensor) -> None:
         self.pixels, self.reads = pixels, list[int]()
+        self.positions = torch.stack([torch.arange(len(pixels)) % 5, torch.arange(len(pixels)) // 5], dim=1).float()
 
     @property
     def num_patches(self) -> int:
@@ -37,14 +38,18 @@ def make_bag():
 
 @pytest.fixture
 def make_model():
-    def make(aggregator: str = "dual", num_heads: int = 4, **selection: object) -> SlideModel:
+    def make(
+        aggregator: str = "dual", num_heads: int = 4, position: str = "none", dropout: float = 0.1, **selection: object
+    ) -> SlideModel:
         torch.manual_seed(0)
         settings = {"num_salient": 3, "num_subsalient": 4, "chunk_size": 5, **selection}
         encoder = EncoderConfig(name="small_gn", dim=32)
-        pooling = AggregatorConfig(name=aggregator, num_heads=num_heads)  # type: ignore[arg-type]
+        pooling = AggregatorConfig(name=aggregator, num_heads=num_heads, position=position, dropout=dropout)  # type: ignore[arg-type]
         model = SlideModel(2, encoder, pooling, SelectionConfig(**settings))  # type: ignore[arg-type]
         with torch.no_grad():
-            model.aggregator.query.mul_(30)  # attention far from uniform, as after training
+            # attention far from uniform, as after training
+            scale = "query" if aggregator in ("dual", "concat") else "to_attention.weight"
+            model.aggregator.get_parameter(scale).mul_(30)
         return model
 
     return make

@@ -1,15 +1,17 @@
 """Encoders: built by name, started from local weights, fed plain pixels."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from wsi_dbps.errors import ConfigError
 from wsi_dbps.models.aggregators import CrossAttention
-from wsi_dbps.models.config import EncoderConfig, with_preset
-from wsi_dbps.models.encoders import build_encoder, load_weights_file
+from wsi_dbps.models.config import EncoderConfig, SelectionConfig, with_preset
+from wsi_dbps.models.encoders import batch_norms, build_encoder, load_weights_file
 
 
 def encoder(**settings: object):
@@ -108,14 +110,67 @@ def test_heads_that_do_not_divide_the_embedding_are_refused() -> None:
 
 
 def test_a_preset_fixes_what_makes_it_that_preset() -> None:
-    assert with_preset({"preset": "random", "num_salient": 5}, "run.toml") == {
-        "preset": "random",
-        "num_salient": 5,
-        "selector": "random",
-        "predict_selector": "random",
-        "num_subsalient": 0,
+    assert with_preset({"selection": {"preset": "random", "num_salient": 5}, "training": {"seed": 1}}, "run.toml") == {
+        "selection": {
+            "preset": "random",
+            "num_salient": 5,
+            "selector": "random",
+            "predict_selector": "random",
+            "num_subsalient": 0,
+        },
+        "training": {"seed": 1},
     }
-    with pytest.raises(ConfigError, match=r"num_subsalient = 8 contradicts preset 'ips', which fixes 0"):
-        with_preset({"preset": "ips", "num_subsalient": 8}, "run.toml")
-    with pytest.raises(ConfigError, match="there are full, random, ips, dbps, found 'dps'"):
-        with_preset({"preset": "dps"}, "run.toml")
+    assert with_preset({"selection": {"preset": "dbps+"}}, "run.toml")["aggregator"] == {"name": "abmilx"}
+    with pytest.raises(ConfigError, match=r"\[selection\] num_subsalient = 8 contradicts preset 'ips', which fixes 0"):
+        with_preset({"selection": {"preset": "ips", "num_subsalient": 8}}, "run.toml")
+    with pytest.raises(ConfigError, match=r"\[aggregator\] name = 'dual' contradicts preset 'dbps\+', which fixes"):
+        with_preset({"selection": {"preset": "dbps+"}, "aggregator": {"name": "dual"}}, "run.toml")
+    with pytest.raises(ConfigError, match=r"there are full, random, ips, dbps, dbps\+, found 'dps'"):
+        with_preset({"selection": {"preset": "dps"}}, "run.toml")
+
+
+def test_a_run_that_recycles_all_is_read_back_from_its_own_toml() -> None:
+    """`all` survives the file of a run's settings, where None would be left out."""
+    from wsi_dbps.config import to_toml
+    from wsi_dbps.training.config import build_run_config
+
+    config = build_run_config({"selection": {"preset": "dbps+", "temperature": 0.5}}, "test")
+    assert (config.selection.num_subsalient, config.selection.most_subsalient) == ("all", None)
+    assert build_run_config(tomllib.loads(to_toml(config)), "again") == config
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_temperature_that_is_none_is_refused(temperature: float) -> None:
+    with pytest.raises(ValueError, match="temperature must be above 0 and finite"):
+        SelectionConfig(temperature=temperature)
+
+
+# ---- group norm
+
+
+@pytest.mark.parametrize(("name", "layers"), [("resnet18", 20), ("tf_efficientnet_lite0", 49)])
+def test_group_norm_takes_the_place_of_batch_norm_and_a_patch_embeds_alike_in_any_batch(name: str, layers: int) -> None:
+    plain, network = encoder(name=name), encoder(name=name, batch_norm="group").train()
+    assert (len(batch_norms(plain)), len(batch_norms(network))) == (layers, 0)
+    assert sum(isinstance(m, nn.GroupNorm) for m in network.modules()) == layers
+    count = [sum(p.numel() for p in model.parameters()) for model in (plain, network)]
+    assert count[0] == count[1]
+    activations = [sum(isinstance(m, (nn.ReLU, nn.ReLU6)) for m in model.modules()) for model in (plain, network)]
+    assert activations[0] == activations[1]
+    pixels = torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8)
+    assert torch.allclose(network(pixels)[:2], network(pixels[:2]), atol=1e-5)
+    assert network(pixels).std(0).mean() > 1e-3
+
+
+def test_group_norm_keeps_scale_and_shift_and_says_what_pretrained_weights_lose(tmp_path: Path) -> None:
+    trained = encoder().backbone
+    with torch.no_grad():
+        trained.bn1.weight.fill_(0.25)
+        trained.bn1.bias.fill_(0.5)
+    torch.save(trained.state_dict(), tmp_path / "w.pth")
+    with pytest.warns(UserWarning, match="pretrained weights lose the statistics they were trained with"):
+        changed = encoder(weights=str(tmp_path / "w.pth"), batch_norm="group").backbone
+    assert changed.bn1.weight.unique().tolist() == [0.25]
+    assert changed.bn1.bias.unique().tolist() == [0.5]
+    assert changed.bn1.num_groups == 8
+    assert (changed.layer4[1].bn2.num_groups, changed.layer4[1].bn2.num_channels) == (32, 512)

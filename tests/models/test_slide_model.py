@@ -5,38 +5,82 @@ import copy
 import pytest
 import torch
 
-from wsi_dbps.models.config import EncoderConfig
+from wsi_dbps.errors import ConfigError
+from wsi_dbps.models.aggregators import AGGREGATORS
+from wsi_dbps.models.config import PRESETS, EncoderConfig
 from wsi_dbps.models.encoders import batch_norms
 from wsi_dbps.models.slide_model import SlideModel, evaluation_mode
 
-EVERY_SELECTOR = ("streaming", "global", "random", "all")
+EVERY_SELECTOR = ("streaming", "global", "sampled", "random", "all")
+EVERY_AGGREGATOR = tuple(AGGREGATORS)
+# a setting of selection for each member of the family, beside M = 3 and S = 4
+FAMILY = {
+    preset: {key.removeprefix("selection."): value for key, value in fixed.items() if key.startswith("selection.")}
+    for preset, fixed in PRESETS.items()
+}
 
 
 def draws(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+@pytest.mark.parametrize("num_subsalient", [0, 4, "all"])
+@pytest.mark.parametrize("subsalient_grad", ["none", "exact"])
 @pytest.mark.parametrize("selector", EVERY_SELECTOR)
-@pytest.mark.parametrize("aggregator", ["dual", "concat"])
-@pytest.mark.parametrize("num_patches", [1, 2, 3, 4, 6, 7, 8, 23])
-def test_every_size_of_bag_gives_one_kind_of_result(make_model, make_bag, selector, aggregator, num_patches) -> None:
+@pytest.mark.parametrize("aggregator", EVERY_AGGREGATOR)
+def test_every_size_of_bag_gives_one_kind_of_result(
+    make_model, make_bag, selector, aggregator, subsalient_grad, num_subsalient
+) -> None:
     """N = 1, N <= M, M < N < M + S and beyond, in training and in prediction."""
-    model, bag = make_model(aggregator, selector=selector, predict_selector=selector), make_bag(num_patches)
-    m = num_patches if selector == "all" else min(3, num_patches)
-    chosen = model.select(bag, torch.arange(num_patches), draws())
-    assert len(chosen.selection.salient_M) == len(chosen.salient_pixels_MCPP) == m
-    assert len(chosen.selection.subsalient_S) == len(chosen.subsalient_SD) == min(4, num_patches - m)
-    assert torch.equal(chosen.salient_pixels_MCPP, bag.pixels[chosen.selection.salient_M])
-    assert model([chosen]).shape == (1, 2)
+    model = make_model(
+        aggregator,
+        selector=selector,
+        predict_selector="global" if selector == "sampled" else selector,
+        subsalient_grad=subsalient_grad,
+        num_subsalient=num_subsalient,
+    )
+    for num_patches in (1, 2, 3, 4, 6, 7, 8, 23):
+        bag = make_bag(num_patches)
+        m = num_patches if selector == "all" else min(3, num_patches)
+        s = num_patches - m if num_subsalient == "all" else min(num_subsalient, num_patches - m)
+        chosen = model.select(bag, torch.arange(num_patches), draws())
+        assert len(chosen.selection.salient_M) == len(chosen.salient_pixels_MCPP) == m
+        assert len(chosen.selection.subsalient_S) == s
+        assert torch.equal(chosen.salient_pixels_MCPP, bag.pixels[chosen.selection.salient_M])
+        if subsalient_grad == "none":
+            assert len(chosen.subsalient_SD) == s
+            assert chosen.subsalient_pixels_SCPP is None
+        else:
+            assert len(chosen.subsalient_SD) == 0
+            assert torch.equal(chosen.subsalient_pixels_SCPP, bag.pixels[chosen.selection.subsalient_S])
+        logits = model([chosen])
+        assert logits.shape == (1, 2)
+        assert torch.isfinite(logits).all()
 
-    output = model.predict(bag, draws())
-    assert output.logits_C.shape == (2,)
-    assert output.attention_RN.shape == (4, num_patches)
-    assert output.weights_N.sum().item() == pytest.approx(1, abs=1e-5)
-    assert len(output.selection.salient_M) == m
+        output = model.predict(bag, draws())
+        assert output.logits_C.shape == (2,)
+        assert output.attention_RN.shape == (1 if aggregator == "abmil" else 4, num_patches)
+        assert output.weights_N.sum().item() == pytest.approx(1, abs=1e-5)
+        assert len(output.selection.salient_M) == m
+        assert len(output.selection.subsalient_S) == s
 
 
-@pytest.mark.parametrize("aggregator", ["dual", "concat"])
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("position", ["none", "sinusoidal"])
+@pytest.mark.parametrize("subsalient_grad", ["none", "exact"])
+@pytest.mark.parametrize("aggregator", EVERY_AGGREGATOR)
+def test_a_ragged_batch_of_any_preset_gives_each_slide_what_it_gets_alone(
+    make_model, make_bag, aggregator, preset, subsalient_grad, position
+) -> None:
+    model = make_model(aggregator, position=position, subsalient_grad=subsalient_grad, **FAMILY[preset]).eval()
+    bags = [make_bag(n, seed=n) for n in (1, 2, 5, 9, 30)]
+    chosen = [model.select(bag, torch.arange(bag.num_patches), draws()) for bag in bags]
+    together = model(chosen)
+    alone = torch.cat([model([one]) for one in chosen])
+    assert torch.allclose(together, alone, atol=1e-4)
+
+
+@pytest.mark.parametrize("aggregator", EVERY_AGGREGATOR)
 def test_a_ragged_batch_gives_each_slide_what_it_gets_alone(make_model, make_bag, aggregator) -> None:
     model = make_model(aggregator).eval()
     bags = [make_bag(n, seed=n) for n in (1, 2, 5, 9, 30)]
@@ -46,7 +90,7 @@ def test_a_ragged_batch_gives_each_slide_what_it_gets_alone(make_model, make_bag
     assert torch.allclose(together, alone, atol=1e-5)
 
 
-@pytest.mark.parametrize("aggregator", ["dual", "concat"])
+@pytest.mark.parametrize("aggregator", EVERY_AGGREGATOR)
 def test_what_pads_a_batch_gets_no_gradient_and_changes_nothing(make_model, aggregator) -> None:
     model = make_model(aggregator).eval()
     salient, subsalient = torch.randn(1, 3, 32), torch.randn(1, 2, 32, requires_grad=True)
@@ -59,6 +103,30 @@ def test_what_pads_a_batch_gets_no_gradient_and_changes_nothing(make_model, aggr
     assert (subsalient.grad[0, 0] != 0).any()
     short = model.aggregator(salient[:, :2], present[:, :2], subsalient[:, :1], padding[:, :1])
     assert torch.allclose(logits, short, atol=1e-6)
+
+
+def test_gated_attention_is_the_published_pooling_and_abmilx_refines_it(make_model) -> None:
+    """Both written out for one bag: w tanh(V h) sigmoid(U h), and with alpha softmax(Q K^T / sqrt d) of that added."""
+    P, Q = torch.randn(3, 32), torch.randn(4, 32)
+    everyone = [torch.ones(1, n, dtype=torch.bool) for n in (3, 4)]
+    h = torch.cat([P, Q])
+    v = make_model("abmil").eval().aggregator
+    a = torch.softmax((torch.tanh(v.to_content(h)) * torch.sigmoid(v.to_gate(h)) @ v.to_attention.weight.T)[:, 0], 0)
+    assert torch.allclose(v(P[None], everyone[0], Q[None], everyone[1])[0], v.head(a @ h), atol=1e-5)
+
+    v = make_model("abmilx").eval().aggregator
+    with torch.no_grad():
+        v.alpha.fill_(0.7)
+    logits = torch.tanh(v.to_content(h)) * torch.sigmoid(v.to_gate(h)) @ v.to_attention.weight.T
+    assert torch.allclose(v.score_logits(h), logits.T, atol=1e-5)  # selection ranks by what is not refined
+    pooled = []
+    for i in range(4):
+        part = slice(8 * i, 8 * i + 8)
+        like = torch.softmax(v.to_query(h)[:, part] @ v.to_key(h)[:, part].T / 8**0.5, dim=1)
+        refined = logits[:, i] + 0.7 * like @ logits[:, i]
+        pooled.append(torch.softmax(refined, 0) @ h[:, part])
+    expected = v.head(torch.cat(pooled))
+    assert torch.allclose(v(P[None], everyone[0], Q[None], everyone[1])[0], expected, atol=1e-4)
 
 
 def test_dual_attention_is_the_published_sequence_of_poolings(make_model) -> None:
@@ -99,6 +167,195 @@ def test_the_gradient_reaches_salient_pixels_only(make_model, make_bag) -> None:
     assert (pixels[0].grad.flatten(1).abs().sum(1) > 0).all()
     assert len(pixels[0]) == 3
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+# ---- the exact gradient through sub-salient patches
+
+
+def shaken(pixels: torch.Tensor) -> torch.Tensor:
+    """An augmentation that draws for each patch anew."""
+    return pixels / 255 * (0.5 + torch.rand(len(pixels), 1, 1, 1))
+
+
+def gradients(model: SlideModel, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("position", ["none", "sinusoidal"])
+@pytest.mark.parametrize("preset", ["dbps", "dbps+", "random"])
+@pytest.mark.parametrize("aggregator", EVERY_AGGREGATOR)
+def test_the_exact_gradient_is_that_of_plain_autograd_over_all_selected(
+    make_model, make_bag, aggregator, preset, position
+) -> None:
+    """The same loss and gradients as encoding M + S with gradient at once, random augmentation and dropout included."""
+    selection = {**FAMILY[preset], "subsalient_grad": "exact"}
+    if preset == "random":
+        selection["num_subsalient"] = 4
+    model = make_model(aggregator, position=position, **selection).train()
+    model.encoder.project.append(torch.nn.Dropout(0.2))
+    bags = [make_bag(n, seed=n) for n in (2, 9, 30)]
+    chosen = [model.select(bag, torch.arange(bag.num_patches), draws()) for bag in bags]
+    targets = torch.tensor([0, 1, 1])
+
+    torch.manual_seed(1)
+    found = torch.nn.functional.cross_entropy(model(chosen, shaken), targets)
+    gradient = gradients(model, found)
+
+    torch.manual_seed(1)
+    recycled = torch.cat([c.subsalient_pixels_SCPP for c in chosen])
+    size = sum(len(c.salient_pixels_MCPP) for c in chosen)
+    embedded = torch.cat([model.encoder(shaken(part)) for part in recycled.split(size)])  # nothing is let go here
+    salient = model.encoder(shaken(torch.cat([c.salient_pixels_MCPP for c in chosen])))
+    split = [
+        model._with_position(part, None if position == "none" else bag.positions[ids])
+        for bag, ids, part in zip(
+            [*bags, *bags],
+            [c.selection.salient_M for c in chosen] + [c.selection.subsalient_S for c in chosen],
+            [
+                *salient.split([len(c.selection.salient_M) for c in chosen]),
+                *embedded.split([len(c.selection.subsalient_S) for c in chosen]),
+            ],
+            strict=True,
+        )
+    ]
+    plain = torch.nn.functional.cross_entropy(model._aggregate(split[:3], split[3:]), targets)
+    expected = gradients(model, plain)
+    assert found.item() == pytest.approx(plain.item(), rel=1e-6)
+    assert gradient.keys() == expected.keys()
+    largest = max(g.abs().max() for g in expected.values())
+    for name in expected:
+        assert (gradient[name] - expected[name]).abs().max() <= 1e-4 * expected[name].abs().max() + 1e-7 * largest, name
+
+
+@pytest.mark.parametrize("aggregator", EVERY_AGGREGATOR)
+def test_the_exact_gradient_reaches_salient_and_subsalient_pixels(make_model, make_bag, aggregator) -> None:
+    model, bag = make_model(aggregator, subsalient_grad="exact"), make_bag(20)
+    with torch.no_grad():  # attention that leaves no patch without any
+        scale = "query" if aggregator in ("dual", "concat") else "to_attention.weight"
+        model.aggregator.get_parameter(scale).div_(30)
+    chosen, pixels = model.select(bag, torch.arange(20), draws()), list[torch.Tensor]()
+
+    def follow(patches: torch.Tensor) -> torch.Tensor:
+        pixels.append((patches / 255).requires_grad_())
+        return pixels[-1]
+
+    loss = model([chosen], follow)[0, 1]
+    first = list(pixels)  # what comes later is computed again
+    loss.backward()
+    assert sorted(map(len, first)) == [1, 3, 3]
+    for part in first:
+        assert part.grad is not None
+        assert (part.grad.flatten(1).abs().sum(1) > 0).all()
+
+
+def test_exact_with_concat_is_selection_of_m_plus_s_without_recycling(make_model, make_bag) -> None:
+    """One attention over both buffers does not tell them apart: exact DBPS (M, S) is IPS (M + S)."""
+    bag, losses, found = make_bag(30), [], []
+    for selection in ({"subsalient_grad": "exact"}, {"num_salient": 7, "num_subsalient": 0}):
+        model = make_model("concat", selector="global", **selection).eval()
+        losses.append(model([model.select(bag, torch.arange(30), draws())]).logsumexp(1).sum())
+        found.append(gradients(model, losses[-1]))
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-6)
+    for name, gradient in found[0].items():
+        assert torch.allclose(gradient, found[1][name], rtol=1e-4, atol=1e-5 * float(found[1][name].abs().max())), name
+
+
+def test_exact_is_refused_where_patches_of_a_batch_are_mixed() -> None:
+    from wsi_dbps.models.config import AggregatorConfig, SelectionConfig
+
+    def model(batch_norm: str) -> SlideModel:
+        encoder = EncoderConfig(name="resnet18", pretrained=False, batch_norm=batch_norm)  # type: ignore[arg-type]
+        return SlideModel(2, encoder, AggregatorConfig(), SelectionConfig(subsalient_grad="exact"))
+
+    message = r"subsalient_grad = 'exact' .* resnet18 .* 'train' mixes the patches of a batch; set batch_norm to"
+    with pytest.warns(UserWarning, match="running statistics"), pytest.raises(ConfigError, match=message):
+        model("train")
+    model("frozen")
+    model("group")
+
+
+# ---- positions
+
+
+@pytest.mark.parametrize("aggregator", EVERY_AGGREGATOR)
+@pytest.mark.parametrize("selector", ["streaming", "global"])
+def test_positions_count_the_same_in_scoring_pooling_and_prediction(make_model, make_bag, aggregator, selector) -> None:
+    """Training equals prediction with positions; and the same patches elsewhere are scored and pooled otherwise."""
+    results = []
+    for grad in ("none", "exact"):
+        model = make_model(
+            aggregator, position="sinusoidal", selector=selector, predict_selector=selector, subsalient_grad=grad
+        ).eval()
+        bag = make_bag(30)
+        output = model.predict(bag, draws())
+        chosen = model.select(bag, torch.arange(30), draws())
+        assert chosen.selection.salient_M.tolist() == output.selection.salient_M.tolist()
+        assert torch.allclose(model([chosen])[0], output.logits_C, atol=1e-4)
+        results.append(output.logits_C)
+    assert torch.equal(*results)
+    bag.positions = bag.positions.flip(0)
+    elsewhere = model.predict(bag, draws())
+    assert not torch.allclose(elsewhere.attention_RN, output.attention_RN, atol=1e-3)
+    assert not torch.allclose(elsewhere.logits_C, output.logits_C, atol=1e-4)
+
+
+def test_a_position_is_a_matter_of_the_patch_not_of_what_else_was_kept(make_model, make_bag) -> None:
+    model, bag, kept = make_model(position="sinusoidal"), make_bag(30), torch.tensor([3, 8, 11, 29])
+    ids, score = [], {}
+    for part in (torch.arange(30), kept):
+        with torch.no_grad():
+            chunks = list(model.eval()._encode(bag, [part]))
+        ids.append(chunks[0].ids_L.tolist())
+        score[len(part)] = dict(zip(ids[-1], chunks[0].logits_RL.T, strict=True))
+    assert all(torch.allclose(score[4][i], score[30][i], atol=1e-4) for i in kept.tolist())
+
+
+def test_neighbours_differ_and_far_patches_too() -> None:
+    from wsi_dbps.models.position import sinusoids
+
+    places = torch.cartesian_prod(torch.arange(40.0), torch.arange(40.0))
+    apart = torch.cdist(sinusoids(places, 64), sinusoids(places, 64))
+    assert apart[~torch.eye(1600, dtype=torch.bool)].min() > 0.3
+
+
+def test_positions_that_cannot_be_had_are_refused(make_model, make_bag) -> None:
+    from wsi_dbps.models.config import AggregatorConfig, SelectionConfig
+
+    bag = make_bag(9)
+    del bag.positions
+    with pytest.raises(ConfigError, match="position = 'sinusoidal' needs bags that know where their patches lie"):
+        make_model(position="sinusoidal").select(bag, torch.arange(9), draws())
+    with pytest.raises(ConfigError, match="position: the embedding size must divide by 4, found 6"):
+        SlideModel(
+            2,
+            EncoderConfig(name="small_gn", dim=6),
+            AggregatorConfig(num_heads=2, position="sinusoidal"),
+            SelectionConfig(),
+        )
+
+
+# ---- exploration, sampling and what is read
+
+
+@pytest.mark.parametrize("selector", ["streaming", "global", "sampled"])
+def test_noise_moves_selection_the_same_whatever_the_chunk(make_model, make_bag, selector) -> None:
+    bag, kept = make_bag(40), torch.arange(40)
+    still, noisy, halved = (
+        make_model(num_heads=1, selector=selector, chunk_size=chunk).select(bag, kept, draws(), noise=noise).selection
+        for chunk, noise in ((8, 0.0), (8, 1000.0), (4, 1000.0))
+    )
+    assert noisy.salient_M.tolist() == halved.salient_M.tolist()
+    assert noisy.subsalient_S.tolist() == halved.subsalient_S.tolist()
+    assert set(still.salient_M.tolist()) != set(noisy.salient_M.tolist())
+
+
+def test_prediction_encodes_every_patch_once(make_model, make_bag) -> None:
+    for selector in ("streaming", "global", "random", "all"):
+        bag = make_bag(40)
+        make_model(predict_selector=selector).predict(bag, draws())
+        assert sorted(bag.reads) == list(range(40))
 
 
 def test_only_kept_patches_are_read(make_model, make_bag) -> None:

@@ -21,6 +21,15 @@ def log_scores(logits_RN: torch.Tensor) -> torch.Tensor:
     return torch.logsumexp(torch.log_softmax(exact, dim=1), dim=0) - math.log(len(logits_RN))
 
 
+def gumbel(size: int, generator: torch.Generator) -> torch.Tensor:
+    """(size,) draws from the standard Gumbel distribution.
+
+    The k largest of `log p + gumbel` are a draw of k without replacement with chances in proportion to p (Gumbel top-k;
+    W. Kool et al., "Stochastic beams and where to find them", ICML 2019).
+    """
+    return -torch.empty(size, dtype=torch.float64).exponential_(generator=generator).log()
+
+
 def masked_softmax(logits: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
     """Softmax over the last axis where absent entries get exactly 0, and a row without any entry gets only zeros.
 

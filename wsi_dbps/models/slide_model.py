@@ -12,11 +12,23 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from wsi_dbps.dbps.scores import log_scores
-from wsi_dbps.dbps.select import Chunk, Selection, select_global, select_random, select_streaming
+from wsi_dbps.dbps.scores import gumbel, log_scores
+from wsi_dbps.dbps.select import (
+    Chunk,
+    Selection,
+    gathered,
+    perturbed,
+    select_global,
+    select_random,
+    select_sampled,
+    select_streaming,
+)
+from wsi_dbps.errors import ConfigError
 from wsi_dbps.models.aggregators import AGGREGATORS
 from wsi_dbps.models.encoders import batch_norms, build_encoder
+from wsi_dbps.models.position import sinusoids
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,6 +47,33 @@ class PatchSource(Protocol):
         """For each list of ids its (L, 3, P, P) uint8 pixels; the next may be read while this one is used."""
 
 
+class PlacedPatchSource(PatchSource, Protocol):
+    """A bag that knows where its patches lie: what `aggregator.position` asks for."""
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """(N, 2) float32 (x, y) of top-left corners on the slide, in patch sides, by id; on the CPU."""
+
+
+@dataclass(frozen=True)
+class TensorBag:
+    """A bag in memory."""
+
+    pixels_NCPP: torch.Tensor
+    """uint8, or floats from 0 to 1."""
+    positions: torch.Tensor | None = None
+    """As in `PlacedPatchSource`."""
+
+    @property
+    def num_patches(self) -> int:
+        """N."""
+        return len(self.pixels_NCPP)
+
+    def read(self, id_lists: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """For each list of ids its (L, 3, P, P) pixels."""
+        return (self.pixels_NCPP[ids] for ids in id_lists)
+
+
 @dataclass(frozen=True)
 class Chosen:
     """A bag after selection: all that the gradient stage needs of it."""
@@ -43,7 +82,14 @@ class Chosen:
     salient_pixels_MCPP: torch.Tensor
     """uint8, row i belongs to `selection.salient_M[i]`."""
     subsalient_SD: torch.Tensor
-    """Recycled embeddings, without gradient; row i belongs to `selection.subsalient_S[i]`."""
+    """Recycled embeddings, without gradient; row i belongs to `selection.subsalient_S[i]`. Without rows where
+    `subsalient_grad` is `exact`, as the patches are then encoded with gradient."""
+    subsalient_pixels_SCPP: torch.Tensor | None = None
+    """uint8, as the salient; where `subsalient_grad` is `exact`."""
+    salient_positions_M2: torch.Tensor | None = None
+    """Where `aggregator.position` is not `none`."""
+    subsalient_positions_S2: torch.Tensor | None = None
+    """Where that is so and `subsalient_grad` is `exact`: embeddings hold their position already."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +121,14 @@ class SlideModel(nn.Module):
         self.aggregator = AGGREGATORS[aggregator.name](self.encoder.dim, num_classes, aggregator)
         self.config = selection
         self._freeze_batch_norm = encoder.batch_norm == "frozen"
+        self._placed = aggregator.position == "sinusoidal"
+        if self._placed and self.encoder.dim % 4:
+            raise ConfigError(f"[aggregator] position: the embedding size must divide by 4, found {self.encoder.dim}")
+        if selection.subsalient_grad == "exact" and encoder.batch_norm == "train" and batch_norms(self.encoder):
+            raise ConfigError(
+                f"[selection] subsalient_grad = 'exact' encodes patches in parts, but {encoder.name} in [encoder] "
+                "batch_norm = 'train' mixes the patches of a batch; set batch_norm to 'frozen' or 'group'"
+            )
 
     def train(self, mode: bool = True) -> SlideModel:
         """Set train or evaluation mode; frozen batch norm stays in evaluation mode."""
@@ -87,79 +141,135 @@ class SlideModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.aggregator.query.device
+        return next(self.aggregator.parameters()).device
 
     def select(
-        self, bag: PatchSource, kept_N: torch.Tensor, generator: torch.Generator, *, explore: bool = False
+        self,
+        bag: PatchSource,
+        kept_N: torch.Tensor,
+        generator: torch.Generator,
+        *,
+        explore: bool = False,
+        noise: float = 0.0,
     ) -> Chosen:
         """Fill the two buffers from the kept patches, without gradient and in evaluation mode.
 
         Args:
             bag: Where the pixels come from.
             kept_N: Ids left after random drop, at least one.
-            generator: For random selection only.
-            explore: Select at random whatever the settings say.
+            generator: For what is random in selection.
+            explore: Select at random whatever the settings say (`all` stays `all`).
+            noise: Scale of Gumbel noise on the logits that patches are ranked by.
+
+        Raises:
+            ConfigError: If positions are asked for and the bag has none.
         """
         config = self.config
         name = "random" if explore and config.selector != "all" else config.selector
+        m, s = config.num_salient, config.most_subsalient
+        exact = config.subsalient_grad == "exact"
+        scored: Chunk | None = None
         with evaluation_mode(self), torch.no_grad():
             if name == "streaming":
-                chunks = self._encode(
-                    bag, [kept_N[: config.num_salient], *_split(kept_N[config.num_salient :], config)]
-                )
-                buffers = select_streaming(chunks, config.num_salient, config.num_subsalient)
-                pixels = buffers.salient.pixels_LCPP
+                chunks = self._scored(bag, [kept_N[:m], *_split(kept_N[m:], config)], noise, generator)
+                buffers = select_streaming(chunks, m, s, keep_pixels=exact)
+                selection, scored = _on_cpu(buffers.selection), buffers.subsalient
+                pixels, subsalient_pixels = buffers.salient.pixels_LCPP, buffers.subsalient.pixels_LCPP
                 assert pixels is not None
-                return Chosen(_on_cpu(buffers.selection), pixels, buffers.subsalient.embeddings_LD)
-            if name == "global":
-                logits_RN = torch.cat([c.logits_RL for c in self._encode(bag, _split(kept_N, config))], dim=1)
-                selection = select_global(logits_RN.cpu(), kept_N, config.num_salient, config.num_subsalient)
-            elif name == "random":
-                selection = select_random(kept_N, config.num_salient, config.num_subsalient, generator)
             else:
-                selection = Selection(kept_N, kept_N[:0])
-            pixels = torch.cat(list(self._pixels(bag, _split(selection.salient_M, config))))
-            return Chosen(selection, pixels, self._embed(bag, selection.subsalient_S))
+                if name in ("global", "sampled"):
+                    scored = gathered(self._scored(bag, _split(kept_N, config), noise, generator))
+                    logits_RN = scored.logits_RL.cpu()
+                if name == "global":
+                    selection = select_global(logits_RN, kept_N, m, s)
+                elif name == "sampled":
+                    selection = select_sampled(logits_RN, kept_N, m, s, generator, temperature=config.temperature)
+                elif name == "random":
+                    selection = select_random(kept_N, m, s, generator)
+                else:
+                    selection = Selection(kept_N, kept_N[:0])
+                pixels = self._read(bag, selection.salient_M)
+                subsalient_pixels = self._read(bag, selection.subsalient_S, like=pixels) if exact else None
+            if exact:
+                subsalient_SD = torch.zeros(0, self.encoder.dim, device=self.device)
+            elif scored is None:
+                subsalient_SD = self._embed(bag, selection.subsalient_S)
+            else:
+                subsalient_SD = scored.of(selection.subsalient_S.to(self.device)).embeddings_LD
+        return Chosen(
+            selection,
+            pixels,
+            subsalient_SD,
+            subsalient_pixels,
+            self._positions(bag, selection.salient_M),
+            self._positions(bag, selection.subsalient_S) if exact else None,
+        )
 
     def forward(
         self, bags: Sequence[Chosen], augment: Callable[[torch.Tensor], torch.Tensor] | None = None
     ) -> torch.Tensor:
         """(B, C) class logits of bags after selection; the salient patches of all are encoded together, with gradient.
 
+        Where `subsalient_grad` is `exact`, the sub-salient too, in parts of at most as many patches. No part keeps its
+        activations: they are computed again, with the same random draws, when the gradient is (T. Chen et al.,
+        "Training deep nets with sublinear memory cost", 2016), one part at a time.
+
         Args:
             bags: At least one; they may differ in their numbers of patches.
-            augment: Applied to the salient pixels, (n, 3, P, P) uint8 to float.
+            augment: Applied to the pixels that are encoded here, (n, 3, P, P) uint8 to float.
         """
+
+        def encode(pixels: torch.Tensor) -> torch.Tensor:
+            return self.encoder(pixels if augment is None else augment(pixels))
+
         pixels = torch.cat([bag.salient_pixels_MCPP for bag in bags])
-        embeddings = self.encoder(pixels if augment is None else augment(pixels))
-        salient = embeddings.split([len(bag.salient_pixels_MCPP) for bag in bags])
-        return self._aggregate(salient, [bag.subsalient_SD for bag in bags])
+        subsalient: Sequence[torch.Tensor] = [bag.subsalient_SD for bag in bags]
+        recycled = [bag.subsalient_pixels_SCPP for bag in bags if bag.subsalient_pixels_SCPP is not None]
+        if any(map(len, recycled)):
+            # before the salient: gradients run backwards, so the activations of these are gone when parts come back
+            parts = torch.cat(recycled).split(len(pixels))
+            encoded = torch.cat([checkpoint(encode, part, use_reentrant=False) for part in parts])
+            subsalient = encoded.split([len(pixels_SCPP) for pixels_SCPP in recycled])
+            subsalient = [
+                self._with_position(embeddings_SD, bag.subsalient_positions_S2)
+                for embeddings_SD, bag in zip(subsalient, bags, strict=True)
+            ]
+        salient = encode(pixels).split([len(bag.salient_pixels_MCPP) for bag in bags])
+        salient = [
+            self._with_position(embeddings_MD, bag.salient_positions_M2)
+            for embeddings_MD, bag in zip(salient, bags, strict=True)
+        ]
+        return self._aggregate(salient, subsalient)
 
     @torch.no_grad()
     def predict(self, bag: PatchSource, generator: torch.Generator) -> BagOutput:
         """The prediction for a whole bag: nothing dropped, nothing augmented, and memory for one chunk of pixels.
 
-        Every patch is scored; then the selected ones are encoded again and pooled.
+        Every patch is scored, and the embeddings of the selected are pooled.
         """
         config = self.config
+        m, s = config.num_salient, config.most_subsalient
         ids_N = torch.arange(bag.num_patches)
         with evaluation_mode(self):
             seen: list[torch.Tensor] = []
-            chunks = self._encode(bag, [ids_N[: config.num_salient], *_split(ids_N[config.num_salient :], config)])
+            chunks = _noting(self._encode(bag, [ids_N[:m], *_split(ids_N[m:], config)]), seen)
             if config.predict_selector == "streaming":
-                buffers = select_streaming(_noting(chunks, seen), config.num_salient, config.num_subsalient)
+                buffers = select_streaming((chunk.without_pixels() for chunk in chunks), m, s)
                 selection = _on_cpu(buffers.selection)
+                salient_MD, subsalient_SD = buffers.salient.embeddings_LD, buffers.subsalient.embeddings_LD
             else:
-                for _ in _noting(chunks, seen):
-                    pass
+                scored = gathered(chunks)
+                if config.predict_selector == "global":
+                    selection = select_global(scored.logits_RL.float().cpu(), ids_N, m, s)
+                elif config.predict_selector == "random":
+                    selection = select_random(ids_N, m, s, generator)
+                else:
+                    selection = Selection(ids_N, ids_N[:0])
+                salient_MD, subsalient_SD = (
+                    scored.of(ids.to(self.device)).embeddings_LD
+                    for ids in (selection.salient_M, selection.subsalient_S)
+                )
             attention_RN = torch.cat(seen, dim=1).float().cpu()
-            if config.predict_selector == "global":
-                selection = select_global(attention_RN, ids_N, config.num_salient, config.num_subsalient)
-            elif config.predict_selector == "random":
-                selection = select_random(ids_N, config.num_salient, config.num_subsalient, generator)
-            elif config.predict_selector == "all":
-                selection = Selection(ids_N, ids_N[:0])
-            salient_MD, subsalient_SD = (self._embed(bag, ids) for ids in (selection.salient_M, selection.subsalient_S))
             logits_C = self._aggregate([salient_MD], [subsalient_SD])[0].float().cpu()
         return BagOutput(logits_C, attention_RN, log_scores(attention_RN).exp().float(), selection)
 
@@ -170,13 +280,38 @@ class SlideModel(nn.Module):
     def _encode(self, bag: PatchSource, id_lists: Sequence[torch.Tensor]) -> Iterator[Chunk]:
         id_lists = [ids for ids in id_lists if len(ids)]
         for ids, pixels in zip(id_lists, self._pixels(bag, id_lists), strict=True):
-            embeddings_LD = self.encoder(pixels).float()
+            embeddings_LD = self._with_position(self.encoder(pixels).float(), self._positions(bag, ids))
             logits_RL = self.aggregator.score_logits(embeddings_LD).float()
             yield Chunk(ids.to(self.device), logits_RL, embeddings_LD, pixels)
 
+    def _scored(
+        self, bag: PatchSource, id_lists: Sequence[torch.Tensor], noise: float, generator: torch.Generator
+    ) -> Iterator[Chunk]:
+        chunks = self._encode(bag, id_lists)
+        if not noise:
+            return chunks
+        return perturbed(chunks, noise * gumbel(sum(map(len, id_lists)), generator))
+
     def _embed(self, bag: PatchSource, ids: torch.Tensor) -> torch.Tensor:
         parts = [self.encoder(pixels).float() for pixels in self._pixels(bag, _split(ids, self.config))]
-        return torch.cat(parts) if parts else torch.zeros(0, self.encoder.dim, device=self.device)
+        embeddings_ND = torch.cat(parts) if parts else torch.zeros(0, self.encoder.dim, device=self.device)
+        return self._with_position(embeddings_ND, self._positions(bag, ids))
+
+    def _read(self, bag: PatchSource, ids: torch.Tensor, like: torch.Tensor | None = None) -> torch.Tensor:
+        """The pixels of all these ids; of none, no rows of what `like` is."""
+        parts = list(self._pixels(bag, _split(ids, self.config)))
+        return like[:0] if like is not None and not parts else torch.cat(parts)
+
+    def _positions(self, bag: PatchSource, ids: torch.Tensor) -> torch.Tensor | None:
+        if not self._placed:
+            return None
+        positions_N2: torch.Tensor | None = getattr(bag, "positions", None)
+        if positions_N2 is None:
+            raise ConfigError("[aggregator] position = 'sinusoidal' needs bags that know where their patches lie")
+        return positions_N2[ids].to(self.device)
+
+    def _with_position(self, embeddings_ND: torch.Tensor, positions_N2: torch.Tensor | None) -> torch.Tensor:
+        return embeddings_ND if positions_N2 is None else embeddings_ND + sinusoids(positions_N2, self.encoder.dim)
 
     def _aggregate(self, salient: Sequence[torch.Tensor], subsalient: Sequence[torch.Tensor]) -> torch.Tensor:
         logits_BC: torch.Tensor = self.aggregator(*_padded(salient), *_padded(subsalient))

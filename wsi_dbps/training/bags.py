@@ -66,6 +66,11 @@ class CacheBag:
         """N."""
         return len(self.cache)
 
+    @property
+    def positions(self) -> torch.Tensor:
+        """(N, 2) float32 (x, y) of the patches' top-left corners on the slide, in patch sides."""
+        return torch.from_numpy(self.cache.coords_N2 / self.cache.tile_lv0).float()
+
     def read(self, id_lists: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
         """For each list of ids its (L, 3, P, P) uint8 pixels."""
         return self.reader.read(self.cache, id_lists)

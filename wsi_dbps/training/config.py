@@ -106,6 +106,4 @@ def build_run_config(tables: Mapping[str, Any], source: str) -> RunConfig:
     Raises:
         ConfigError: Naming every unknown, wrong or contradictory setting.
     """
-    selection = tables.get("selection", {})
-    filled = {**tables, "selection": with_preset(selection, source)} if isinstance(selection, dict) else dict(tables)
-    return build(RunConfig, filled, source)
+    return build(RunConfig, with_preset(tables, source), source)

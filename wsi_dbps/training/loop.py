@@ -105,12 +105,13 @@ def train(  # noqa: PLR0915 - it reads straight down
             losses: list[float] = []
             for batch in range(num_batches):
                 bags = [data.train[i] for i in order[batch * loop.batch_slides : (batch + 1) * loop.batch_slides]]
-                chance = exploring(epoch + batch / num_batches, loop.epochs, config.selection.exploration)
+                share = exploring(epoch + batch / num_batches, loop.epochs, config.selection.exploration)
+                chance, noise = (0.0, share) if config.selection.exploration_kind == "gumbel" else (share, 0.0)
                 explores = (torch.rand(len(bags), generator=draws) < chance).tolist()
                 explored += sum(explores)
                 with _autocast(device, precision):
                     chosen = [
-                        model.select(bag, _kept(bag, config, draws), draws, explore=explore)
+                        model.select(bag, _kept(bag, config, draws), draws, explore=explore, noise=noise)
                         for bag, explore in zip(bags, explores, strict=True)
                     ]
                     logits_BC = model(chosen, partial(augment, config=config.augmentation))
@@ -155,7 +156,7 @@ def train(  # noqa: PLR0915 - it reads straight down
 
 
 def exploring(epoch: float, epochs: int, exploration: float) -> float:
-    """Chance of a random selection: from 1 evenly down to 0 over the first share `exploration` of training.
+    """Chance of a random selection, or scale of noise: from 1 evenly down to 0 over the first share of training.
 
     >>> [exploring(epoch, 10, 0.4) for epoch in (0, 1, 2, 4, 9)]
     [1.0, 0.75, 0.5, 0.0, 0.0]
