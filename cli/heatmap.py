@@ -79,11 +79,12 @@ def draw(
                 kept = predictor.kept(record, predictions) if predictions else None
                 attention = kept or predictor.kept_or_new(record, out)
                 cache = predictor.cache(record)
+                slide_lv0 = cache.slide_lv0
                 if Format.PNG in formats:
-                    picture = (cache.thumbnail(), cache.slide_lv0, cache.mpp_lv0_um)
+                    picture = (cache.thumbnail(), slide_lv0, cache.mpp_lv0_um)
                     draw_overlay(out / f"{record.slide_id}.png", attention, *picture)
                 if Format.GEOJSON in formats:
-                    write_geojson(out / f"{record.slide_id}.geojson", attention, cache.slide_lv0)
+                    write_geojson(out / f"{record.slide_id}.geojson", attention, slide_lv0)
             except OutputError:
                 raise
             except WsiDbpsError as error:

@@ -186,7 +186,9 @@ def test_encoder_and_bags_that_do_not_fit_say_what_to_do(cohort, caches, feature
             train(cohort, folder, tmp_path / "run", make_config(encoder=encoder))
 
     refused(features, r"'small_gn' takes pixels, and --caches holds 128 features by small_gn .*'projector'", dim=16)
-    refused(caches, r"'projector' takes features, and the caches hold patches of 32 px at 1 µm/px; .*embed", **PROJECTOR)
+    refused(
+        caches, r"'projector' takes features, and the caches hold patches of 32 px at 1 µm/px; .*embed", **PROJECTOR
+    )
     refused(features, r"num_features = 64, and --caches holds 128 features", **PROJECTOR, num_features=64)
     refused(features, "leave them out", **PROJECTOR, weights="w.pth")
     with pytest.raises(ConfigError, match="a projector takes features and makes none of pixels"):

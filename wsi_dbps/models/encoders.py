@@ -130,7 +130,8 @@ def _timm_model(config: EncoderConfig, *, fetch: bool) -> Any:
         said = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"[encoder] weights of {config.name} cannot be fetched ({type(error).__name__}: {said}); "
-            "without a network give a file as encoder.weights, or set encoder.pretrained = false to start from random weights"
+            "without a network give a file as encoder.weights, or set encoder.pretrained = false to start from random "
+            "weights"
         ) from error
 
 
