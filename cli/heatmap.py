@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from wsi_dbps_cli.options import Caches, CohortCsv, Columns, Device, Fold, Split, cohort_part
+from wsi_dbps_cli.options import Bags, CohortCsv, Columns, Device, Fold, Split, cohort_part
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +25,7 @@ class Format(StrEnum):
 def command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, as `wsi-dbps train` wrote it.")],
     cohort: CohortCsv,
-    caches: Caches,
+    caches: Bags,
     out: Annotated[Path, typer.Option(help="Folder for the heatmaps.")],
     predictions: Annotated[
         Path | None, typer.Option(help="Folder of `wsi-dbps predict`, whose attention is drawn as it is.")
@@ -37,7 +37,8 @@ def command(
     device: Device = "auto",
     columns: Columns = [],
 ) -> None:
-    """Draw how the model looked at each slide. The slides themselves are not opened: the caches hold all it takes.
+    """Draw how the model looked at each slide. The slides themselves are not opened: the caches, or features of
+    `wsi-dbps embed`, hold all it takes.
 
     Attention that is there already, from the same checkpoint and cache, is not computed again.
     """
@@ -67,8 +68,6 @@ def draw(
     from wsi_dbps.evaluation.predict import Predictor
     from wsi_dbps.heatmaps.geojson import write_geojson
     from wsi_dbps.heatmaps.overlay import draw_overlay
-    from wsi_dbps.patches.cache import PatchCache
-    from wsi_dbps.patches.tile import cache_path
     from wsi_dbps.progress import Progress
     from wsi_dbps.training.checkpoint import load_checkpoint
 
@@ -79,12 +78,13 @@ def draw(
             try:
                 kept = predictor.kept(record, predictions) if predictions else None
                 attention = kept or predictor.kept_or_new(record, out)
-                cache = PatchCache(cache_path(caches, record.slide_id))
+                cache = predictor.cache(record)
+                slide_lv0 = cache.slide_lv0
                 if Format.PNG in formats:
-                    picture = (cache.thumbnail(), cache.slide_lv0, cache.mpp_lv0_um)
+                    picture = (cache.thumbnail(), slide_lv0, cache.mpp_lv0_um)
                     draw_overlay(out / f"{record.slide_id}.png", attention, *picture)
                 if Format.GEOJSON in formats:
-                    write_geojson(out / f"{record.slide_id}.geojson", attention, cache.slide_lv0)
+                    write_geojson(out / f"{record.slide_id}.geojson", attention, slide_lv0)
             except OutputError:
                 raise
             except WsiDbpsError as error:

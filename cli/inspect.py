@@ -14,7 +14,7 @@ def command(
         list[Path], typer.Argument(metavar="FILE ...", help="Slides, caches, checkpoints, run folders ...")
     ],
 ) -> None:
-    """Say what each slide, cache, attention file, checkpoint, or folder of a run or of predictions is."""
+    """Say what each slide, cache, file of features or attention, checkpoint, folder of a run or of predictions is."""
     from wsi_dbps.errors import WsiDbpsError
 
     failed = False
@@ -71,6 +71,7 @@ def _hdf5(path: Path) -> dict[str, str]:
 
     from wsi_dbps.errors import CacheError
     from wsi_dbps.patches.cache import PatchCache
+    from wsi_dbps.patches.features import FeatureFile, holds_features
     from wsi_dbps.records import ATTENTION_FORMAT, read_attention
 
     if not path.is_file() or not h5py.is_hdf5(path):
@@ -91,6 +92,15 @@ def _hdf5(path: Path) -> dict[str, str]:
                 f"{name} {p:.3f}" for name, p in zip(attention.classes, attention.prediction.probabilities, strict=True)
             ),
             "checkpoint": attention.checkpoint_fingerprint,
+        }
+    if holds_features(path):
+        features = FeatureFile(path)
+        return {
+            "what": "features",
+            "slide": features.slide_id or f"{path.stem} (by the file's name)",
+            "patches": f"{len(features)} of {features.dim} numbers",
+            "encoder": features.encoder or "not in the file",
+            "fingerprint": features.fingerprint,
         }
     cache = PatchCache(path)
     a = cache.attrs

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 CohortCsv = Annotated[Path, typer.Argument(metavar="COHORT.csv", help="Cohort manifest; see docs/formats/manifest.md.")]
 Caches = Annotated[Path, typer.Option(help="Folder of patch caches, as `wsi-dbps tile` wrote them.")]
+Bags = Annotated[Path, typer.Option("--caches", help="Folder of patch caches, or of features, a file per slide.")]
 Columns = Annotated[
     list[str], typer.Option(help="Read the manifest with a column renamed: slide_id=FILENAME. May be repeated.")
 ]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from wsi_dbps_cli.options import Caches, CohortCsv, Columns, Device, Fold, Split, cohort_part
+from wsi_dbps_cli.options import Bags, CohortCsv, Columns, Device, Fold, Split, cohort_part
 
 if TYPE_CHECKING:
     from wsi_dbps.cohort.cohort import Cohort
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, as `wsi-dbps train` wrote it.")],
     cohort: CohortCsv,
-    caches: Caches,
+    caches: Bags,
     out: Annotated[Path, typer.Option(help="Folder for predictions.csv and the attention of every slide.")],
     split: Annotated[Split, typer.Option(help="Which slides.")] = Split.TEST,
     fold: Fold = None,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from wsi_dbps_cli.options import Caches, CohortCsv, Columns, Fold
+from wsi_dbps_cli.options import Bags, CohortCsv, Columns, Fold
 
 if TYPE_CHECKING:
     from wsi_dbps.training.loop import TrainingResult
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def command(
     cohort: CohortCsv,
-    caches: Caches,
+    caches: Bags,
     out: Annotated[Path, typer.Option(help="Run folder to write.")],
     config: Annotated[Path | None, typer.Option(help="Settings in TOML; see docs/settings.md.")] = None,
     set_: Annotated[

@@ -243,6 +243,24 @@ def test_the_page_of_the_run_folder_is_true(made: Path) -> None:
     assert set(pd.read_csv(run / "cohort.csv").split) == {"train", "val"}
 
 
+def test_the_page_of_features_is_true(small_cohort: tuple[Path, Path], tmp_path: Path) -> None:
+    from wsi_dbps.patches.cache import PatchCache
+    from wsi_dbps.patches.features import features_written
+
+    made = {"encoder": "e", "encoder_fingerprint": "f", "checkpoint_fingerprint": "", "precision": "float32"}
+    path = tmp_path / "slide_00.h5"
+    with features_written(path, PatchCache(small_cohort[1] / "slide_00.h5"), 5, made) as rows:
+        rows[:] = 1.5
+    found = run_block("formats/features.md", 0, path=path)
+    assert (found["rows"].shape, found["coords"].shape, found["side"]) == ((36, 5), (36, 2), 32)
+    assert run_block("formats/features.md", 1, path=path)["some"].shape == (3, 5)
+    with h5py.File(path) as file:
+        known = quoted(page("formats/features.md"))
+        assert {f"/{name}" for name in file} | set(file.attrs) | set(file["features"].attrs) <= known
+        kinds = {f"/{name}": f"{data.dtype}" for name, data in file.items()}
+    assert dict(re.findall(r"^\| `(/\w+)` \| \w+ \| (\w+) ", page("formats/features.md"), re.M)) == kinds
+
+
 if __name__ == "__main__":
     target = ROOT / "docs" / "settings.md"
     by_hand = target.read_text(encoding="utf-8").partition(BEGIN)[0]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from wsi_dbps.cohort.cohort import Cohort, SlideRecord
     from wsi_dbps.models.slide_model import SlideModel
-    from wsi_dbps.patches.cache import PatchCache
+    from wsi_dbps.training.bags import BagFile
     from wsi_dbps.training.checkpoint import Checkpoint
 
 
@@ -104,7 +104,7 @@ class Predictor:
             PredictionError: If the slide's cache holds no patch, or the model's output is not finite.
             CacheError: If the cache is missing, damaged, or of another kind than the model was trained on.
         """
-        cache = self._cache(record)
+        cache = self.cache(record)
         if not len(cache):
             raise PredictionError(f"{cache.path}: holds no patch (no tissue was found): nothing to predict from")
         draws = torch.Generator().manual_seed(zlib.crc32(record.slide_id.encode()))  # for random selection: by slide
@@ -140,7 +140,7 @@ class Predictor:
         attention = read_attention(path)
         if attention.checkpoint_fingerprint != self.fingerprint:
             raise PredictionError(f"{path}: comes from another checkpoint than {self.checkpoint.path}; predict again")
-        if attention.cache_fingerprint != self._cache(record).fingerprint:
+        if attention.cache_fingerprint != self.cache(record).fingerprint:
             raise PredictionError(f"{path}: comes from another cache of the slide; predict again")
         return attention
 
@@ -153,7 +153,12 @@ class Predictor:
             attention.write(attention_path(folder, record.slide_id))
             return attention
 
-    def _cache(self, record: SlideRecord) -> PatchCache:
+    def cache(self, record: SlideRecord) -> BagFile:
+        """What a slide is predicted from: its patch cache, or its features where the run was trained on features.
+
+        Raises:
+            CacheError: If it is missing, damaged, or of another kind than the model was trained on.
+        """
         return open_cache(self.caches, record, self.checkpoint.patch_kind, self.checkpoint.config.patches)
 
 

@@ -17,7 +17,8 @@ class EncoderConfig:
     """The network that turns a patch into an embedding."""
 
     name: str = "resnet18"
-    """`small_gn` (group norm, for training from scratch on a CPU) or any timm model's name."""
+    """`small_gn` (group norm, for training from scratch on a CPU), any timm model's name (`hf-hub:owner/model` too), or
+    `projector`, for bags of features: a linear layer and layer norm."""
     pretrained: bool = True
     """Start from timm's weights, fetched from its hub or its cache; ignored where `weights` is given."""
     weights: str | None = None
@@ -25,7 +26,10 @@ class EncoderConfig:
     weights_match: Literal["name", "order"] = "name"
     """How a file's tensors find the encoder's: by name, or, where the names differ, one after the other by shape."""
     dim: int | None = None
-    """Size of the embedding; None keeps the encoder's own, a number adds a linear projection and layer norm."""
+    """Size of the embedding; None keeps the encoder's own (for `projector` the features'), a number adds a linear
+    projection and layer norm."""
+    num_features: int | None = None
+    """For `projector`: size of the features; where absent, that of the bags."""
     batch_norm: Literal["frozen", "train", "group"] = "frozen"
     """`frozen` keeps the running statistics of the pretrained encoder. `train` lets them follow the salient patches,
     and then applies them to all: a feedback loop that the method's authors do not discuss. `group` puts group norm in

@@ -1,4 +1,5 @@
-"""Encoders: from uint8 patches to embeddings. timm's models by name, and a small one for training on a CPU."""
+"""Encoders: from uint8 patches to embeddings. timm's models by name, a small one for training on a CPU, and a projector
+for patches that are features already."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ class PatchEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.project = nn.Identity() if dim is None else nn.Sequential(nn.Linear(num_features, dim), nn.LayerNorm(dim))
+        self.project = nn.Identity() if dim is None else _projection(num_features, dim)
         self.dim = dim or num_features
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
@@ -43,7 +44,25 @@ class PatchEncoder(nn.Module):
         return embeddings_ND
 
 
-def build_encoder(config: EncoderConfig, *, load_weights: bool = True) -> PatchEncoder:
+class Projector(nn.Module):
+    """What `dim` adds to a pixel encoder, alone: on a frozen encoder's features it is that encoder with this `dim`."""
+
+    def __init__(self, num_features: int, dim: int | None) -> None:
+        super().__init__()
+        self.dim = dim or num_features
+        self.project = _projection(num_features, self.dim)
+
+    def forward(self, features_NF: torch.Tensor) -> torch.Tensor:
+        """(N, D) embeddings of (N, F) features."""
+        embeddings_ND: torch.Tensor = self.project(features_NF)
+        return embeddings_ND
+
+
+def _projection(num_features: int, dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(num_features, dim), nn.LayerNorm(dim))
+
+
+def build_encoder(config: EncoderConfig, *, load_weights: bool = True) -> PatchEncoder | Projector:
     """The encoder that the settings name, starting from the weights that they name.
 
     Args:
@@ -51,9 +70,14 @@ def build_encoder(config: EncoderConfig, *, load_weights: bool = True) -> PatchE
         load_weights: False where a checkpoint is loaded over it anyway.
 
     Raises:
-        ConfigError: If timm has no such model, its weights cannot be had, or the file does not fit.
+        ConfigError: If timm has no such model, its weights cannot be had, or the file does not fit; for a projector, if
+            the size of the features is not known or there is a weights file.
     """
     backbone: Any
+    if config.name == "projector":
+        if config.num_features is None or config.weights is not None:
+            raise ConfigError("[encoder] a projector needs num_features, and starts without weights: leave them out")
+        return Projector(config.num_features, config.dim)
     if config.name == "small_gn":
         backbone, mean, std = SmallEncoder(), _HALF, _HALF
     else:
@@ -119,18 +143,21 @@ class SmallEncoder(nn.Sequential):
 def _timm_model(config: EncoderConfig, *, fetch: bool) -> Any:
     import timm
 
-    if not timm.is_model(config.name):
+    from_hub = config.name.startswith(("hf-hub:", "hf_hub:"))
+    if not from_hub and not timm.is_model(config.name):
         near = timm.list_models(f"*{config.name}*")[:5]
         hint = f"; there are {', '.join(near)}" if near else "; see timm.list_models()"
         raise ConfigError(f"[encoder] name: timm {timm.__version__} has no model {config.name!r}{hint}, or small_gn")
     try:
         return timm.create_model(config.name, pretrained=fetch, num_classes=0)
     except Exception as error:
-        if not fetch:
+        if not (fetch or from_hub):  # of a model on the hub the architecture is fetched too
             raise
+        said = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"[encoder] weights of {config.name} cannot be fetched ({type(error).__name__}); without a network give "
-            "a file as encoder.weights, or set encoder.pretrained = false to start from random weights"
+            f"[encoder] weights of {config.name} cannot be fetched ({type(error).__name__}: {said}); "
+            "without a network give a file as encoder.weights, or set encoder.pretrained = false to start from random "
+            "weights"
         ) from error
 
 

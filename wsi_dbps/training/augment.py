@@ -14,7 +14,12 @@ STAINS = torch.tensor([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.5
 
 
 def augment(pixels_NCPP: torch.Tensor, config: AugmentationConfig) -> torch.Tensor:
-    """(N, 3, P, P) floats from 0 to 1, each patch changed on its own; draws from torch's global generator."""
+    """(N, 3, P, P) floats from 0 to 1, each patch changed on its own; draws from torch's global generator.
+
+    Features, (N, D), stay as they are.
+    """
+    if pixels_NCPP.ndim == 2:
+        return pixels_NCPP
     pixels_NCPP = pixels_NCPP / 255
     if config.flips:
         chosen = torch.rand(len(pixels_NCPP), 1, 1, 1, device=pixels_NCPP.device) < 0.5

@@ -1,16 +1,17 @@
-"""Bags: a slide's cached patches and its label, read in chunks by threads while the device computes."""
+"""Bags: a slide's cached patches, or features, and its label, read in chunks by threads while the device computes."""
 
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from wsi_dbps.errors import CacheError
 from wsi_dbps.patches.cache import PatchCache
+from wsi_dbps.patches.features import FeatureFile, holds_features
 from wsi_dbps.patches.quality import PatchFilter, filtered
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
     from wsi_dbps.cohort.cohort import SlideRecord
 
+BagFile = PatchCache | FeatureFile
+"""What a bag is read from."""
+
 
 class PatchReader:
     """Threads that read and decode JPEG patches; libjpeg-turbo runs without the GIL."""
@@ -29,9 +33,9 @@ class PatchReader:
         self._pool = ThreadPoolExecutor(num_threads, "decode")
         self._num_threads, self._pin = num_threads, pin_memory
 
-    def read(self, cache: PatchCache, id_lists: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """For each list of ids its (L, 3, P, P) uint8 pixels, the next list being decoded meanwhile."""
-        ahead: list[Future[npt.NDArray[np.uint8]]] | None = None
+    def read(self, cache: BagFile, id_lists: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """For each list of ids its (L, 3, P, P) uint8 pixels or (L, D) features, the next list being read meanwhile."""
+        ahead: list[Future[npt.NDArray[Any]]] | None = None
         for ids in id_lists:
             coming = self._submit(cache, ids)
             if ahead is not None:
@@ -40,13 +44,14 @@ class PatchReader:
         if ahead is not None:
             yield self._gather(ahead)
 
-    def _submit(self, cache: PatchCache, ids: torch.Tensor) -> list[Future[npt.NDArray[np.uint8]]]:
+    def _submit(self, cache: BagFile, ids: torch.Tensor) -> list[Future[npt.NDArray[Any]]]:
         parts = [part for part in np.array_split(ids.numpy(), self._num_threads) if len(part)]
         return [self._pool.submit(cache.patches, part.tolist()) for part in parts]
 
-    def _gather(self, futures: Sequence[Future[npt.NDArray[np.uint8]]]) -> torch.Tensor:
-        pixels = torch.from_numpy(np.concatenate([future.result() for future in futures]))
-        return (pixels.pin_memory() if self._pin else pixels).permute(0, 3, 1, 2)
+    def _gather(self, futures: Sequence[Future[npt.NDArray[Any]]]) -> torch.Tensor:
+        read = torch.from_numpy(np.concatenate([future.result() for future in futures]))
+        read = read.pin_memory() if self._pin else read
+        return read.permute(0, 3, 1, 2) if read.ndim == 4 else read
 
     def close(self) -> None:
         """End the threads."""
@@ -55,10 +60,10 @@ class PatchReader:
 
 @dataclass(frozen=True)
 class CacheBag:
-    """A slide as a bag, its patches on disk."""
+    """A slide as a bag, its patches, or their features, on disk."""
 
     record: SlideRecord
-    cache: PatchCache
+    cache: BagFile
     reader: PatchReader
 
     @property
@@ -72,7 +77,7 @@ class CacheBag:
         return torch.from_numpy(self.cache.coords_N2 / self.cache.tile_lv0).float()
 
     def read(self, id_lists: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """For each list of ids its (L, 3, P, P) uint8 pixels."""
+        """For each list of ids its (L, 3, P, P) uint8 pixels, or (L, D) float32 features."""
         return self.reader.read(self.cache, id_lists)
 
 
@@ -87,23 +92,56 @@ class PatchKind:
         return f"{self.size_px} px at {self.mpp_um:g} µm/px"
 
 
-def patch_kind(cache: PatchCache) -> PatchKind:
-    """What the patches of a cache are."""
+@dataclass(frozen=True)
+class FeatureKind:
+    """What the features of every patch of a run must be."""
+
+    dim: int
+    encoder: str
+    """What made them, as far as the files say."""
+
+    def __str__(self) -> str:
+        return f"{self.dim} features by {self.encoder or 'an encoder that the file does not name'}"
+
+
+def patch_kind(cache: BagFile) -> PatchKind | FeatureKind:
+    """What the patches of a cache, or the features of a file, are."""
+    if isinstance(cache, FeatureFile):
+        return FeatureKind(cache.dim, cache.encoder)
     return PatchKind(float(cache.attrs["mpp_patch"]), cache.size_px)
 
 
-def open_cache(caches: Path, record: SlideRecord, kind: PatchKind | None, patch_filter: PatchFilter) -> PatchCache:
-    """A slide's cache, checked to hold the slide's patches, and patches of the kind at hand; those that pass.
+def kind_from(fields: dict[str, Any]) -> PatchKind | FeatureKind:
+    """The kind that `dataclasses.asdict` made these fields of."""
+    return FeatureKind(**fields) if "dim" in fields else PatchKind(**fields)
+
+
+def open_cache(
+    caches: Path, record: SlideRecord, kind: PatchKind | FeatureKind | None, patch_filter: PatchFilter
+) -> BagFile:
+    """A slide's cache, or file of features, checked to be the slide's and of the kind at hand; the patches that pass.
+
+    Which of the two it is its content says. CLAM's features may also lie in the folder `h5_files`.
 
     Raises:
         CacheError: If it is missing or damaged, belongs to another slide, holds patches of another kind, or lacks the
             measures that the filter needs.
     """
-    cache = PatchCache(caches / f"{record.slide_id}.h5")
-    if cache.slide_id != record.slide_id:
+    path = caches / f"{record.slide_id}.h5"
+    if not path.exists() and (clam := caches / "h5_files" / path.name).exists():
+        path = clam
+    if not path.exists() and path.with_suffix(".pt").exists():
+        raise CacheError(f"{path.with_suffix('.pt')}: features without coordinates; give the folder h5_files beside")
+    cache: BagFile
+    cache = FeatureFile(path, mpp_lv0_um=record.mpp_um) if holds_features(path) else PatchCache(path)
+    if cache.slide_id not in (None, record.slide_id):
         raise CacheError(f"{cache.path}: holds slide {cache.slide_id!r}, not {record.slide_id!r}")
-    if kind is not None and patch_kind(cache) != kind:
-        raise CacheError(
-            f"{cache.path}: holds patches of {patch_kind(cache)}, where {kind} are wanted; tile with one spec"
-        )
-    return filtered(cache, patch_filter)
+    if kind is not None and (found := patch_kind(cache)) != kind:
+        what = "patches of " * isinstance(found, PatchKind) + str(found)
+        repair = "tile with one spec" if isinstance(kind, PatchKind) else "embed all slides with one encoder"
+        raise CacheError(f"{cache.path}: holds {what}, where {kind} are wanted; {repair}")
+    if isinstance(cache, PatchCache):
+        return filtered(cache, patch_filter)
+    if patch_filter != PatchFilter():
+        raise CacheError(f"{cache.path}: features carry no measures of quality; leave [patches] out of the settings")
+    return cache

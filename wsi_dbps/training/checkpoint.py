@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -19,7 +19,7 @@ from wsi_dbps.config import build, to_dict
 from wsi_dbps.errors import CheckpointError
 from wsi_dbps.files import file_digest, write_text, written_whole
 from wsi_dbps.models.slide_model import SlideModel
-from wsi_dbps.training.bags import PatchKind
+from wsi_dbps.training.bags import FeatureKind, PatchKind, kind_from
 from wsi_dbps.training.config import RunConfig
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Checkpoint:
     path: Path
     config: RunConfig
     classes: tuple[str, ...]
-    patch_kind: PatchKind
+    patch_kind: PatchKind | FeatureKind
     epoch: int
     """Epochs done."""
     model_state: dict[str, torch.Tensor]
@@ -65,7 +65,7 @@ def save_checkpoint(
     *,
     config: RunConfig,
     classes: Sequence[str],
-    patch_kind: PatchKind,
+    patch_kind: PatchKind | FeatureKind,
     epoch: int,
     loop_state: Mapping[str, Any],
 ) -> None:
@@ -79,7 +79,7 @@ def save_checkpoint(
         "format_version": FORMAT_VERSION,
         "config": to_dict(config),
         "classes": list(classes),
-        "patch_kind": {"mpp_um": patch_kind.mpp_um, "size_px": patch_kind.size_px},
+        "patch_kind": asdict(patch_kind),
         "epoch": epoch,
         "model": model.state_dict(),
         "loop": dict(loop_state),
@@ -109,7 +109,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         path=path,
         config=build(RunConfig, content["config"], str(path)),
         classes=tuple(content["classes"]),
-        patch_kind=PatchKind(**content["patch_kind"]),
+        patch_kind=kind_from(content["patch_kind"]),
         epoch=content["epoch"],
         model_state=content["model"],
         loop_state=content["loop"],

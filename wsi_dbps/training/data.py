@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from wsi_dbps.cohort.cohort import ordered_classes
-from wsi_dbps.errors import TrainingError
-from wsi_dbps.training.bags import CacheBag, PatchKind, PatchReader, open_cache, patch_kind
+from wsi_dbps.errors import ConfigError, TrainingError
+from wsi_dbps.training.bags import CacheBag, FeatureKind, PatchKind, PatchReader, open_cache, patch_kind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from wsi_dbps.cohort.cohort import Cohort
+    from wsi_dbps.models.config import EncoderConfig
     from wsi_dbps.patches.quality import PatchFilter
 
 
@@ -28,7 +29,7 @@ class TrainingData:
     val: tuple[CacheBag, ...]
     classes: tuple[str, ...]
     """Labels of these two parts, in the order of the logits."""
-    kind: PatchKind
+    kind: PatchKind | FeatureKind
     left_out: tuple[str, ...]
     """Slides whose cache holds no patch."""
 
@@ -60,7 +61,7 @@ class TrainingData:
 def load_data(
     cohort: Cohort, caches: Path, reader: PatchReader, *, monitor: str, patch_filter: PatchFilter
 ) -> TrainingData:
-    """Open the caches of the train and val slides; records of any other split are dropped before any file is touched.
+    """Open the caches, or features, of the train and val slides; other records are dropped before any file is touched.
 
     Raises:
         TrainingError: If a part is empty or lacks a class that is needed.
@@ -68,7 +69,7 @@ def load_data(
     """
     bags: dict[str, list[CacheBag]] = {"train": [], "val": []}
     left_out: list[str] = []
-    kind: PatchKind | None = None
+    kind: PatchKind | FeatureKind | None = None
     for record in cohort.part("train", "val").records:
         cache = open_cache(caches, record, kind, patch_filter)
         kind = kind or patch_kind(cache)
@@ -95,3 +96,26 @@ def load_data(
         )
     assert kind is not None
     return TrainingData(train, val, classes, kind, tuple(left_out))
+
+
+def fitted(encoder: EncoderConfig, kind: PatchKind | FeatureKind) -> EncoderConfig:
+    """The encoder's settings with `num_features` filled in from the bags.
+
+    Raises:
+        ConfigError: If it takes pixels and the bags hold features, the other way round, or features of another size.
+    """
+    if isinstance(kind, PatchKind):
+        if encoder.name == "projector":
+            raise ConfigError(
+                f"[encoder] name = 'projector' takes features, and the caches hold patches of {kind}; give --caches a "
+                "folder that `wsi-dbps embed` wrote, or name an encoder of pixels"
+            )
+        return encoder
+    if encoder.name != "projector":
+        raise ConfigError(
+            f"[encoder] name = {encoder.name!r} takes pixels, and --caches holds {kind}; set encoder.name = "
+            "'projector', or give --caches a folder of patch caches"
+        )
+    if encoder.num_features not in (None, kind.dim):
+        raise ConfigError(f"[encoder] num_features = {encoder.num_features}, and --caches holds {kind}; leave it out")
+    return replace(encoder, num_features=kind.dim)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from wsi_dbps.progress import Progress
 from wsi_dbps.training.augment import augment
 from wsi_dbps.training.bags import CacheBag, PatchReader
 from wsi_dbps.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_history
-from wsi_dbps.training.data import TrainingData, load_data
+from wsi_dbps.training.data import TrainingData, fitted, load_data
 from wsi_dbps.training.optimizer import build_optimizer, lr_share, set_learning_rate
 from wsi_dbps.training.run_folder import begin_run, check_same_run
 
@@ -53,7 +53,7 @@ def train(  # noqa: PLR0915 - it reads straight down
 
     Args:
         cohort: With labels; records whose split is neither `train` nor `val` are dropped before any file is opened.
-        caches: Folder of patch caches.
+        caches: Folder of patch caches, or of files of features.
         run: Folder to write; its files are listed in training/checkpoint.py.
         config: Settings.
         resume: Go on from the folder's last.pt, which must come from the same settings and inputs. The result is that
@@ -68,6 +68,7 @@ def train(  # noqa: PLR0915 - it reads straight down
     precision = pick_precision(loop.precision, device)
     reader = PatchReader(loop.decode_threads, pin_memory=device.type == "cuda")
     data = load_data(cohort, caches, reader, monitor=loop.monitor, patch_filter=config.patches)
+    config = replace(config, encoder=fitted(config.encoder, data.kind))
     last = _last_checkpoint(run, config, data) if resume else None
     if not resume:
         begin_run(run, config, cohort.part("train", "val"), data, str(device))

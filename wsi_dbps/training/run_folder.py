@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from wsi_dbps.cohort.manifest import write_manifest
@@ -59,7 +60,7 @@ def _inputs(config: RunConfig, data: TrainingData) -> dict[str, Any]:
     return {
         "settings": settings,
         "classes": list(data.classes),
-        "patches": {"mpp_um": data.kind.mpp_um, "size_px": data.kind.size_px},
+        "patches": asdict(data.kind),
         "caches": {
             part: [[bag.record.slide_id, bag.record.label, bag.cache.fingerprint] for bag in bags]
             for part, bags in (("train", data.train), ("val", data.val))
