@@ -234,7 +234,9 @@ def test_too_little_memory_for_a_chunk_changes_no_result(make_model, make_bag, s
 def test_a_chunk_is_halved_until_it_fits_and_stays_so(make_model, make_bag) -> None:
     model = make_model(chunk_size=8)
     model.encoder = Cramped(model.encoder, 3)
-    with pytest.warns(UserWarning, match=r"cpu: no memory to encode [48] patches at once .*selection.chunk_size = [42]"):
+    with pytest.warns(
+        UserWarning, match=r"cpu: no memory to encode [48] patches at once .*selection.chunk_size = [42]"
+    ):
         model.select(make_bag(19), torch.arange(19), draws())
     assert model.encoder.batches == [3, 8, 4, 2, 2, 2, 2, 2, 2, 2, 2]
 

@@ -77,7 +77,7 @@ class SlideModel(nn.Module):
         self.config = selection
         self._freeze_batch_norm = encoder.batch_norm == "frozen"
         self._most_at_once = selection.chunk_size
-        """Patches encoded at once without gradient; less than a chunk once the device's memory was too small for one."""
+        """Patches encoded at once without gradient; less than a chunk from when memory was too small for one."""
 
     def train(self, mode: bool = True) -> SlideModel:
         """Set train or evaluation mode; frozen batch norm stays in evaluation mode."""
