@@ -155,9 +155,9 @@ def propose(
 ) -> Proposal:
     """The settings asked for, or else the first that fit of: fewer bags at once, fewer salient, fewer recycled patches.
 
-    In this order, because each costs more than the one before: smaller batches with as many more to a step change no
-    result; fewer salient patches give up gradient; recycled ones take hardly any memory. Under each, the chunk is
-    halved until the no-gradient pass fits: it changes speed only.
+    In this order, because each costs more than the one before: smaller batches with as many more to a step leave a step
+    the same slides; fewer salient patches give up gradient; recycled ones take hardly any memory. Under each, the chunk
+    is halved until the no-gradient pass fits: it changes speed only.
 
     Raises:
         ConfigError: If even one patch at a time does not fit.
