@@ -143,7 +143,6 @@ def test_a_real_step_saves_what_was_predicted(aggregator, encoder, side) -> None
         stage = memory(config, [m + s + 5] * batch, cost).gradient_bytes
         predicted = stage - cost.fixed_bytes - 2 * batch * m * cost.pixel_bytes
         off.append(predicted / measured - 1)
-    print([f"{o:+.3f}" for o in off])
     assert max(abs(o) for o in off) < 0.15
 
 

@@ -81,8 +81,8 @@ class LoopConfig:
     """Threads that decode JPEG patches."""
     decode: Literal["auto", "cpu", "gpu"] = "cpu"
     """Where JPEG patches are decoded. `gpu`: by nvJPEG through torchvision, in batches; `auto`: so if the device can,
-    else by the threads. The two differ by a grey level or two on average; RGB-coded JPEGs are
-    always decoded by the CPU."""
+    else by the threads. The two may differ by up to 2 grey levels on average (the tests' tolerance; not yet run on a
+    GPU); RGB-coded JPEGs are always decoded by the CPU."""
     vram: str | None = None
     """GPU memory that the run may use, such as `12G`: once a step needs over 15 % more, training stops and says so. Of
     a GPU only; None: no limit."""
