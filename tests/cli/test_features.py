@@ -1,8 +1,6 @@
 """Features through the commands: embed, train, predict, heatmap, inspect."""
 
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -100,7 +98,7 @@ def test_a_killed_embed_leaves_no_file_of_a_slides_name_that_is_not_whole(small_
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not list(out.glob("*.h5")) and process.poll() is None:
         time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
     whole = sorted(out.glob("*.h5"))
     assert 0 < len(whole) <= 20

@@ -451,6 +451,60 @@ def test_peak_memory_does_not_grow_with_the_bag(make_model, make_bag) -> None:
     assert sizes[40] == sizes[400]
 
 
+class Cramped(torch.nn.Module):
+    """An encoder on a device with memory for so many patches."""
+
+    def __init__(self, encoder: torch.nn.Module, most: int) -> None:
+        super().__init__()
+        self.encoder, self.most, self.dim, self.batches = encoder, most, encoder.dim, list[int]()
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        self.batches.append(len(pixels))
+        if len(pixels) > self.most:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        return self.encoder(pixels)
+
+
+@pytest.mark.filterwarnings("ignore:.*no memory to encode")
+@pytest.mark.parametrize("most", [1, 2, 3, 7, 8, 20])
+@pytest.mark.parametrize("selector", EVERY_SELECTOR)
+def test_too_little_memory_for_a_chunk_changes_no_result(make_model, make_bag, selector, most) -> None:
+    bag, kept = make_bag(30), torch.arange(1, 30, 2)
+
+    def results(model: SlideModel) -> tuple:
+        chosen = model.select(bag, kept, draws())
+        output = model.predict(bag, draws())
+        return chosen.selection, chosen.subsalient_SD, output.selection, output.logits_C, output.attention_RN
+
+    free = make_model(selector=selector, predict_selector=selector, chunk_size=8)
+    cramped = make_model(selector=selector, predict_selector=selector, chunk_size=8)
+    cramped.encoder = Cramped(cramped.encoder, most)
+    for wanted, found in zip(results(free), results(cramped), strict=True):
+        if isinstance(wanted, torch.Tensor):
+            if len(wanted):  # batches of other sizes round otherwise
+                assert (wanted - found).abs().max() <= 5e-6 * wanted.abs().max()
+        else:
+            assert torch.equal(wanted.salient_M, found.salient_M)
+            assert torch.equal(wanted.subsalient_S, found.subsalient_S)
+
+
+def test_a_chunk_is_halved_until_it_fits_and_stays_so(make_model, make_bag) -> None:
+    model = make_model(chunk_size=8)
+    model.encoder = Cramped(model.encoder, 3)
+    with pytest.warns(
+        UserWarning, match=r"cpu: no memory to encode [48] patches at once .*selection.chunk_size = [42]"
+    ):
+        model.select(make_bag(19), torch.arange(19), draws())
+    assert model.encoder.batches == [3, 8, 4, 2, 2, 2, 2, 2, 2, 2, 2]
+
+
+def test_no_memory_for_a_single_patch_is_an_error(make_model, make_bag) -> None:
+    model = make_model()
+    model.encoder = Cramped(model.encoder, 0)
+    with pytest.warns(UserWarning, match="no memory"), pytest.raises(torch.cuda.OutOfMemoryError):
+        model.select(make_bag(9), torch.arange(9), draws())
+
+
 def test_frozen_batch_norm_keeps_its_statistics(make_bag) -> None:
     from wsi_dbps.models.config import AggregatorConfig, SelectionConfig
 

@@ -6,6 +6,7 @@ random selection, and plain end-to-end multiple-instance learning. Shapes as in 
 
 from __future__ import annotations
 
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -129,6 +130,8 @@ class SlideModel(nn.Module):
                 f"[selection] subsalient_grad = 'exact' encodes patches in parts, but {encoder.name} in [encoder] "
                 "batch_norm = 'train' mixes the patches of a batch; set batch_norm to 'frozen' or 'group'"
             )
+        self._most_at_once = selection.chunk_size
+        """Patches encoded at once without gradient; less than a chunk from when memory was too small for one."""
 
     def train(self, mode: bool = True) -> SlideModel:
         """Set train or evaluation mode; frozen batch norm stays in evaluation mode."""
@@ -280,9 +283,33 @@ class SlideModel(nn.Module):
     def _encode(self, bag: PatchSource, id_lists: Sequence[torch.Tensor]) -> Iterator[Chunk]:
         id_lists = [ids for ids in id_lists if len(ids)]
         for ids, pixels in zip(id_lists, self._pixels(bag, id_lists), strict=True):
-            embeddings_LD = self._with_position(self.encoder(pixels).float(), self._positions(bag, ids))
+            embeddings_LD = self._with_position(self._embedded(pixels), self._positions(bag, ids))
             logits_RL = self.aggregator.score_logits(embeddings_LD).float()
             yield Chunk(ids.to(self.device), logits_RL, embeddings_LD, pixels)
+
+    def _embedded(self, pixels_LCPP: torch.Tensor) -> torch.Tensor:
+        """(L, D) embeddings of a chunk, encoded in halves from when the device's memory is too small for it whole.
+
+        The chunk itself stays as it is, so selection sees the same ones.
+        """
+        while True:
+            try:
+                parts = [self.encoder(part).float() for part in pixels_LCPP.split(self._most_at_once)]
+                return parts[0] if len(parts) == 1 else torch.cat(parts)
+            except torch.cuda.OutOfMemoryError:
+                tried = min(self._most_at_once, len(pixels_LCPP))
+                if tried == 1:
+                    raise
+            # Only here, after the error, are the tensors gone that its traceback held.
+            parts = []
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self._most_at_once = -(-tried // 2)
+            warnings.warn(
+                f"{self.device}: no memory to encode {tried} patches at once without gradient; from here on "
+                f"{self._most_at_once}, with the same results; selection.chunk_size = {self._most_at_once} avoids this",
+                stacklevel=2,
+            )
 
     def _scored(
         self, bag: PatchSource, id_lists: Sequence[torch.Tensor], noise: float, generator: torch.Generator
@@ -293,7 +320,7 @@ class SlideModel(nn.Module):
         return perturbed(chunks, noise * gumbel(sum(map(len, id_lists)), generator))
 
     def _embed(self, bag: PatchSource, ids: torch.Tensor) -> torch.Tensor:
-        parts = [self.encoder(pixels).float() for pixels in self._pixels(bag, _split(ids, self.config))]
+        parts = [self._embedded(pixels) for pixels in self._pixels(bag, _split(ids, self.config))]
         embeddings_ND = torch.cat(parts) if parts else torch.zeros(0, self.encoder.dim, device=self.device)
         return self._with_position(embeddings_ND, self._positions(bag, ids))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from wsi_dbps.errors import CacheError
 from wsi_dbps.patches.cache import PatchCache
 from wsi_dbps.patches.features import FeatureFile, holds_features
 from wsi_dbps.patches.quality import PatchFilter, filtered
+from wsi_dbps.training.gpu_decode import decode_jpegs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -29,24 +31,49 @@ BagFile = PatchCache | FeatureFile
 class PatchReader:
     """Threads that read and decode JPEG patches; libjpeg-turbo runs without the GIL."""
 
-    def __init__(self, num_threads: int, *, pin_memory: bool = False) -> None:
+    def __init__(self, num_threads: int, *, pin_memory: bool = False, gpu: torch.device | None = None) -> None:
+        """Begin.
+
+        Args:
+            num_threads: How many read, and decode if `gpu` is None.
+            pin_memory: Put pixels where a GPU can fetch them while it computes.
+            gpu: Decode there, and leave the pixels there.
+        """
         self._pool = ThreadPoolExecutor(num_threads, "decode")
-        self._num_threads, self._pin = num_threads, pin_memory
+        self._num_threads, self._pin, self._gpu = num_threads, pin_memory, gpu
 
     def read(self, cache: BagFile, id_lists: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
         """For each list of ids its (L, 3, P, P) uint8 pixels or (L, D) features, the next list being read meanwhile."""
-        ahead: list[Future[npt.NDArray[Any]]] | None = None
+        ahead: Callable[[], torch.Tensor] | None = None
         for ids in id_lists:
-            coming = self._submit(cache, ids)
+            if self._gpu is not None and isinstance(cache, PatchCache):
+                coming = self._submit_to_gpu(cache, ids)
+            else:
+                coming = self._submit(cache, ids)
             if ahead is not None:
-                yield self._gather(ahead)
+                yield ahead()
             ahead = coming
         if ahead is not None:
-            yield self._gather(ahead)
+            yield ahead()
 
-    def _submit(self, cache: BagFile, ids: torch.Tensor) -> list[Future[npt.NDArray[Any]]]:
+    def _submit(self, cache: BagFile, ids: torch.Tensor) -> Callable[[], torch.Tensor]:
         parts = [part for part in np.array_split(ids.numpy(), self._num_threads) if len(part)]
-        return [self._pool.submit(cache.patches, part.tolist()) for part in parts]
+        return partial(self._gather, [self._pool.submit(cache.patches, part.tolist()) for part in parts])
+
+    def _submit_to_gpu(self, cache: PatchCache, ids: torch.Tensor) -> Callable[[], torch.Tensor]:
+        reading = self._pool.submit(cache.jpegs, ids.tolist())
+
+        def decoded() -> torch.Tensor:
+            assert self._gpu is not None
+            try:
+                return decode_jpegs(reading.result(), self._gpu)
+            except (RuntimeError, ValueError) as error:
+                raise CacheError(
+                    f"{cache.path}: patches {ids.tolist()[:8]} ... cannot be decoded on {self._gpu}: "
+                    f"{' '.join(str(error).split())[:120]}; set training.decode = 'cpu' to learn which"
+                ) from None
+
+        return decoded
 
     def _gather(self, futures: Sequence[Future[npt.NDArray[Any]]]) -> torch.Tensor:
         read = torch.from_numpy(np.concatenate([future.result() for future in futures]))

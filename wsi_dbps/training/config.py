@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from wsi_dbps.config import build, settings
 from wsi_dbps.models.config import AggregatorConfig, EncoderConfig, SelectionConfig, with_preset
@@ -78,6 +79,13 @@ class LoopConfig:
     """`auto`: the first GPU, else the CPU; or a torch device."""
     decode_threads: int = 2
     """Threads that decode JPEG patches."""
+    decode: Literal["auto", "cpu", "gpu"] = "cpu"
+    """Where JPEG patches are decoded. `gpu`: by nvJPEG through torchvision, in batches; `auto`: so if the device can,
+    else by the threads. The two may differ by up to 2 grey levels on average (the tests' tolerance; not yet run on a
+    GPU); RGB-coded JPEGs are always decoded by the CPU."""
+    vram: str | None = None
+    """GPU memory that the run may use, such as `12G`: once a step needs over 15 % more, training stops and says so. Of
+    a GPU only; None: no limit."""
     seed: int = 0
     """Of everything random: weights, order, drop, dropout, augmentation."""
 
@@ -85,6 +93,8 @@ class LoopConfig:
         for name in ("epochs", "batch_slides", "accumulate", "decode_threads", "patience"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, found {value}")
+        if self.vram is not None:
+            size_bytes(self.vram)
 
 
 @settings
@@ -107,3 +117,32 @@ def build_run_config(tables: Mapping[str, Any], source: str) -> RunConfig:
         ConfigError: Naming every unknown, wrong or contradictory setting.
     """
     return build(RunConfig, with_preset(tables, source), source)
+
+
+_UNITS: Final = {"G": 1 << 30, "M": 1 << 20}
+
+
+def size_bytes(text: str) -> int:
+    """A size of memory in bytes; G and M are powers of 1024, as GPUs count.
+
+    Raises:
+        ValueError: If it is not a number above 0 with G or M (or GiB, MiB).
+
+    Examples:
+        >>> size_bytes("12G") == 12 * 1024**3, size_bytes("1.5 MiB")
+        (True, 1572864)
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([GM])(?:iB|B)?", text.strip(), re.I)
+    if not found or not float(found[1]):
+        raise ValueError(f"write it as 12G or 800M, found {text!r}")
+    return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+def as_size(num_bytes: float) -> str:
+    """Bytes as people read them.
+
+    Examples:
+        >>> as_size(12 * 2**30), as_size(3_000_000)
+        ('12.00 GiB', '2.9 MiB')
+    """
+    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"

@@ -19,7 +19,10 @@ from wsi_dbps.progress import Progress
 from wsi_dbps.training.augment import augment
 from wsi_dbps.training.bags import CacheBag, PatchReader
 from wsi_dbps.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_history
+from wsi_dbps.training.config import size_bytes
+from wsi_dbps.training.cost import check_budget
 from wsi_dbps.training.data import TrainingData, fitted, load_data
+from wsi_dbps.training.gpu_decode import pick_decoder
 from wsi_dbps.training.optimizer import build_optimizer, lr_share, set_learning_rate
 from wsi_dbps.training.run_folder import begin_run, check_same_run
 
@@ -60,13 +63,16 @@ def train(  # noqa: PLR0915 - it reads straight down
             of an unbroken run; on a CPU, bit for bit.
 
     Raises:
-        TrainingError: If a part is empty or lacks a class, or a loss or gradient is not finite.
+        ConfigError: If `training.vram` is given and the device is no GPU, or `training.decode` cannot be met.
+        TrainingError: If a part is empty or lacks a class, a loss or gradient is not finite, or a step needs over 15 %
+            more memory than `training.vram`.
         CacheError: If a cache is missing, damaged or of another kind.
         CheckpointError: If there is a run already (without `resume`), or none or another one (with it).
     """
     loop, device = config.training, pick_device(config.training.device)
     precision = pick_precision(loop.precision, device)
-    reader = PatchReader(loop.decode_threads, pin_memory=device.type == "cuda")
+    budget = start_budget(loop.vram, device)
+    reader = PatchReader(loop.decode_threads, pin_memory=device.type == "cuda", gpu=pick_decoder(loop.decode, device))
     data = load_data(cohort, caches, reader, monitor=loop.monitor, patch_filter=config.patches)
     config = replace(config, encoder=fitted(config.encoder, data.kind))
     last = _last_checkpoint(run, config, data) if resume else None
@@ -110,7 +116,7 @@ def train(  # noqa: PLR0915 - it reads straight down
                 chance, noise = (0.0, share) if config.selection.exploration_kind == "gumbel" else (share, 0.0)
                 explores = (torch.rand(len(bags), generator=draws) < chance).tolist()
                 explored += sum(explores)
-                with _autocast(device, precision):
+                with autocast(device, precision):
                     chosen = [
                         model.select(bag, _kept(bag, config, draws), draws, explore=explore, noise=noise)
                         for bag, explore in zip(bags, explores, strict=True)
@@ -131,6 +137,8 @@ def train(  # noqa: PLR0915 - it reads straight down
                     scaler.step(optimizer)
                     scaler.update()
                     optimizer.zero_grad(set_to_none=True)
+                    if budget is not None:
+                        check_budget(torch.cuda.max_memory_allocated(device), budget)
                 progress.advance(len(bags), f"epoch {epoch + 1} of {loop.epochs}, loss {_mean(losses):.3f}")
 
             val_loss, val_auroc = validate(model, data, criterion, device, precision)
@@ -176,7 +184,7 @@ def validate(
     from sklearn.metrics import roc_auc_score
 
     draws = torch.Generator().manual_seed(0)
-    with _autocast(device, precision):
+    with autocast(device, precision):
         logits_BC = torch.stack([model.predict(bag, draws).logits_C for bag in data.val])
     targets_B = data.targets(data.val)
     loss = float(criterion(logits_BC.to(device), targets_B.to(device)))
@@ -212,6 +220,20 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def start_budget(vram: str | None, device: torch.device) -> int | None:
+    """The bytes that a run may use; the device's record of its peak begins anew.
+
+    Raises:
+        ConfigError: If the device is no GPU, whose memory is not counted.
+    """
+    if vram is None:
+        return None
+    if device.type != "cuda":
+        raise ConfigError(f"training.vram = {vram!r} limits a GPU's memory, and this run is on {device}; leave it out")
+    torch.cuda.reset_peak_memory_stats(device)
+    return size_bytes(vram)
+
+
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
     """The type that the forward pass computes in."""
     if name == "auto":
@@ -219,7 +241,8 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
-def _autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:
+def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:
+    """Forward passes inside compute in that type where it is safe."""
     return nullcontext() if precision == torch.float32 else torch.autocast(device.type, precision)
 
 

@@ -1,0 +1,259 @@
+"""What a run needs before it runs: memory of its largest step and seconds of an epoch; and settings that fit.
+
+Symbols of docs/method.md, section "What it costs": F is `forward_seconds`, (1 + beta) F `gradient_seconds`, a + i
+`gradient_bytes`, p + i `forward_bytes`, i / 4 `pixel_bytes`, M, S, L, B the settings. training/calibration.py measures
+them. Plain arithmetic: nothing here touches a device.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from wsi_dbps.dbps.drop import num_kept
+from wsi_dbps.errors import ConfigError, TrainingError
+from wsi_dbps.training.config import as_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from wsi_dbps.training.config import RunConfig
+
+_COPIES: Final = 4
+"""Of each weight on the device: itself, its gradient, AdamW's two moments."""
+TOLERANCE: Final = 0.15
+"""Share by which a run may need more than its budget before it is stopped: what a plan promises."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What one patch costs on a device."""
+
+    fixed_bytes: int
+    """Parameters, gradients, AdamW's moments, and buffers of the model."""
+    workspace_bytes: int
+    """What a gradient stage needs whatever the number of patches."""
+    pixel_bytes: int
+    """A patch as uint8."""
+    forward_bytes: float
+    """Per patch of a chunk, without gradient, besides its uint8."""
+    gradient_bytes: float
+    """Per salient patch, in the gradient stage, besides its uint8."""
+    pooled_bytes: float
+    """Per recycled embedding."""
+    bag_bytes: float
+    """Per bag: the aggregator's own."""
+    forward_seconds: float
+    """Per patch, without gradient."""
+    gradient_seconds: float
+    """Per salient patch, forward and backward."""
+    read_seconds: float = 0.0
+    """Per patch, read and decoded with the run's threads."""
+    overlapped: bool = False
+    """Whether reading goes on while the device computes, on other cores than it."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """What settings cost."""
+
+    memory_bytes: int
+    """Of the largest step: everything that lives on the device."""
+    selection_bytes: int
+    """Of it, what the no-gradient pass needs at its peak, model included."""
+    gradient_bytes: int
+    """Of it, what the gradient stage needs at its peak, model included."""
+    epoch_seconds: float
+    """Training and validation."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Settings that fit, and how they differ from those asked for."""
+
+    config: RunConfig
+    need: Need
+    changes: tuple[str, ...]
+    """`table.key = value` of each setting that had to change, as in run.toml and for --set; none if all fits."""
+
+
+# ---- the cost model
+
+
+def memory(config: RunConfig, num_patches: Sequence[int], cost: Calibration) -> Need:
+    """What the largest step needs; `epoch_seconds` is 0.
+
+    Args:
+        config: Settings.
+        num_patches: N of every training slide; the largest bags are taken to meet in one batch.
+        cost: Measured.
+    """
+    s, batch = config.selection, config.training.batch_slides
+    kept = sorted((_kept(n, config) for n in num_patches), reverse=True)[:batch]
+    salient = [_salient(n, config) for n in kept]
+    recycled = [_recycled(n, m, config) for n, m in zip(kept, salient, strict=True)]
+    exact = s.subsalient_grad == "exact"
+    # Pixels: those chosen for every bag; of the last one the buffer and the chunk, twice while they are joined.
+    held = (sum(salient) + (sum(recycled) if exact else 0)) * cost.pixel_bytes
+    chunk = min(s.chunk_size, kept[0])
+    selecting = held + 2 * (salient[0] + chunk) * cost.pixel_bytes + chunk * cost.forward_bytes
+    pooled = len(kept) * (max(recycled) * cost.pooled_bytes + cost.bag_bytes)
+    learning = 2 * held + sum(salient) * cost.gradient_bytes + pooled + cost.workspace_bytes
+    if exact:  # autograd holds one more copy of the gradient until every part is through
+        learning += cost.fixed_bytes // _COPIES
+    stages = [cost.fixed_bytes + math.ceil(stage) for stage in (selecting, learning)]
+    return Need(max(stages), stages[0], stages[1], 0.0)
+
+
+def need(config: RunConfig, train: Sequence[int], val: Sequence[int], cost: Calibration) -> Need:
+    """What settings need in memory, and the seconds of an epoch.
+
+    Time of a step: B [N' F + M (1 + beta) F]; a selector that scores no patch encodes the recycled ones alone. Every
+    validation slide is scored whole. Where the device is not the processor, reading goes on beside it and the slower
+    of the two counts; else they add up.
+
+    Args:
+        config: Settings.
+        train: N of every training slide.
+        val: N of every validation slide.
+        cost: Measured.
+    """
+    s = config.selection
+    forward = gradient = read = 0
+    for n in train:
+        kept = _kept(n, config)
+        salient = _salient(kept, config)
+        recycled = _recycled(kept, salient, config)
+        exact = s.subsalient_grad == "exact"
+        scored = kept if s.selector in ("streaming", "global", "sampled") else 0
+        again = recycled if exact or s.selector == "random" else 0
+        forward += scored + again
+        gradient += salient + (recycled if exact else 0)
+        read += scored + (0 if s.selector == "streaming" else salient + again)
+    forward, read = forward + sum(val), read + sum(val)
+    device = forward * cost.forward_seconds + gradient * cost.gradient_seconds
+    reading = read * cost.read_seconds
+    return replace(
+        memory(config, train, cost),
+        epoch_seconds=max(device, reading) if cost.overlapped else device + reading,
+    )
+
+
+def _kept(num_patches: int, config: RunConfig) -> int:
+    s = config.selection
+    return num_kept(num_patches, s.num_salient, rate=s.drop_rate, count=s.num_kept)
+
+
+def _salient(kept: int, config: RunConfig) -> int:
+    return kept if config.selection.selector == "all" else min(config.selection.num_salient, kept)
+
+
+def _recycled(kept: int, salient: int, config: RunConfig) -> int:
+    most = config.selection.most_subsalient
+    return kept - salient if most is None else min(most, kept - salient)
+
+
+# ---- the search
+
+
+def propose(
+    config: RunConfig, train: Sequence[int], val: Sequence[int], cost: Calibration, budget_bytes: int
+) -> Proposal:
+    """The settings asked for, or else the first that fit of: fewer bags at once, fewer salient, fewer recycled patches.
+
+    In this order, because each costs more than the one before: smaller batches with as many more to a step leave a step
+    the same slides; fewer salient patches give up gradient; recycled ones take hardly any memory. Under each, the chunk
+    is halved until the no-gradient pass fits: it changes speed only.
+
+    Raises:
+        ConfigError: If even one patch at a time does not fit.
+    """
+    largest = sorted(train)[-config.training.batch_slides :]
+    for candidate in _candidates(config, largest):
+        tried = candidate
+        if memory(candidate, largest, cost).gradient_bytes > budget_bytes:
+            continue
+        for chunk in _halvings(candidate.selection.chunk_size):
+            tried = _with(candidate, "selection", chunk_size=chunk)
+            if memory(tried, largest, cost).memory_bytes <= budget_bytes:
+                return Proposal(tried, need(tried, train, val, cost), _changes(config, tried))
+    least = memory(tried, train, cost).memory_bytes
+    raise ConfigError(
+        f"{config.encoder.name} needs {as_size(least)} for one patch at a time, more than the {as_size(budget_bytes)} "
+        "given; choose a smaller encoder or smaller patches"
+    )
+
+
+def most_salient(config: RunConfig, train: Sequence[int], cost: Calibration, budget_bytes: int) -> int:
+    """The largest M that fits with everything else as it is; 0 if none does."""
+    low, high = 0, max(train)
+    while low < high:
+        middle = (low + high + 1) // 2
+        tried = _with_salient(config, middle)
+        low, high = (middle, high) if memory(tried, train, cost).memory_bytes <= budget_bytes else (low, middle - 1)
+    return low
+
+
+def _candidates(config: RunConfig, train: Sequence[int]) -> Iterator[RunConfig]:
+    loop, s = config.training, config.selection
+    for batch in (b for b in range(loop.batch_slides, 0, -1) if loop.batch_slides % b == 0):
+        accumulate = loop.accumulate * (loop.batch_slides // batch)
+        single = _with(config, "training", batch_slides=batch, accumulate=accumulate)
+        yield single
+    if s.selector == "all":  # every kept patch is salient: keep fewer
+        for kept in range(max(_kept(n, config) for n in train) - 1, 0, -1):
+            yield _with(single, "selection", num_kept=kept, drop_rate=0.0, num_salient=min(s.num_salient, kept))
+        return
+    for salient in range(min(s.num_salient, max(train)) - 1, 0, -1):
+        single = _with_salient(single, salient)
+        yield single
+    most = max(train) if s.most_subsalient is None else s.most_subsalient
+    for recycled in _halvings(most) if most else ():
+        yield _with(single, "selection", num_subsalient=recycled)
+    yield _with(single, "selection", num_subsalient=0)
+
+
+def _with_salient(config: RunConfig, salient: int) -> RunConfig:
+    kept = config.selection.num_kept
+    return _with(config, "selection", num_salient=salient, num_kept=kept and max(kept, salient))
+
+
+def _with(config: RunConfig, table: str, **values: Any) -> RunConfig:
+    return replace(config, **{table: replace(getattr(config, table), **values)})
+
+
+def _halvings(number: int) -> Iterator[int]:
+    while number >= 1:
+        yield number
+        number //= 2
+
+
+def _changes(asked: RunConfig, found: RunConfig) -> tuple[str, ...]:
+    keys = {
+        "selection": ("num_salient", "num_subsalient", "num_kept", "drop_rate", "chunk_size"),
+        "training": ("batch_slides", "accumulate"),
+    }
+    return tuple(
+        f"{table}.{key} = {getattr(getattr(found, table), key)}"
+        for table, names in keys.items()
+        for key in names
+        if getattr(getattr(found, table), key) != getattr(getattr(asked, table), key)
+    )
+
+
+# ---- the trainer's own check
+
+
+def check_budget(measured_bytes: int, budget_bytes: int) -> None:
+    """Refuse to go on with a run that needs more than its budget by over `TOLERANCE`.
+
+    Raises:
+        TrainingError: Saying what was measured and what to lower.
+    """
+    if measured_bytes > (1 + TOLERANCE) * budget_bytes:
+        raise TrainingError(
+            f"a step needs {as_size(measured_bytes)} of GPU memory, {measured_bytes / budget_bytes - 1:.0%} more than "
+            f"training.vram = {as_size(budget_bytes)}; lower training.batch_slides, selection.num_salient or "
+            "selection.chunk_size (`wsi-dbps plan` proposes values), or raise training.vram"
+        )
