@@ -44,6 +44,8 @@ class Chosen:
     """uint8, row i belongs to `selection.salient_M[i]`."""
     subsalient_SD: torch.Tensor
     """Recycled embeddings, without gradient; row i belongs to `selection.subsalient_S[i]`."""
+    logits_RK: torch.Tensor | None = None
+    """Attention logits of the salient, then of the sub-salient; None where nothing was scored."""
 
 
 @dataclass(frozen=True)
@@ -104,36 +106,71 @@ class SlideModel(nn.Module):
         name = "random" if explore and config.selector != "all" else config.selector
         with evaluation_mode(self), torch.no_grad():
             if name == "streaming":
-                chunks = self._encode(
-                    bag, [kept_N[: config.num_salient], *_split(kept_N[config.num_salient :], config)]
-                )
+                chunks = self._encode(bag, self.first_reads(kept_N))
                 buffers = select_streaming(chunks, config.num_salient, config.num_subsalient)
                 pixels = buffers.salient.pixels_LCPP
                 assert pixels is not None
-                return Chosen(_on_cpu(buffers.selection), pixels, buffers.subsalient.embeddings_LD)
+                logits_RK = torch.cat([buffers.salient.logits_RL, buffers.subsalient.logits_RL], dim=1)
+                return Chosen(_on_cpu(buffers.selection), pixels, buffers.subsalient.embeddings_LD, logits_RK)
+            scored_RK = None
             if name == "global":
-                logits_RN = torch.cat([c.logits_RL for c in self._encode(bag, _split(kept_N, config))], dim=1)
+                logits_RN = torch.cat([c.logits_RL for c in self._encode(bag, self.first_reads(kept_N))], dim=1)
                 selection = select_global(logits_RN.cpu(), kept_N, config.num_salient, config.num_subsalient)
+                chosen = torch.cat([selection.salient_M, selection.subsalient_S])
+                ascending = kept_N.argsort()
+                scored_RK = logits_RN[:, ascending[torch.searchsorted(kept_N[ascending], chosen)]]
             elif name == "random":
                 selection = select_random(kept_N, config.num_salient, config.num_subsalient, generator)
             else:
                 selection = Selection(kept_N, kept_N[:0])
             pixels = torch.cat(list(self._pixels(bag, _split(selection.salient_M, config))))
-            return Chosen(selection, pixels, self._embed(bag, selection.subsalient_S))
+            return Chosen(selection, pixels, self._embed(bag, selection.subsalient_S), scored_RK)
+
+    def will_read(
+        self, kept_N: torch.Tensor, generator: torch.Generator, *, explore: bool = False
+    ) -> list[torch.Tensor]:
+        """The lists of ids that `select` with the same arguments begins to read; the generator is not advanced."""
+        name = "random" if explore and self.config.selector != "all" else self.config.selector
+        if name in ("streaming", "global"):
+            return self.first_reads(kept_N)
+        if name == "random":
+            same = torch.Generator()
+            same.set_state(generator.get_state())
+            kept_N = select_random(kept_N, self.config.num_salient, self.config.num_subsalient, same).salient_M
+        return _split(kept_N, self.config)
+
+    def first_reads(self, ids_N: torch.Tensor) -> list[torch.Tensor]:
+        """The lists of ids in which a pass over these patches reads them: the first M, then chunks."""
+        m = self.config.num_salient
+        return [ids for ids in (ids_N[:m], *_split(ids_N[m:], self.config)) if len(ids)]
 
     def forward(
-        self, bags: Sequence[Chosen], augment: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self,
+        bags: Sequence[Chosen],
+        augment: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """(B, C) class logits of bags after selection; the salient patches of all are encoded together, with gradient.
 
         Args:
             bags: At least one; they may differ in their numbers of patches.
             augment: Applied to the salient pixels, (n, 3, P, P) uint8 to float.
+            seeds: One per bag, of its augmentation and its aggregator's dropout, which then do not depend on what else
+                is in the batch; torch's global generator is left seeded. None: it is taken as it is.
         """
-        pixels = torch.cat([bag.salient_pixels_MCPP for bag in bags])
-        embeddings = self.encoder(pixels if augment is None else augment(pixels))
-        salient = embeddings.split([len(bag.salient_pixels_MCPP) for bag in bags])
-        return self._aggregate(salient, [bag.subsalient_SD for bag in bags])
+        parts = []
+        for i, bag in enumerate(bags):
+            if seeds is not None:
+                torch.manual_seed(seeds[i])
+            parts.append(bag.salient_pixels_MCPP if augment is None else augment(bag.salient_pixels_MCPP))
+        salient = self.encoder(torch.cat(parts)).split([len(part) for part in parts])
+        if seeds is None:
+            return self._aggregate(salient, [bag.subsalient_SD for bag in bags])
+        logits_BC = []
+        for seed, salient_MD, bag in zip(seeds, salient, bags, strict=True):
+            torch.manual_seed(seed + 1)
+            logits_BC.append(self._aggregate([salient_MD], [bag.subsalient_SD]))
+        return torch.cat(logits_BC)
 
     @torch.no_grad()
     def predict(self, bag: PatchSource, generator: torch.Generator) -> BagOutput:
@@ -145,7 +182,7 @@ class SlideModel(nn.Module):
         ids_N = torch.arange(bag.num_patches)
         with evaluation_mode(self):
             seen: list[torch.Tensor] = []
-            chunks = self._encode(bag, [ids_N[: config.num_salient], *_split(ids_N[config.num_salient :], config)])
+            chunks = self._encode(bag, self.first_reads(ids_N))
             if config.predict_selector == "streaming":
                 buffers = select_streaming(_noting(chunks, seen), config.num_salient, config.num_subsalient)
                 selection = _on_cpu(buffers.selection)
