@@ -21,9 +21,13 @@ for module in (demo, tile, inspect, export, split, train, predict, evaluate, hea
 
 
 def run() -> None:
-    """Run the command line: exit code 0 all done, 1 some slides failed, 2 the request cannot be met, 143 ended by SIGTERM."""
+    """Run the command line: exit code 0 all done, 1 some slides failed, 2 cannot be done, 143 ended by SIGTERM."""
     try:
         app()
     except WsiDbpsError as error:
         print(f"wsi-dbps: {error}", file=sys.stderr)
         sys.exit(143 if isinstance(error, StoppedError) else 2)
+
+
+if __name__ == "__main__":  # for torchrun
+    run()

@@ -16,7 +16,8 @@
     └── OutputError            a file that cannot be written
 
 Each message is one line: which slide, which file, what was found, what to do. The command line prints it and exits
-with 2 (1 when only some slides failed, 143 when training was told to end); anything else is a bug and keeps its traceback.
+with 2 (1 when only some slides failed, 143 when training was told to end); anything else is a bug and keeps its
+traceback.
 """
 
 

@@ -46,9 +46,7 @@ def test_several_processes_equal_one(cohort, caches, tmp_path, make_config, star
             assert (a.kept_N == b.kept_N).all()
 
 
-def test_a_run_of_two_processes_that_is_preempted_goes_on_as_one(
-    cohort, caches, tmp_path, make_config, start
-) -> None:
+def test_a_run_of_two_processes_that_is_preempted_goes_on_as_one(cohort, caches, tmp_path, make_config, start) -> None:
     config = make_config(training={"epochs": 4, "save_every_minutes": 0.0})
     train(cohort, caches, tmp_path / "one", config)
     two = start(tmp_path / "run", config, processes=2)
@@ -86,9 +84,7 @@ def test_shares_cover_and_are_disjoint() -> None:
         assert sorted(i for share in shares for i in share) == list(range(10))
 
 
-def test_what_several_processes_cannot_share_is_refused(
-    cohort, caches, tmp_path, make_config, start
-) -> None:
+def test_what_several_processes_cannot_share_is_refused(cohort, caches, tmp_path, make_config, start) -> None:
     with pytest.raises(ConfigError, match="device 'cuda:1' cannot be used by 2 processes at once; set it to 'cuda'"):
         pick_device("cuda:1", World(0, 2))
     config = make_config(encoder={"name": "small_gn", "dim": 16, "batch_norm": "train"})

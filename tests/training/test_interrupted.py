@@ -61,8 +61,8 @@ def test_a_run_killed_at_random_moments_ends_as_an_unbroken_one(
     for _ in range(4):
         (process,) = start(run, config)
         before = (run / "last.pt").stat().st_mtime_ns if (run / "last.pt").exists() else 0
-        until(lambda: process.poll() is not None or (run / "last.pt").exists())
-        until(lambda b=before: process.poll() is not None or (run / "last.pt").stat().st_mtime_ns != b)
+        until(lambda p=process: p.poll() is not None or (run / "last.pt").exists())
+        until(lambda p=process, b=before: p.poll() is not None or (run / "last.pt").stat().st_mtime_ns != b)
         time.sleep(chance.uniform(0, 0.15))
         process.send_signal(signal.SIGKILL)
         assert process.wait() in (-signal.SIGKILL, 0)
@@ -166,7 +166,9 @@ def test_weights_that_are_no_numbers_are_named(cohort, caches, tmp_path, make_co
     state[name][0] = float("nan")
     torch.save(state, tmp_path / "weights.pt")
     config = make_config(encoder={"name": "small_gn", "dim": 16, "weights": str(tmp_path / "weights.pt")})
-    with pytest.raises(TrainingError, match=rf"epoch 1: weights encoder.backbone.{name} are not finite before the step"):
+    with pytest.raises(
+        TrainingError, match=rf"epoch 1: weights encoder.backbone.{name} are not finite before the step"
+    ):
         train(cohort, caches, tmp_path / "run", config)
 
 

@@ -48,7 +48,9 @@ def test_it_holds_what_the_model_chose(cohort, caches, tmp_path, make_config, mo
 
 def test_a_visit_round_trips_and_equal_visits_are_equal_bytes(tmp_path) -> None:
     visits = [
-        VisitRecord("b", 1, True, np.array([True] * 11), np.array([4]), np.array([], int), np.empty((1, 0), np.float32)),
+        VisitRecord(
+            "b", 1, True, np.array([True] * 11), np.array([4]), np.array([], int), np.empty((1, 0), np.float32)
+        ),
         VisitRecord("a", 0, False, np.arange(9) % 2 == 0, np.array([8, 0]), np.array([2]), np.ones((3, 2), np.float32)),
     ]
     for name in ("one.npz", "two.npz"):
@@ -74,5 +76,7 @@ def test_a_damaged_or_foreign_record_is_named(tmp_path) -> None:
     with pytest.raises(CheckpointError, match=r"a.npz: not a readable selection record"):
         read_selection_record(tmp_path / "a.npz")
     np.savez(tmp_path / "b.npz", format="other", format_version=1)
-    with pytest.raises(CheckpointError, match=r"b.npz: is 'other' version 1, not 'wsi-dbps selection record' version 1"):
+    with pytest.raises(
+        CheckpointError, match=r"b.npz: is 'other' version 1, not 'wsi-dbps selection record' version 1"
+    ):
         read_selection_record(tmp_path / "b.npz")

@@ -33,8 +33,8 @@ _AHEAD = 2
 class PatchReader:
     """Threads that read and decode JPEG patches; libjpeg-turbo runs without the GIL.
 
-    They are kept busy: while a list is computed on, the next is decoded, and after a bag's last the first lists of the bag
-    that was announced by `expect`.
+    They are kept busy: while a list is computed on, the next is decoded, and after a bag's last list the first of the
+    bag that was announced by `expect`.
     """
 
     def __init__(self, num_threads: int, *, pin_memory: bool = False) -> None:

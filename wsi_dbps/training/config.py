@@ -85,8 +85,8 @@ class LoopConfig:
     seed: int = 0
     """Of everything random: weights, order, drop, dropout, augmentation."""
     ema: float = 0.0
-    """Decay of a moving average of the weights, for instance 0.999, which is then what is validated and kept in best.pt;
-    0: none."""
+    """Decay of a moving average of the weights, for instance 0.999, which is then validated and kept in best.pt; 0:
+    none."""
     save_every_minutes: float = 10.0
     """last.pt is also written in the middle of an epoch, when this long has passed; 0: after every step."""
     record: bool = True

@@ -75,9 +75,7 @@ class _Epoch:
         return self.waited_s / max(1e-9, self.seconds)
 
 
-def train(  # noqa: PLR0915 - it reads straight down
-    cohort: Cohort, caches: Path, run: Path, config: RunConfig, *, resume: bool = False
-) -> TrainingResult:
+def train(cohort: Cohort, caches: Path, run: Path, config: RunConfig, *, resume: bool = False) -> TrainingResult:
     """Train a slide model and leave a run folder that holds all that is needed to repeat it.
 
     Under torchrun, each process takes its share of every batch and of the validation slides, and process 0 writes the
@@ -113,7 +111,7 @@ def train(  # noqa: PLR0915 - it reads straight down
             return _fit(data, run, config, last, reader, device, world, stopping)
 
 
-def _fit(  # noqa: PLR0915 - it reads straight down
+def _fit(  # noqa: PLR0912, PLR0915 - it reads straight down
     data: TrainingData,
     run: Path,
     config: RunConfig,
@@ -214,8 +212,8 @@ def _fit(  # noqa: PLR0915 - it reads straight down
             )
             model.train()
             while now.step < num_steps:
-                start, waited_before, explored = time.monotonic(), reader.waited_s, 0
-                losses = []
+                start, waited_before, explored = time.monotonic(), reader.waited_s, 0.0
+                batch_losses: list[torch.Tensor] = []
                 for batch in steps[now.step]:
                     mine = list(islice(visits, len(world.mine(batch))))
                     weight = weight_C[data.targets([data.train[i] for _, i in batch])].sum()
@@ -231,7 +229,7 @@ def _fit(  # noqa: PLR0915 - it reads straight down
                             / weight
                         )
                         scaler.scale(loss / len(steps[now.step])).backward()
-                    losses.append(loss.detach())
+                    batch_losses.append(loss.detach())
                     explored += sum(v.explore for v in mine)
                     if loop.record:
                         visited += [v.record(c) for v, c in zip(mine, chosen, strict=True)] if mine else []
@@ -239,10 +237,10 @@ def _fit(  # noqa: PLR0915 - it reads straight down
                 # One exchange per step: losses, so that all processes see the same, and whether to save or to stop.
                 overdue = world.rank == 0 and time.monotonic() - last_save >= 60 * loop.save_every_minutes
                 *losses, explored, waited_s, must_save, must_stop = world.sum(
-                    [*torch.stack(losses).tolist(), explored, waited_s, float(overdue), float(stopping())]
+                    [*torch.stack(batch_losses).tolist(), explored, waited_s, float(overdue), float(stopping())]
                 )
-                for loss, batch in zip(losses, steps[now.step], strict=True):
-                    _check_finite(loss, "loss", epoch, [data.train[i] for _, i in batch], model)
+                for value, batch in zip(losses, steps[now.step], strict=True):
+                    _check_finite(value, "loss", epoch, [data.train[i] for _, i in batch], model)
                 step = epoch * num_steps + now.step
                 set_learning_rate(optimizer, lr_share(step, num_steps * loop.epochs, config.optimizer.warmup))
                 world.sum_gradients(parameters)
@@ -259,7 +257,9 @@ def _fit(  # noqa: PLR0915 - it reads straight down
 
                 num_slides = sum(map(len, steps[now.step]))
                 now.step += 1
-                now.loss_sum += sum(loss * len(batch) for loss, batch in zip(losses, steps[now.step - 1], strict=True))
+                now.loss_sum += sum(
+                    value * len(batch) for value, batch in zip(losses, steps[now.step - 1], strict=True)
+                )
                 now.num_slides += num_slides
                 now.explored += round(explored)
                 now.seconds += time.monotonic() - start
@@ -337,8 +337,8 @@ def _check_finite(value: float, what: str, epoch: int, bags: Sequence[CacheBag],
     for name, weights in model.named_parameters():
         if not torch.isfinite(weights).all():
             raise TrainingError(
-                f"epoch {epoch + 1}: weights {name} are not finite before the step; the weights file or checkpoint they "
-                "come from is damaged; give another"
+                f"epoch {epoch + 1}: weights {name} are not finite before the step; the file they come from is "
+                "damaged; give another"
             )
     slides = ", ".join(bag.record.slide_id for bag in bags)
     raise TrainingError(
@@ -365,7 +365,8 @@ def _visit_state(visit: VisitRecord) -> dict[str, Any]:
 
 
 def _visit_from(state: dict[str, Any]) -> VisitRecord:
-    return VisitRecord(**{k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in state.items()})
+    fields: dict[str, Any] = {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in state.items()}
+    return VisitRecord(**fields)
 
 
 def _last_checkpoint(run: Path, config: RunConfig, data: TrainingData) -> Checkpoint | None:

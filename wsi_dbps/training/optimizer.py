@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from wsi_dbps.errors import ConfigError
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -39,9 +41,15 @@ def build_optimizer(model: SlideModel, config: OptimizerConfig) -> torch.optim.A
 
 
 def _by_layer(backbone: nn.Module, peak: float, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Groups whose peak falls by `layer_decay` with each layer from the top, layers as timm knows them."""
-    from timm.optim import param_groups_layer_decay
+    """Groups whose peak falls by `layer_decay` with each layer from the top, layers as timm knows them.
 
+    Raises:
+        ConfigError: If the encoder is not one of timm's, which know their layers.
+    """
+    from timm.optim._param_groups import param_groups_layer_decay
+
+    if not hasattr(backbone, "group_matcher"):
+        raise ConfigError("[optimizer] layer_decay: the encoder does not say which its layers are; set it to 1.0")
     found = param_groups_layer_decay(backbone, config.weight_decay, layer_decay=config.layer_decay)
     return [
         {"params": g["params"], "lr": peak, "peak": peak * g["lr_scale"], "weight_decay": g["weight_decay"]}
@@ -51,7 +59,7 @@ def _by_layer(backbone: nn.Module, peak: float, config: OptimizerConfig) -> list
 
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, decay: float, num_steps: int) -> None:
-    """Move the average weights towards the model's: by 1 - decay, and faster over the first steps, as (1 + t)/(10 + t)."""
+    """Move the average weights towards the model's: by 1 - decay, over the first t steps by 9 / (10 + t)."""
     decay = min(decay, (1 + num_steps) / (10 + num_steps))
     for mean, parameter in zip(average.parameters(), model.parameters(), strict=True):
         mean.lerp_(parameter, 1 - decay)

@@ -66,10 +66,10 @@ def write_selection_record(path: Path, epoch: int, visits: Sequence[VisitRecord]
         "recycled": np.concatenate([visit.recycled_S for visit in visits]).astype(np.int32),
         "logits": np.concatenate(
             [visit.logits_KR if visit.logits_KR.shape[1] else nan for visit, nan in zip(visits, unscored, strict=True)]
-        ).astype(np.float32),
+        ).astype(np.float32, order="C"),
     }
     with written_whole(path) as partial, open(partial, "wb") as file:
-        np.savez_compressed(file, **{name: np.asarray(array, order="C") for name, array in arrays.items()})
+        np.savez_compressed(file, **arrays)
 
 
 def read_selection_record(path: Path) -> tuple[VisitRecord, ...]:
