@@ -255,17 +255,15 @@ def _fit(  # noqa: PLR0912, PLR0915 - it reads straight down
                 if average is not None:
                     update_average(average, model, loop.ema, step)
 
-                num_slides = sum(map(len, steps[now.step]))
+                sizes = [len(batch) for batch in steps[now.step]]
                 now.step += 1
-                now.loss_sum += sum(
-                    value * len(batch) for value, batch in zip(losses, steps[now.step - 1], strict=True)
-                )
-                now.num_slides += num_slides
+                now.loss_sum += sum(value * size for value, size in zip(losses, sizes, strict=True))
+                now.num_slides += sum(sizes)
                 now.explored += round(explored)
                 now.seconds += time.monotonic() - start
                 now.waited_s += waited_s
                 said = f"epoch {epoch + 1} of {loop.epochs}, loss {now.loss:.3f}, {now.data_wait:.0%} waiting for data"
-                progress.advance(num_slides, said)
+                progress.advance(sum(sizes), said)
                 if must_stop:
                     raise stop(f"after step {now.step} of {num_steps} of epoch {epoch + 1}")
                 if must_save:
