@@ -7,7 +7,7 @@ import sys
 import typer
 from wsi_dbps_cli import demo, embed, evaluate, export, heatmap, inspect, plan, predict, split, tile, train
 
-from wsi_dbps.errors import WsiDbpsError
+from wsi_dbps.errors import StoppedError, WsiDbpsError
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -21,9 +21,13 @@ for module in (demo, tile, inspect, export, embed, split, plan, train, predict, 
 
 
 def run() -> None:
-    """Run the command line: exit code 0 all done, 1 some slides failed, 2 the request cannot be met."""
+    """Run the command line: exit code 0 all done, 1 some slides failed, 2 cannot be done, 143 ended by SIGTERM."""
     try:
         app()
     except WsiDbpsError as error:
         print(f"wsi-dbps: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(143 if isinstance(error, StoppedError) else 2)
+
+
+if __name__ == "__main__":  # for torchrun
+    run()

@@ -21,20 +21,36 @@ def command(
         list[str], typer.Option("--set", help="Change one: selection.num_salient=8. May be repeated.")
     ] = [],
     fold: Fold = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's last epoch.")] = False,
+    folds: Annotated[
+        str | None,
+        typer.Option(help="all: train every fold in turn, into RUN/fold0 ...; goes on where it was stopped."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's last.pt.")] = False,
     columns: Columns = [],
 ) -> None:
-    """Train on the `train` slides, choose the best epoch on the `val` slides; the `test` slides are never opened."""
+    """Train on the `train` slides, choose the best epoch on the `val` slides; the `test` slides are never opened.
+
+    On several GPUs: torchrun --nproc-per-node=N -m wsi_dbps_cli.main train ...
+    """
     from wsi_dbps.cohort.manifest import parse_columns, read_manifest
     from wsi_dbps.config import read_toml, with_overrides
+    from wsi_dbps.errors import ConfigError
     from wsi_dbps.training.config import build_run_config
 
+    if folds is not None and (folds != "all" or fold is not None or resume):
+        raise ConfigError("--folds takes `all`, and neither --fold nor --resume beside it: it goes on by itself")
     tables = with_overrides(read_toml(config) if config else {}, set_)
     source = " with ".join([str(config)] * bool(config) + ["--set"] * bool(set_)) or "train"
     settings = build_run_config(tables, source)
     whole = read_manifest(cohort, columns=parse_columns(columns), need_label=True)
     if fold is not None:
         whole = whole.with_fold(fold)
+    if folds is not None:
+        from wsi_dbps.training.folds import train_folds
+
+        for result in train_folds(whole, caches, out, settings):
+            print_result(result)
+        return
     from wsi_dbps.training.loop import train
 
     print_result(train(whole, caches, out, settings, resume=resume))

@@ -233,6 +233,8 @@ def test_the_page_of_the_run_folder_is_true(made: Path) -> None:
     run, known = made / "run", quoted(page("formats/run-folder.md"))
     found = run_block("formats/run-folder.md", 0, run=run)
     assert found["best"]["epoch"] == 1
+    visits = run_block("formats/selection-record.md", 0, path=run / "selection" / "epoch_0001.npz")["visits"]
+    assert len(visits) == 12
     assert {name if (run / name).is_file() else f"{name}/" for name in (p.name for p in run.iterdir())} <= known
     assert set(found["made"]) | set(found["made"]["made_with"]) | set(found["history"].columns) <= known
     for name in ("best.pt", "last.pt"):

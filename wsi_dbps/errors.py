@@ -11,11 +11,13 @@
     │                          made with other settings or from another cache
     ├── CheckpointError        a checkpoint that is missing, damaged or does not fit
     ├── TrainingError          training cannot start or go on
+    │   └── StoppedError       training was told to end, and has saved its state
     ├── PredictionError        predictions that cannot be made or evaluated
     └── OutputError            a file that cannot be written
 
 Each message is one line: which slide, which file, what was found, what to do. The command line prints it and exits
-with 2 (1 when only some slides failed); anything else is a bug and keeps its traceback.
+with 2 (1 when only some slides failed, 143 when training was told to end); anything else is a bug and keeps its
+traceback.
 """
 
 
@@ -57,6 +59,10 @@ class CheckpointError(WsiDbpsError):
 
 class TrainingError(WsiDbpsError):
     """Training cannot start or go on."""
+
+
+class StoppedError(TrainingError):
+    """Training was told to end by SIGTERM; its state is saved, to go on from."""
 
 
 class PredictionError(WsiDbpsError):

@@ -15,17 +15,18 @@ _LINE_SECONDS = 15.0
 class Progress:
     """Counts done pieces of work. Use as a context manager.
 
-    What is printed meanwhile goes through `say`, so that it does not tear the bar.
+    What is printed meanwhile goes through `say`, so that it does not tear the bar. With `silent`, nothing is printed.
     """
 
-    def __init__(self, what: str, total: int, unit: str) -> None:
+    def __init__(self, what: str, total: int, unit: str, *, silent: bool = False) -> None:
+        self._silent = silent
         self._what, self._total, self._unit = what, total, unit
         self._done, self._extra = 0, ""
         self._start = self._last_line = time.monotonic()
         self._bar: RichProgress | None = None
 
     def __enter__(self) -> Self:
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not self._silent:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
@@ -53,7 +54,7 @@ class Progress:
         """Print a line, above the bar where there is one."""
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False)
-        else:
+        elif not self._silent:
             print(line, file=sys.stderr, flush=True)
 
     def _line(self) -> str:

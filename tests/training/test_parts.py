@@ -14,8 +14,8 @@ from wsi_dbps.training.augment import augment, jitter_stains
 from wsi_dbps.training.bags import PatchReader
 from wsi_dbps.training.config import AugmentationConfig, RunConfig, build_run_config
 from wsi_dbps.training.data import TrainingData
-from wsi_dbps.training.loop import exploring
 from wsi_dbps.training.optimizer import lr_share
+from wsi_dbps.training.visits import exploring
 
 none = AugmentationConfig(flips=False, turns=False, stain_jitter=0.0)
 

@@ -91,6 +91,8 @@ class Chosen:
     """Where `aggregator.position` is not `none`."""
     subsalient_positions_S2: torch.Tensor | None = None
     """Where that is so and `subsalient_grad` is `exact`: embeddings hold their position already."""
+    logits_RK: torch.Tensor | None = None
+    """Attention logits of the salient, then of the sub-salient, as they were ranked; None where nothing was scored."""
 
 
 @dataclass(frozen=True)
@@ -172,16 +174,18 @@ class SlideModel(nn.Module):
         m, s = config.num_salient, config.most_subsalient
         exact = config.subsalient_grad == "exact"
         scored: Chunk | None = None
+        logits_RK: torch.Tensor | None = None
         with evaluation_mode(self), torch.no_grad():
             if name == "streaming":
-                chunks = self._scored(bag, [kept_N[:m], *_split(kept_N[m:], config)], noise, generator)
+                chunks = self._scored(bag, self.first_reads(kept_N), noise, generator)
                 buffers = select_streaming(chunks, m, s, keep_pixels=exact)
                 selection, scored = _on_cpu(buffers.selection), buffers.subsalient
                 pixels, subsalient_pixels = buffers.salient.pixels_LCPP, buffers.subsalient.pixels_LCPP
                 assert pixels is not None
+                logits_RK = torch.cat([buffers.salient.logits_RL, buffers.subsalient.logits_RL], dim=1)
             else:
                 if name in ("global", "sampled"):
-                    scored = gathered(self._scored(bag, _split(kept_N, config), noise, generator))
+                    scored = gathered(self._scored(bag, self.first_reads(kept_N), noise, generator))
                     logits_RN = scored.logits_RL.cpu()
                 if name == "global":
                     selection = select_global(logits_RN, kept_N, m, s)
@@ -191,6 +195,10 @@ class SlideModel(nn.Module):
                     selection = select_random(kept_N, m, s, generator)
                 else:
                     selection = Selection(kept_N, kept_N[:0])
+                if scored is not None:
+                    logits_RK = scored.of(
+                        torch.cat([selection.salient_M, selection.subsalient_S]).to(self.device)
+                    ).logits_RL
                 pixels = self._read(bag, selection.salient_M)
                 subsalient_pixels = self._read(bag, selection.subsalient_S, like=pixels) if exact else None
             if exact:
@@ -206,10 +214,32 @@ class SlideModel(nn.Module):
             subsalient_pixels,
             self._positions(bag, selection.salient_M),
             self._positions(bag, selection.subsalient_S) if exact else None,
+            logits_RK,
         )
 
+    def will_read(
+        self, kept_N: torch.Tensor, generator: torch.Generator, *, explore: bool = False
+    ) -> list[torch.Tensor]:
+        """The lists of ids that `select` with the same arguments begins to read; the generator is not advanced."""
+        name = "random" if explore and self.config.selector != "all" else self.config.selector
+        if name in ("streaming", "global", "sampled"):
+            return self.first_reads(kept_N)
+        if name == "random":
+            same = torch.Generator()
+            same.set_state(generator.get_state())
+            kept_N = select_random(kept_N, self.config.num_salient, self.config.most_subsalient, same).salient_M
+        return _split(kept_N, self.config)
+
+    def first_reads(self, ids_N: torch.Tensor) -> list[torch.Tensor]:
+        """The lists of ids in which a pass over these patches reads them: the first M, then chunks."""
+        m = self.config.num_salient
+        return [ids for ids in (ids_N[:m], *_split(ids_N[m:], self.config)) if len(ids)]
+
     def forward(
-        self, bags: Sequence[Chosen], augment: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self,
+        bags: Sequence[Chosen],
+        augment: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """(B, C) class logits of bags after selection; the salient patches of all are encoded together, with gradient.
 
@@ -220,29 +250,46 @@ class SlideModel(nn.Module):
         Args:
             bags: At least one; they may differ in their numbers of patches.
             augment: Applied to the pixels that are encoded here, (n, 3, P, P) uint8 to float.
+            seeds: One per bag, of its augmentation and its aggregator's dropout, which then do not depend on what else
+                is in the batch; torch's global generator is left seeded. None: it is taken as it is.
         """
 
-        def encode(pixels: torch.Tensor) -> torch.Tensor:
-            return self.encoder(pixels if augment is None else augment(pixels))
+        def changed(pixels: torch.Tensor) -> torch.Tensor:
+            return pixels if augment is None else augment(pixels)
 
-        pixels = torch.cat([bag.salient_pixels_MCPP for bag in bags])
-        subsalient: Sequence[torch.Tensor] = [bag.subsalient_SD for bag in bags]
-        recycled = [bag.subsalient_pixels_SCPP for bag in bags if bag.subsalient_pixels_SCPP is not None]
-        if any(map(len, recycled)):
+        def seed(i: int, use: int) -> None:
+            if seeds is not None:
+                torch.manual_seed(seeds[i] + use)
+
+        most = sum(len(bag.salient_pixels_MCPP) for bag in bags)
+        subsalient = []
+        for i, bag in enumerate(bags):
+            if (pixels := bag.subsalient_pixels_SCPP) is None or not len(pixels):
+                subsalient.append(bag.subsalient_SD)
+                continue
             # before the salient: gradients run backwards, so the activations of these are gone when parts come back
-            parts = torch.cat(recycled).split(len(pixels))
-            encoded = torch.cat([checkpoint(encode, part, use_reentrant=False) for part in parts])
-            subsalient = encoded.split([len(pixels_SCPP) for pixels_SCPP in recycled])
-            subsalient = [
-                self._with_position(embeddings_SD, bag.subsalient_positions_S2)
-                for embeddings_SD, bag in zip(subsalient, bags, strict=True)
+            seed(i, 2)
+            parts = [
+                checkpoint(lambda part: self.encoder(changed(part)), part, use_reentrant=False)
+                for part in pixels.split(most)
             ]
-        salient = encode(pixels).split([len(bag.salient_pixels_MCPP) for bag in bags])
+            subsalient.append(self._with_position(torch.cat(parts), bag.subsalient_positions_S2))
+        pixels_list = []
+        for i, bag in enumerate(bags):
+            seed(i, 0)
+            pixels_list.append(changed(bag.salient_pixels_MCPP))
+        encoded = self.encoder(torch.cat(pixels_list)).split([len(pixels) for pixels in pixels_list])
         salient = [
             self._with_position(embeddings_MD, bag.salient_positions_M2)
-            for embeddings_MD, bag in zip(salient, bags, strict=True)
+            for embeddings_MD, bag in zip(encoded, bags, strict=True)
         ]
-        return self._aggregate(salient, subsalient)
+        if seeds is None:
+            return self._aggregate(salient, subsalient)
+        logits_BC = []
+        for i, (salient_MD, subsalient_SD) in enumerate(zip(salient, subsalient, strict=True)):
+            seed(i, 1)
+            logits_BC.append(self._aggregate([salient_MD], [subsalient_SD]))
+        return torch.cat(logits_BC)
 
     @torch.no_grad()
     def predict(self, bag: PatchSource, generator: torch.Generator) -> BagOutput:
@@ -255,7 +302,7 @@ class SlideModel(nn.Module):
         ids_N = torch.arange(bag.num_patches)
         with evaluation_mode(self):
             seen: list[torch.Tensor] = []
-            chunks = _noting(self._encode(bag, [ids_N[:m], *_split(ids_N[m:], config)]), seen)
+            chunks = _noting(self._encode(bag, self.first_reads(ids_N)), seen)
             if config.predict_selector == "streaming":
                 buffers = select_streaming((chunk.without_pixels() for chunk in chunks), m, s)
                 selection = _on_cpu(buffers.selection)

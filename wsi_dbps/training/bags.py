@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,12 +26,22 @@ if TYPE_CHECKING:
 
     from wsi_dbps.cohort.cohort import SlideRecord
 
+    _Coming = Callable[[], torch.Tensor]
+
 BagFile = PatchCache | FeatureFile
 """What a bag is read from."""
 
 
+_AHEAD = 2
+"""Lists of ids in the threads' hands at a time."""
+
+
 class PatchReader:
-    """Threads that read and decode JPEG patches; libjpeg-turbo runs without the GIL."""
+    """Threads that read and decode JPEG patches; libjpeg-turbo runs without the GIL.
+
+    They are kept busy: while a list is computed on, the next is decoded, and after a bag's last list the first of the
+    bag that was announced by `expect`.
+    """
 
     def __init__(self, num_threads: int, *, pin_memory: bool = False, gpu: torch.device | None = None) -> None:
         """Begin.
@@ -41,35 +53,55 @@ class PatchReader:
         """
         self._pool = ThreadPoolExecutor(num_threads, "decode")
         self._num_threads, self._pin, self._gpu = num_threads, pin_memory, gpu
+        self._expected: tuple[BagFile, list[torch.Tensor]] | None = None
+        self._begun: tuple[BagFile, list[torch.Tensor], list[_Coming]] | None = None
+        self.waited_s = 0.0
+        """Seconds that callers have been kept waiting for pixels."""
+
+    def expect(self, cache: BagFile, id_lists: Iterable[torch.Tensor]) -> None:
+        """Say what will be read next: its first lists are begun once nothing else is left to do. A wrong guess is
+        harmless."""
+        self._expected = cache, list(islice(id_lists, _AHEAD))
 
     def read(self, cache: BagFile, id_lists: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """For each list of ids its (L, 3, P, P) uint8 pixels or (L, D) features, the next list being read meanwhile."""
-        ahead: Callable[[], torch.Tensor] | None = None
-        for ids in id_lists:
-            if self._gpu is not None and isinstance(cache, PatchCache):
-                coming = self._submit_to_gpu(cache, ids)
-            else:
-                coming = self._submit(cache, ids)
-            if ahead is not None:
-                yield ahead()
-            ahead = coming
-        if ahead is not None:
-            yield ahead()
+        """For each list of ids its (L, 3, P, P) uint8 pixels or (L, D) features, the next being read meanwhile."""
+        lists = list(id_lists)
+        coming = self._take_begun(cache, lists)
+        for i in range(len(lists)):
+            coming += [self._submit(cache, ids) for ids in lists[i + len(coming) : i + _AHEAD]]
+            if i + len(coming) == len(lists) and self._expected is not None:
+                following, first = self._expected
+                self._begun = following, first, [self._submit(following, ids) for ids in first]
+                self._expected = None
+            start = time.perf_counter()
+            pixels = coming.pop(0)()
+            self.waited_s += time.perf_counter() - start
+            yield pixels
 
-    def _submit(self, cache: BagFile, ids: torch.Tensor) -> Callable[[], torch.Tensor]:
+    def _take_begun(self, cache: BagFile, lists: list[torch.Tensor]) -> list[_Coming]:
+        if self._begun is None or self._begun[0] is not cache:
+            return []
+        _, begun, coming = self._begun
+        if len(begun) > len(lists) or not all(map(torch.equal, begun, lists)):
+            return []
+        self._begun = None
+        return coming
+
+    def _submit(self, cache: BagFile, ids: torch.Tensor) -> _Coming:
+        if self._gpu is not None and isinstance(cache, PatchCache):
+            return self._submit_to_gpu(cache, ids, self._gpu)
         parts = [part for part in np.array_split(ids.numpy(), self._num_threads) if len(part)]
         return partial(self._gather, [self._pool.submit(cache.patches, part.tolist()) for part in parts])
 
-    def _submit_to_gpu(self, cache: PatchCache, ids: torch.Tensor) -> Callable[[], torch.Tensor]:
+    def _submit_to_gpu(self, cache: PatchCache, ids: torch.Tensor, gpu: torch.device) -> _Coming:
         reading = self._pool.submit(cache.jpegs, ids.tolist())
 
         def decoded() -> torch.Tensor:
-            assert self._gpu is not None
             try:
-                return decode_jpegs(reading.result(), self._gpu)
+                return decode_jpegs(reading.result(), gpu)
             except (RuntimeError, ValueError) as error:
                 raise CacheError(
-                    f"{cache.path}: patches {ids.tolist()[:8]} ... cannot be decoded on {self._gpu}: "
+                    f"{cache.path}: patches {ids.tolist()[:8]} ... cannot be decoded on {gpu}: "
                     f"{' '.join(str(error).split())[:120]}; set training.decode = 'cpu' to learn which"
                 ) from None
 
@@ -106,6 +138,10 @@ class CacheBag:
     def read(self, id_lists: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
         """For each list of ids its (L, 3, P, P) uint8 pixels, or (L, D) float32 features."""
         return self.reader.read(self.cache, id_lists)
+
+    def expect(self, id_lists: Iterable[torch.Tensor]) -> None:
+        """Say what will be read of this bag, once the bag at hand has been read."""
+        self.reader.expect(self.cache, id_lists)
 
 
 @dataclass(frozen=True)

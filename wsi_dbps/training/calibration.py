@@ -21,7 +21,8 @@ from wsi_dbps.training.augment import augment
 from wsi_dbps.training.bags import CacheBag, PatchKind, PatchReader
 from wsi_dbps.training.cost import Calibration, Need, Proposal, most_salient, need, propose
 from wsi_dbps.training.data import load_data
-from wsi_dbps.training.loop import autocast, pick_device, pick_precision
+from wsi_dbps.training.loop import pick_device, pick_precision
+from wsi_dbps.training.validation import autocast
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -22,6 +22,8 @@ class OptimizerConfig:
     """Peak learning rate of the aggregator."""
     encoder_lr: float | None = None
     """Peak learning rate of the encoder; None: the same."""
+    layer_decay: float = 1.0
+    """Each layer of the encoder learns at this share of the rate of the layer above it; 1: all alike."""
     weight_decay: float = 0.1
     """Decoupled weight decay of matrices; norms, biases and the query have none."""
     warmup: float = 0.1
@@ -36,6 +38,8 @@ class OptimizerConfig:
         for name in ("weight_decay", "clip_norm"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, found {getattr(self, name)}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay must lie in (0, 1], found {self.layer_decay}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup must lie in [0, 1), found {self.warmup}")
 
@@ -64,7 +68,7 @@ class LoopConfig:
     epochs: int = 40
     """Visits to every training slide."""
     batch_slides: int = 4
-    """Slides that are encoded and pooled together."""
+    """Slides that are encoded and pooled together; with several processes, by all of them together."""
     accumulate: int = 1
     """Batches whose gradients make one step."""
     class_weights: Literal["none", "balanced"] = "none"
@@ -88,8 +92,27 @@ class LoopConfig:
     a GPU only; None: no limit."""
     seed: int = 0
     """Of everything random: weights, order, drop, dropout, augmentation."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, for instance 0.999, which is then validated and kept in best.pt; 0:
+    none."""
+    save_every_minutes: float = 10.0
+    """last.pt is also written in the middle of an epoch, when this long has passed; 0: after every step."""
+    record: bool = True
+    """Write which patches were chosen at each visit, and their scores: docs/formats/selection-record.md."""
+    deterministic: bool = False
+    """Have torch use deterministic algorithms only: two runs on one GPU are then alike, and slower."""
+    compile: bool = False
+    """Compile the encoder with torch.compile; its benefit has not been measured here on a GPU."""
+    wait_minutes: float = 30.0
+    """With several processes: how long one waits for the others before it gives up."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must lie in [0, 1), found {self.ema}")
+        if not self.save_every_minutes >= 0:
+            raise ValueError(f"save_every_minutes must be at least 0, found {self.save_every_minutes}")
+        if not self.wait_minutes > 0:
+            raise ValueError(f"wait_minutes must be above 0, found {self.wait_minutes}")
         for name in ("epochs", "batch_slides", "accumulate", "decode_threads", "patience"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, found {value}")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
 import time
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from contextlib import closing, contextmanager, suppress
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from wsi_dbps.dbps.drop import draw_kept, num_kept
-from wsi_dbps.errors import CheckpointError, ConfigError, TrainingError
+from wsi_dbps.errors import CheckpointError, ConfigError, StoppedError, TrainingError
 from wsi_dbps.models.slide_model import SlideModel
 from wsi_dbps.progress import Progress
 from wsi_dbps.training.augment import augment
@@ -22,17 +24,21 @@ from wsi_dbps.training.checkpoint import Checkpoint, load_checkpoint, save_check
 from wsi_dbps.training.config import size_bytes
 from wsi_dbps.training.cost import check_budget
 from wsi_dbps.training.data import TrainingData, fitted, load_data
+from wsi_dbps.training.distributed import World, joined
 from wsi_dbps.training.gpu_decode import pick_decoder
-from wsi_dbps.training.optimizer import build_optimizer, lr_share, set_learning_rate
+from wsi_dbps.training.optimizer import build_optimizer, lr_share, set_learning_rate, update_average
+from wsi_dbps.training.record import VisitRecord, record_path, write_selection_record
 from wsi_dbps.training.run_folder import begin_run, check_same_run
+from wsi_dbps.training.stopping import told_to_stop
+from wsi_dbps.training.validation import autocast, best_row, patience_is_over, validate
+from wsi_dbps.training.visits import draw_visit, exploring, read_ahead
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from wsi_dbps.cohort.cohort import Cohort
-    from wsi_dbps.training.config import LoopConfig, RunConfig
+    from wsi_dbps.training.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -49,10 +55,34 @@ class TrainingResult:
     """Slides without a single patch."""
 
 
-def train(  # noqa: PLR0915 - it reads straight down
-    cohort: Cohort, caches: Path, run: Path, config: RunConfig, *, resume: bool = False
-) -> TrainingResult:
+@dataclass
+class _Epoch:
+    """How far an epoch has come: what last.pt holds beyond weights and optimizer to go on in its midst."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    loss_sum: float = 0.0
+    """Of the losses of the slides visited."""
+    num_slides: int = 0
+    explored: int = 0
+    seconds: float = 0.0
+    waited_s: float = 0.0
+    """Seconds waited for pixels; of several processes the mean."""
+
+    @property
+    def loss(self) -> float:
+        return self.loss_sum / max(1, self.num_slides)
+
+    @property
+    def data_wait(self) -> float:
+        return self.waited_s / max(1e-9, self.seconds)
+
+
+def train(cohort: Cohort, caches: Path, run: Path, config: RunConfig, *, resume: bool = False) -> TrainingResult:
     """Train a slide model and leave a run folder that holds all that is needed to repeat it.
+
+    Under torchrun, each process takes its share of every batch and of the validation slides, and process 0 writes the
+    folder; the losses are those of one process, to rounding.
 
     Args:
         cohort: With labels; records whose split is neither `train` nor `val` are dropped before any file is opened.
@@ -64,154 +94,238 @@ def train(  # noqa: PLR0915 - it reads straight down
 
     Raises:
         ConfigError: If `training.vram` is given and the device is no GPU, or `training.decode` cannot be met.
-        TrainingError: If a part is empty or lacks a class, a loss or gradient is not finite, or a step needs over 15 %
-            more memory than `training.vram`.
+        TrainingError: If a part is empty or lacks a class, a loss or gradient is not finite, another process ends, or a
+            step needs over 15 % more memory than `training.vram`.
+        StoppedError: After SIGTERM, when the running step is done and saved.
         CacheError: If a cache is missing, damaged or of another kind.
         CheckpointError: If there is a run already (without `resume`), or none or another one (with it).
     """
-    loop, device = config.training, pick_device(config.training.device)
-    precision = pick_precision(loop.precision, device)
-    budget = start_budget(loop.vram, device)
-    reader = PatchReader(loop.decode_threads, pin_memory=device.type == "cuda", gpu=pick_decoder(loop.decode, device))
-    data = load_data(cohort, caches, reader, monitor=loop.monitor, patch_filter=config.patches)
-    config = replace(config, encoder=fitted(config.encoder, data.kind))
-    last = _last_checkpoint(run, config, data) if resume else None
-    if not resume:
-        begin_run(run, config, cohort.part("train", "val"), data, str(device))
+    loop = config.training
+    with joined(loop.wait_minutes) as world, told_to_stop() as stopping, _deterministic(loop.deterministic):
+        device = pick_device(loop.device, world)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        if world.size > 1 and config.encoder.batch_norm == "train":
+            raise ConfigError("[encoder] batch_norm = 'train': not in several processes, whose statistics would differ")
+        budget, decoder = start_budget(loop.vram, device), pick_decoder(loop.decode, device)
+        with closing(PatchReader(loop.decode_threads, pin_memory=device.type == "cuda", gpu=decoder)) as reader:
+            data = load_data(cohort, caches, reader, monitor=loop.monitor, patch_filter=config.patches)
+            config = replace(config, encoder=fitted(config.encoder, data.kind))
+            last = _last_checkpoint(run, config, data) if resume else None
+            world.sum([0.0])  # all have looked before one writes
+            if not resume and world.rank == 0:
+                begin_run(run, config, cohort.part("train", "val"), data, f"{device} x {world.size}")
+            return _fit(data, run, config, last, reader, device, budget, world, stopping)
 
+
+def _fit(  # noqa: PLR0912, PLR0915 - it reads straight down
+    data: TrainingData,
+    run: Path,
+    config: RunConfig,
+    last: Checkpoint | None,
+    reader: PatchReader,
+    device: torch.device,
+    budget: int | None,
+    world: World,
+    stopping: Callable[[], bool],
+) -> TrainingResult:
+    loop, precision = config.training, pick_precision(config.training.precision, device)
     torch.manual_seed(loop.seed)
     parts = (config.encoder, config.aggregator, config.selection)
     model = SlideModel(len(data.classes), *parts, load_weights=last is None).to(device)
+    average = deepcopy(model) if loop.ema else None
+    parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = build_optimizer(model, config.optimizer)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
-    weight = data.class_weights() if loop.class_weights == "balanced" else torch.ones(len(data.classes))
-    criterion = nn.CrossEntropyLoss(weight=weight.to(device))
+    weight_C = (data.class_weights() if loop.class_weights == "balanced" else torch.ones(len(data.classes))).to(device)
     history: list[dict[str, Any]] = []
+    now, visited = _Epoch(), []
     if last is not None:
         model.load_state_dict(last.model_state)
         optimizer.load_state_dict(last.loop_state["optimizer"])
         scaler.load_state_dict(last.loop_state["scaler"])
-        history = last.loop_state["history"]
+        if average is not None:
+            average.load_state_dict(last.loop_state["average"])
+        history, now = last.loop_state["history"], _Epoch(**last.loop_state["epoch"])
+        visited = [_visit_from(state) for state in last.loop_state["visits"]] if world.rank == 0 else []
+    if loop.compile:
+        model.encoder.compile(dynamic=True)
 
-    num_batches = math.ceil(len(data.train) / loop.batch_slides)
-    num_steps = math.ceil(num_batches / loop.accumulate)
-    left = range(len(history), loop.epochs)
-    with Progress("training", len(left) * len(data.train), "slides") as progress, _Board(run, len(history)) as board:
+    def save(name: str) -> None:
+        """Write best.pt, or last.pt with all that it takes to go on. Every process calls it."""
+        nonlocal visited
+        visited = world.gather(visited)
+        if world.rank == 0:
+            state = (
+                {}
+                if name == "best.pt"
+                else {
+                    "optimizer": optimizer.state_dict(),
+                    "scaler": scaler.state_dict(),
+                    "history": history,
+                    "epoch": asdict(now),
+                    "visits": [_visit_state(visit) for visit in visited],
+                }
+                | ({} if average is None else {"average": average.state_dict()})
+            )
+            save_checkpoint(
+                run / name,
+                average if average is not None and name == "best.pt" else model,
+                config=config,
+                classes=data.classes,
+                patch_kind=data.kind,
+                epoch=len(history),
+                loop_state=state,
+            )
+
+    def stop(where: str) -> StoppedError:
+        save("last.pt")
+        return StoppedError(f"{run}: ended by SIGTERM {where}; all is saved; go on with --resume")
+
+    batches = math.ceil(len(data.train) / loop.batch_slides)
+    num_steps = math.ceil(batches / loop.accumulate)
+    left = (loop.epochs - len(history)) * len(data.train) - now.num_slides
+    last_save = time.monotonic()
+    with (
+        Progress("training", left, "slides", silent=world.rank > 0) as progress,
+        _Board(run if world.rank == 0 else None, len(history)) as board,
+    ):
         for slide_id in data.left_out:
             progress.say(f"{slide_id}: its cache holds no patch (no tissue was found); left out")
-        for epoch in left:
-            if _patience_is_over(history, loop):
+        for epoch in range(len(history), loop.epochs):
+            if patience_is_over(history, loop):
                 break
-            start = time.monotonic()
-            epoch_seed = loop.seed * 1_000_003 + epoch  # a resumed epoch draws what an unbroken run would have drawn
-            torch.manual_seed(epoch_seed)
-            draws = torch.Generator().manual_seed(epoch_seed)
-            order = data.order(draws)
-            explored = 0
+            # Everything random follows from seed, epoch and slide: an epoch can go on at any step.
+            order = data.order(torch.Generator().manual_seed(loop.seed * 1_000_003 + epoch))
+            slides = list(enumerate(order))
+            batch_of = [slides[i : i + loop.batch_slides] for i in range(0, len(slides), loop.batch_slides)]
+            steps = [batch_of[i : i + loop.accumulate] for i in range(0, len(batch_of), loop.accumulate)]
+            visits = read_ahead(
+                model,
+                (
+                    draw_visit(
+                        data.train[i],
+                        place,
+                        seed=loop.seed,
+                        epoch=epoch,
+                        exploration=exploring(
+                            epoch + place // loop.batch_slides / batches, loop.epochs, config.selection.exploration
+                        ),
+                        config=config.selection,
+                    )
+                    for step in steps[now.step :]
+                    for batch in step
+                    for place, i in world.mine(batch)
+                ),
+            )
             model.train()
-            losses: list[float] = []
-            for batch in range(num_batches):
-                bags = [data.train[i] for i in order[batch * loop.batch_slides : (batch + 1) * loop.batch_slides]]
-                share = exploring(epoch + batch / num_batches, loop.epochs, config.selection.exploration)
-                chance, noise = (0.0, share) if config.selection.exploration_kind == "gumbel" else (share, 0.0)
-                explores = (torch.rand(len(bags), generator=draws) < chance).tolist()
-                explored += sum(explores)
-                with autocast(device, precision):
-                    chosen = [
-                        model.select(bag, _kept(bag, config, draws), draws, explore=explore, noise=noise)
-                        for bag, explore in zip(bags, explores, strict=True)
-                    ]
-                    logits_BC = model(chosen, partial(augment, config=config.augmentation))
-                loss = criterion(logits_BC.float(), data.targets(bags).to(device))
-                _check_finite(loss, "loss", epoch, bags)
-                losses += [loss.item()] * len(bags)
-                first = batch - batch % loop.accumulate
-                scaler.scale(loss / min(loop.accumulate, num_batches - first)).backward()
-                if (batch + 1) % loop.accumulate == 0 or batch + 1 == num_batches:
-                    step = epoch * num_steps + batch // loop.accumulate
-                    set_learning_rate(optimizer, lr_share(step, num_steps * loop.epochs, config.optimizer.warmup))
-                    scaler.unscale_(optimizer)
-                    norm = nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm or math.inf)
-                    if not scaler.is_enabled():  # in fp16 the scaler itself skips a step that overflows
-                        _check_finite(norm, "gradient", epoch, bags)
-                    scaler.step(optimizer)
-                    scaler.update()
-                    optimizer.zero_grad(set_to_none=True)
-                    if budget is not None:
-                        check_budget(torch.cuda.max_memory_allocated(device), budget)
-                progress.advance(len(bags), f"epoch {epoch + 1} of {loop.epochs}, loss {_mean(losses):.3f}")
+            while now.step < num_steps:
+                start, waited_before, explored = time.monotonic(), reader.waited_s, 0.0
+                batch_losses: list[torch.Tensor] = []
+                for batch in steps[now.step]:
+                    mine = list(islice(visits, len(world.mine(batch))))
+                    weight = weight_C[data.targets([data.train[i] for _, i in batch])].sum()
+                    loss = torch.zeros((), device=device)
+                    if mine:
+                        with autocast(device, precision):
+                            chosen = [
+                                model.select(v.bag, v.kept_N, v.draws, explore=v.explore, noise=v.noise) for v in mine
+                            ]
+                            seeds = [v.seed for v in mine]
+                            logits_BC = model(chosen, partial(augment, config=config.augmentation), seeds)
+                        targets_B = data.targets([v.bag for v in mine]).to(device)
+                        loss = (
+                            nn.functional.cross_entropy(logits_BC.float(), targets_B, weight_C, reduction="sum")
+                            / weight
+                        )
+                        scaler.scale(loss / len(steps[now.step])).backward()
+                    batch_losses.append(loss.detach())
+                    explored += sum(v.explore for v in mine)
+                    if loop.record:
+                        visited += [v.record(c) for v, c in zip(mine, chosen, strict=True)] if mine else []
+                waited_s = (reader.waited_s - waited_before) / world.size
+                # One exchange per step: losses, so that all processes see the same, and whether to save or to stop.
+                overdue = world.rank == 0 and time.monotonic() - last_save >= 60 * loop.save_every_minutes
+                *losses, explored, waited_s, must_save, must_stop = world.sum(
+                    [*torch.stack(batch_losses).tolist(), explored, waited_s, float(overdue), float(stopping())]
+                )
+                for value, batch in zip(losses, steps[now.step], strict=True):
+                    _check_finite(value, "loss", epoch, [data.train[i] for _, i in batch], model)
+                step = epoch * num_steps + now.step
+                set_learning_rate(optimizer, lr_share(step, num_steps * loop.epochs, config.optimizer.warmup))
+                world.sum_gradients(parameters)
+                scaler.unscale_(optimizer)
+                norm = nn.utils.clip_grad_norm_(parameters, config.optimizer.clip_norm or math.inf).item()
+                if not scaler.is_enabled():  # in fp16 the scaler itself skips a step that overflows
+                    bags = [data.train[i] for batch in steps[now.step] for _, i in batch]
+                    _check_finite(norm, "gradient", epoch, bags, model)
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad(set_to_none=True)
+                if budget is not None:
+                    check_budget(torch.cuda.max_memory_allocated(device), budget)
+                if average is not None:
+                    update_average(average, model, loop.ema, step)
 
-            val_loss, val_auroc = validate(model, data, criterion, device, precision)
+                sizes = [len(batch) for batch in steps[now.step]]
+                now.step += 1
+                now.loss_sum += sum(value * size for value, size in zip(losses, sizes, strict=True))
+                now.num_slides += sum(sizes)
+                now.explored += round(explored)
+                now.seconds += time.monotonic() - start
+                now.waited_s += waited_s
+                said = f"epoch {epoch + 1} of {loop.epochs}, loss {now.loss:.3f}, {now.data_wait:.0%} waiting for data"
+                progress.advance(sum(sizes), said)
+                if must_stop:
+                    raise stop(f"after step {now.step} of {num_steps} of epoch {epoch + 1}")
+                if must_save:
+                    save("last.pt")
+                    last_save = time.monotonic()
+
+            start, waited_before = time.monotonic(), reader.waited_s
+            found = validate(average or model, data, nn.CrossEntropyLoss(weight_C), precision, world, stopping)
+            if found is None:
+                raise stop(f"in the validation of epoch {epoch + 1}")
+            now.seconds += time.monotonic() - start
+            now.waited_s += world.sum([(reader.waited_s - waited_before) / world.size])[0]
             history.append(
                 {
                     "epoch": epoch + 1,
-                    "train_loss": _mean(losses),
-                    "val_loss": val_loss,
-                    "val_auroc": val_auroc,
+                    "train_loss": now.loss,
+                    "val_loss": found[0],
+                    "val_auroc": found[1],
                     "lr": optimizer.param_groups[-1]["lr"],
-                    "explored": round(explored / len(data.train), 4),
-                    "seconds": round(time.monotonic() - start, 3),
+                    "explored": round(now.explored / len(data.train), 4),
+                    "seconds": round(now.seconds, 3),
+                    "data_wait": round(now.data_wait, 4),
                 }
             )
-            save = partial(save_checkpoint, config=config, classes=data.classes, patch_kind=data.kind, epoch=epoch + 1)
+            visited = world.gather(visited)
+            if world.rank == 0 and loop.record:
+                write_selection_record(record_path(run, epoch + 1), epoch + 1, visited)
+            now, visited = _Epoch(), []
             if best_row(history, loop) is history[-1]:
-                save(run / "best.pt", model, loop_state={})
-            state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "history": history}
-            save(run / "last.pt", model, loop_state=state)
-            write_history(run / "history.csv", history)
-            board.add(history[-1])
-    reader.close()
+                save("best.pt")
+            save("last.pt")
+            last_save = time.monotonic()
+            if world.rank == 0:
+                write_history(run / "history.csv", history)
+                board.add(history[-1])
     return TrainingResult(run / "best.pt", tuple(history), best_row(history, loop), data.left_out)
 
 
-def exploring(epoch: float, epochs: int, exploration: float) -> float:
-    """Chance of a random selection, or scale of noise: from 1 evenly down to 0 over the first share of training.
-
-    >>> [exploring(epoch, 10, 0.4) for epoch in (0, 1, 2, 4, 9)]
-    [1.0, 0.75, 0.5, 0.0, 0.0]
-    """
-    return max(0.0, 1 - epoch / (exploration * epochs)) if exploration else 0.0
-
-
-def validate(
-    model: SlideModel,
-    data: TrainingData,
-    criterion: nn.Module,
-    device: torch.device,
-    precision: torch.dtype,
-) -> tuple[float, float | None]:
-    """Loss and AUROC (macro one-vs-rest beyond two classes) of whole validation slides; None where it has no AUROC."""
-    from sklearn.metrics import roc_auc_score
-
-    draws = torch.Generator().manual_seed(0)
-    with autocast(device, precision):
-        logits_BC = torch.stack([model.predict(bag, draws).logits_C for bag in data.val])
-    targets_B = data.targets(data.val)
-    loss = float(criterion(logits_BC.to(device), targets_B.to(device)))
-    probabilities_BC = logits_BC.double().softmax(dim=1).numpy()
-    if len(targets_B.unique()) < len(data.classes):
-        return loss, None
-    scores = probabilities_BC[:, 1] if len(data.classes) == 2 else probabilities_BC
-    return loss, float(roc_auc_score(targets_B.numpy(), scores, multi_class="ovr"))
-
-
-def best_row(history: Sequence[dict[str, Any]], loop: LoopConfig) -> dict[str, Any]:
-    """The best epoch so far: of highest validation AUROC and, among equals or by setting, of lowest validation loss."""
-
-    def goodness(row: dict[str, Any]) -> tuple[float, float]:
-        return (row["val_auroc"] if loop.monitor == "auroc" else 0.0), -row["val_loss"]
-
-    return max(history, key=goodness)
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of that name; `auto` is the first GPU, else the CPU.
+def pick_device(name: str, world: World = World()) -> torch.device:  # noqa: B008 - frozen
+    """The device of that name; `auto` is the first GPU, else the CPU; of several processes each has a GPU of its own.
 
     Raises:
         ConfigError: If there is no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if world.size > 1 and name.startswith("cuda"):
+        if name != "cuda":
+            raise ConfigError(f"device {name!r} cannot be used by {world.size} processes at once; set it to 'cuda'")
+        name = f"cuda:{world.local_rank}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -241,30 +355,42 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
-def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:
-    """Forward passes inside compute in that type where it is safe."""
-    return nullcontext() if precision == torch.float32 else torch.autocast(device.type, precision)
-
-
-def _kept(bag: CacheBag, config: RunConfig, draws: torch.Generator) -> torch.Tensor:
-    s = config.selection
-    kept = num_kept(bag.num_patches, s.num_salient, rate=s.drop_rate, count=s.num_kept)
-    return draw_kept(bag.num_patches, kept, draws)
-
-
-def _check_finite(value: torch.Tensor, what: str, epoch: int, bags: Sequence[CacheBag]) -> None:
-    if not math.isfinite(value.item()):
-        slides = ", ".join(bag.record.slide_id for bag in bags)
-        raise TrainingError(
-            f"epoch {epoch + 1}, slides {slides}: the {what} is {value.item()}; no step was taken and the last epoch's "
-            "checkpoint stands; lower optimizer.lr, or set training.precision = 'fp32'"
-        )
-
-
-def _patience_is_over(history: Sequence[dict[str, Any]], loop: LoopConfig) -> bool:
-    return bool(
-        history and loop.patience is not None and len(history) - best_row(history, loop)["epoch"] >= loop.patience
+def _check_finite(value: float, what: str, epoch: int, bags: Sequence[CacheBag], model: nn.Module) -> None:
+    if math.isfinite(value):
+        return
+    for name, weights in model.named_parameters():
+        if not torch.isfinite(weights).all():
+            raise TrainingError(
+                f"epoch {epoch + 1}: weights {name} are not finite before the step; the file they come from is "
+                "damaged; give another"
+            )
+    slides = ", ".join(bag.record.slide_id for bag in bags)
+    raise TrainingError(
+        f"epoch {epoch + 1}, slides {slides}: the {what} is {value}; no step was taken and the last checkpoint stands; "
+        "lower optimizer.lr, or set training.precision = 'fp32'"
     )
+
+
+@contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, before it is first used
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _visit_state(visit: VisitRecord) -> dict[str, Any]:
+    """A visit as a checkpoint holds it: tensors and plain values."""
+    return {k: v if isinstance(v, (str, int, bool)) else torch.from_numpy(v.copy()) for k, v in vars(visit).items()}
+
+
+def _visit_from(state: dict[str, Any]) -> VisitRecord:
+    fields: dict[str, Any] = {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in state.items()}
+    return VisitRecord(**fields)
 
 
 def _last_checkpoint(run: Path, config: RunConfig, data: TrainingData) -> Checkpoint | None:
@@ -278,20 +404,16 @@ def _last_checkpoint(run: Path, config: RunConfig, data: TrainingData) -> Checkp
     return last
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
 class _Board:
     """TensorBoard where it is installed, else nothing."""
 
-    def __init__(self, run: Path, epochs_done: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            self._writer = None
-        else:
-            self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=epochs_done + 1)
+    def __init__(self, run: Path | None, epochs_done: int) -> None:
+        self._writer = None
+        if run is not None:
+            with suppress(ImportError):
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=epochs_done + 1)
 
     def __enter__(self) -> _Board:
         return self

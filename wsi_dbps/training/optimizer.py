@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from wsi_dbps.errors import ConfigError
+from wsi_dbps.models.encoders import PatchEncoder
+
 if TYPE_CHECKING:
+    from torch import nn
+
+    from wsi_dbps.models.encoders import Projector
     from wsi_dbps.models.slide_model import SlideModel
     from wsi_dbps.training.config import OptimizerConfig
 
@@ -20,8 +26,13 @@ def build_optimizer(model: SlideModel, config: OptimizerConfig) -> torch.optim.A
 
     Weight decay acts on matrices and filters; norms, biases and the query are vectors and go without.
     """
-    groups = []
-    for part, peak in ((model.encoder, config.encoder_lr or config.lr), (model.aggregator, config.lr)):
+    groups: list[dict[str, Any]] = []
+    encoder_peak = config.encoder_lr or config.lr
+    parts: list[tuple[nn.Module, float]] = [(model.encoder, encoder_peak), (model.aggregator, config.lr)]
+    if config.layer_decay < 1:
+        groups = _by_layer(model.encoder, encoder_peak, config)
+        parts[0] = (model.encoder.project, encoder_peak)
+    for part, peak in parts:
         parameters = [p for p in part.parameters() if p.requires_grad]
         for decay, chosen in (
             (config.weight_decay, [p for p in parameters if p.ndim > 1]),
@@ -29,6 +40,34 @@ def build_optimizer(model: SlideModel, config: OptimizerConfig) -> torch.optim.A
         ):
             groups.append({"params": chosen, "lr": peak, "peak": peak, "weight_decay": decay})
     return torch.optim.AdamW([group for group in groups if group["params"]])
+
+
+def _by_layer(encoder: PatchEncoder | Projector, peak: float, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Groups whose peak falls by `layer_decay` with each layer from the top, layers as timm knows them.
+
+    Raises:
+        ConfigError: If the encoder is not one of timm's, which know their layers.
+    """
+    from timm.optim._param_groups import param_groups_layer_decay
+
+    backbone = encoder.backbone if isinstance(encoder, PatchEncoder) else None
+    if backbone is None or not hasattr(backbone, "group_matcher"):
+        raise ConfigError("[optimizer] layer_decay: the encoder does not say which its layers are; set it to 1.0")
+    found = param_groups_layer_decay(backbone, config.weight_decay, layer_decay=config.layer_decay)
+    return [
+        {"params": g["params"], "lr": peak, "peak": peak * g["lr_scale"], "weight_decay": g["weight_decay"]}
+        for g in found
+    ]
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float, num_steps: int) -> None:
+    """Move the average weights towards the model's: by 1 - decay, over the first t steps by 9 / (10 + t)."""
+    decay = min(decay, (1 + num_steps) / (10 + num_steps))
+    for mean, parameter in zip(average.parameters(), model.parameters(), strict=True):
+        mean.lerp_(parameter, 1 - decay)
+    for kept, buffer in zip(average.buffers(), model.buffers(), strict=True):
+        kept.copy_(buffer)
 
 
 def lr_share(step: int, num_steps: int, warmup: float) -> float:

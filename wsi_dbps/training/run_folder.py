@@ -51,7 +51,9 @@ def check_same_run(run: Path, config: RunConfig, data: TrainingData) -> None:
             raise CheckpointError(f"{run}: cannot resume, {name} differ from when the run began; begin another run")
 
 
-_FREE: Final = ("training.device", "training.decode_threads", "training.vram")
+_FREE: Final = tuple(
+    f"training.{key}" for key in ("device", "decode_threads", "decode", "vram", "save_every_minutes", "wait_minutes")
+)
 """Settings that a run may go on with changed: where it runs, not what it computes."""
 
 

@@ -1,0 +1,54 @@
+"""Cross-validation trains each fold once, whatever stops it."""
+
+import csv
+import dataclasses
+
+import pytest
+
+from wsi_dbps.cohort.cohort import Cohort
+from wsi_dbps.errors import ManifestError
+from wsi_dbps.training import folds as folds_module
+from wsi_dbps.training.checkpoint import load_checkpoint
+from wsi_dbps.training.folds import train_folds
+
+pytestmark = pytest.mark.filterwarnings("ignore:distutils:DeprecationWarning")
+
+
+@pytest.fixture
+def folded(cohort: Cohort) -> Cohort:
+    return Cohort.of(
+        dataclasses.replace(record, extra={"fold": str(i // 2 % 3)}) for i, record in enumerate(cohort.records)
+    )
+
+
+def test_every_fold_is_trained_and_listed_and_nothing_is_done_twice(
+    folded, caches, tmp_path, make_config, monkeypatch
+) -> None:
+    config = make_config(training={"epochs": 1})
+    whole, calls = folds_module.train, iter(range(100))
+
+    def stop(*arguments: object, **named: object) -> object:
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        return whole(*arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(folds_module, "train", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train_folds(folded, caches, tmp_path / "out", config)
+    monkeypatch.setattr(folds_module, "train", whole)
+    before = load_checkpoint(tmp_path / "out" / "fold0" / "last.pt").fingerprint()
+    results = train_folds(folded, caches, tmp_path / "out", config)
+    assert load_checkpoint(tmp_path / "out" / "fold0" / "last.pt").fingerprint() == before
+    with open(tmp_path / "out" / "folds.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["fold"] for row in rows] == ["0", "1", "2"]
+    assert [float(row["val_loss"]) for row in rows] == [result.best["val_loss"] for result in results]
+    for fold in range(3):
+        with open(tmp_path / "out" / f"fold{fold}" / "cohort.csv", newline="") as file:
+            used = {row["slide_id"] for row in csv.DictReader(file)}
+        assert used == {r.slide_id for r in folded.records if r.extra["fold"] != str(fold)}
+
+
+def test_a_manifest_without_folds_is_refused(cohort, caches, tmp_path, make_config) -> None:
+    with pytest.raises(ManifestError, match="the manifest has no fold column, or an empty one"):
+        train_folds(cohort, caches, tmp_path / "out", make_config())

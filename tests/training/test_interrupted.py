@@ -1,0 +1,178 @@
+"""A run that is killed, pre-empted, or meets a damaged cache goes on as if nothing had been."""
+
+import random
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from wsi_dbps.errors import CacheError, OutputError, StoppedError
+from wsi_dbps.training import loop as loop_module
+from wsi_dbps.training.checkpoint import load_checkpoint
+from wsi_dbps.training.loop import train
+
+pytestmark = pytest.mark.filterwarnings("ignore:distutils:DeprecationWarning")
+
+EVERY = {"epochs": 3, "batch_slides": 2, "accumulate": 2, "save_every_minutes": 0.0, "ema": 0.9}
+
+
+def until(condition, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("step", range(1, 7))
+def test_a_run_that_ends_after_any_step_goes_on_bit_for_bit(
+    cohort, caches, tmp_path, make_config, monkeypatch, assert_same_run, step
+) -> None:
+    """12 slides in batches of 2, two batches a step: three steps an epoch."""
+    config = make_config(training=EVERY | {"epochs": 2}, selection={"exploration": 0.5})
+    train(cohort, caches, tmp_path / "unbroken", config)
+    whole, calls = loop_module.save_checkpoint, iter(range(1, 100))
+
+    def die(path: Path, *arguments: object, **settings: object) -> None:
+        whole(path, *arguments, **settings)  # type: ignore[arg-type]
+        if path.name == "last.pt" and next(calls) == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop_module, "save_checkpoint", die)
+    with pytest.raises(KeyboardInterrupt):
+        train(cohort, caches, tmp_path / "broken", config)
+    monkeypatch.setattr(loop_module, "save_checkpoint", whole)
+    state = load_checkpoint(tmp_path / "broken" / "last.pt").loop_state["epoch"]
+    assert state["step"] == (1, 2, 3, 0, 1, 2)[step - 1]  # the fourth is that of the epoch's end
+    train(cohort, caches, tmp_path / "broken", config, resume=True)
+    assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
+
+
+def test_a_run_killed_at_random_moments_ends_as_an_unbroken_one(
+    cohort, caches, tmp_path, make_config, start, assert_same_run
+) -> None:
+    config = make_config(training=EVERY, selection={"exploration": 0.5})
+    (whole,) = start(tmp_path / "unbroken", config)
+    assert whole.wait() == 0, whole.stderr.read()
+    chance, run = random.Random(0), tmp_path / "killed"
+    for _ in range(4):
+        (process,) = start(run, config)
+        before = (run / "last.pt").stat().st_mtime_ns if (run / "last.pt").exists() else 0
+        until(lambda p=process: p.poll() is not None or (run / "last.pt").exists())
+        until(lambda p=process, b=before: p.poll() is not None or (run / "last.pt").stat().st_mtime_ns != b)
+        time.sleep(chance.uniform(0, 0.15))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() in (-signal.SIGKILL, 0)
+    (last,) = start(run, config)
+    assert last.wait() == 0, last.stderr.read()
+    assert_same_run(tmp_path / "unbroken", run)
+
+
+def test_sigterm_ends_the_step_saves_and_says_how_to_go_on(
+    cohort, caches, tmp_path, make_config, start, assert_same_run
+) -> None:
+    config = make_config(training=EVERY | {"epochs": 8})
+    (process,) = start(tmp_path / "run", config)
+    until(lambda: (tmp_path / "run" / "last.pt").exists() or process.poll() is not None)
+    process.send_signal(signal.SIGTERM)
+    said = process.stderr.read()
+    assert process.wait() == 143
+    assert re.fullmatch(
+        r"wsi-dbps: \S+/run: ended by SIGTERM (after step \d of 3|in the validation) of epoch \d; all is saved; "
+        r"go on with --resume\n",
+        said,
+    )
+    (process,) = start(tmp_path / "run", config)
+    assert process.wait() == 0
+    train(cohort, caches, tmp_path / "unbroken", config)
+    assert_same_run(tmp_path / "unbroken", tmp_path / "run")
+
+
+def test_sigterm_in_validation_does_not_wait_for_its_end(
+    cohort, caches, tmp_path, make_config, monkeypatch, assert_same_run
+) -> None:
+    config = make_config(training={"epochs": 2})
+    train(cohort, caches, tmp_path / "unbroken", config)
+    whole = loop_module.validate
+
+    def told(*arguments: object) -> object:
+        signal.raise_signal(signal.SIGTERM)
+        return whole(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop_module, "validate", told)
+    with pytest.raises(StoppedError, match="in the validation of epoch 1; all is saved; go on with --resume"):
+        train(cohort, caches, tmp_path / "run", config)
+    monkeypatch.setattr(loop_module, "validate", whole)
+    assert not (tmp_path / "run" / "best.pt").exists()
+    train(cohort, caches, tmp_path / "run", config, resume=True)
+    assert_same_run(tmp_path / "unbroken", tmp_path / "run")
+
+
+def test_a_disk_that_fills_in_the_middle_of_an_epoch_keeps_the_older_checkpoint(
+    cohort, caches, tmp_path, make_config, monkeypatch, assert_same_run
+) -> None:
+    config = make_config(training=EVERY)
+    train(cohort, caches, tmp_path / "unbroken", config)
+    whole, calls = loop_module.save_checkpoint, iter(range(1, 100))
+
+    def full(path: Path, *arguments: object, **settings: object) -> None:
+        if path.name == "last.pt" and next(calls) == 2:
+            path.with_name("last.pt.part").symlink_to("/dev/full")  # the real device whose every write fails
+        whole(path, *arguments, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop_module, "save_checkpoint", full)
+    with pytest.raises(OutputError, match=r"last.pt: cannot be written: No space left on device"):
+        train(cohort, caches, tmp_path / "run", config)
+    monkeypatch.setattr(loop_module, "save_checkpoint", whole)
+    assert load_checkpoint(tmp_path / "run" / "last.pt").loop_state["epoch"]["step"] == 1
+    train(cohort, caches, tmp_path / "run", config, resume=True)
+    assert_same_run(tmp_path / "unbroken", tmp_path / "run")
+
+
+def test_a_cache_damaged_in_the_middle_of_an_epoch_is_named_and_the_run_goes_on_when_it_is_mended(
+    cohort, caches, tmp_path, make_config, monkeypatch, assert_same_run
+) -> None:
+    config = make_config(training=EVERY)
+    train(cohort, caches, tmp_path / "unbroken", config)
+    shutil.copytree(caches, tmp_path / "caches")
+    whole, calls = loop_module.save_checkpoint, iter(range(1, 100))
+
+    def damage(path: Path, *arguments: object, **settings: object) -> None:
+        whole(path, *arguments, **settings)  # type: ignore[arg-type]
+        if path.name == "last.pt" and next(calls) == 2:
+            for victim in (tmp_path / "caches").iterdir():
+                content = victim.read_bytes()
+                victim.write_bytes(content[: len(content) // 2])
+
+    monkeypatch.setattr(loop_module, "save_checkpoint", damage)
+    with pytest.raises(CacheError, match=r"slide_\d\d.h5: ") as error:
+        train(cohort, tmp_path / "caches", tmp_path / "run", config)
+    assert "\n" not in str(error.value)
+    monkeypatch.setattr(loop_module, "save_checkpoint", whole)
+    assert load_checkpoint(tmp_path / "run" / "last.pt").loop_state["epoch"]["step"] == 2
+    train(cohort, caches, tmp_path / "run", config, resume=True)  # tiled again
+    assert_same_run(tmp_path / "unbroken", tmp_path / "run")
+
+
+def test_weights_that_are_no_numbers_are_named(cohort, caches, tmp_path, make_config) -> None:
+    from wsi_dbps.errors import TrainingError
+    from wsi_dbps.models.encoders import SmallEncoder
+
+    state = SmallEncoder().state_dict()
+    name = next(iter(state))
+    state[name][0] = float("nan")
+    torch.save(state, tmp_path / "weights.pt")
+    config = make_config(encoder={"name": "small_gn", "dim": 16, "weights": str(tmp_path / "weights.pt")})
+    with pytest.raises(
+        TrainingError, match=rf"epoch 1: weights encoder.backbone.{name} are not finite before the step"
+    ):
+        train(cohort, caches, tmp_path / "run", config)
+
+
+def test_where_it_runs_and_how_often_it_saves_may_change(cohort, caches, tmp_path, make_config) -> None:
+    train(cohort, caches, tmp_path / "run", make_config(training={"epochs": 1}))
+    free = {"epochs": 1, "decode_threads": 2, "save_every_minutes": 1.0, "wait_minutes": 1.0}
+    train(cohort, caches, tmp_path / "run", make_config(training=free), resume=True)

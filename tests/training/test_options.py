@@ -1,0 +1,117 @@
+"""Options of training: average weights, rates by layer, determinism, compiled encoders; and reading ahead."""
+
+import copy
+from itertools import pairwise
+
+import pytest
+import torch
+
+from wsi_dbps.errors import ConfigError
+from wsi_dbps.models.config import AggregatorConfig, EncoderConfig, SelectionConfig
+from wsi_dbps.models.slide_model import SlideModel
+from wsi_dbps.patches.cache import PatchCache
+from wsi_dbps.training import loop as loop_module
+from wsi_dbps.training.bags import PatchReader
+from wsi_dbps.training.checkpoint import load_checkpoint
+from wsi_dbps.training.config import OptimizerConfig
+from wsi_dbps.training.loop import train
+from wsi_dbps.training.optimizer import build_optimizer, update_average
+
+pytestmark = pytest.mark.filterwarnings("ignore:distutils:DeprecationWarning")
+
+
+def test_average_weights_are_the_weighted_mean_of_those_they_followed() -> None:
+    model, average = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
+    average.weight.data.fill_(0.0)
+    by_hand = 0.0
+    for step, value in enumerate([1.0, 2.0, 4.0]):
+        model.weight.data.fill_(value)
+        update_average(average, model, 0.15, step)
+        decay = min(0.15, (1 + step) / (10 + step))  # 0.1, then 0.15
+        by_hand = decay * by_hand + (1 - decay) * value
+    assert average.weight.item() == pytest.approx(by_hand)
+
+
+def test_the_average_is_what_is_validated_and_kept(cohort, caches, tmp_path, make_config, monkeypatch) -> None:
+    seen, whole = [], loop_module.validate
+
+    def noted(model, *arguments):
+        seen.append(copy.deepcopy(model.state_dict()))
+        return whole(model, *arguments)
+
+    monkeypatch.setattr(loop_module, "validate", noted)
+    train(cohort, caches, tmp_path / "run", make_config(training={"epochs": 1, "ema": 0.99}))
+    best, last = (load_checkpoint(tmp_path / "run" / name) for name in ("best.pt", "last.pt"))
+    assert all(torch.equal(seen[0][name], value) for name, value in best.model_state.items())
+    assert all(torch.equal(last.loop_state["average"][name], value) for name, value in best.model_state.items())
+    assert not all(torch.equal(last.model_state[name], value) for name, value in best.model_state.items())
+
+
+def test_a_lower_layer_learns_at_a_share_of_the_rate_above() -> None:
+    encoder = EncoderConfig(name="resnet18", pretrained=False, dim=16)
+    model = SlideModel(2, encoder, AggregatorConfig(num_heads=1), SelectionConfig())
+    optimizer = build_optimizer(model, OptimizerConfig(lr=1e-3, encoder_lr=1e-2, layer_decay=0.5))
+    peaks = {id(p): group["peak"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(peaks) == sum(p.requires_grad for p in model.parameters())
+    backbone = [peaks[id(p)] for p in model.encoder.backbone.parameters()]
+    assert all(before <= after for before, after in pairwise(backbone))
+    assert backbone[0] < backbone[-1] <= 1e-2
+    assert {peaks[id(p)] for p in model.encoder.project.parameters()} == {1e-2}
+    assert {peaks[id(p)] for p in model.aggregator.parameters()} == {1e-3}
+    small = SlideModel(2, EncoderConfig(name="small_gn"), AggregatorConfig(num_heads=1), SelectionConfig())
+    with pytest.raises(ConfigError, match="layer_decay: the encoder does not say which its layers are"):
+        build_optimizer(small, OptimizerConfig(layer_decay=0.5))
+
+
+def test_determinism_is_asked_of_torch_for_the_run_only(cohort, caches, tmp_path, make_config, monkeypatch) -> None:
+    seen, whole = [], loop_module.validate
+
+    def noted(*arguments):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return whole(*arguments)
+
+    monkeypatch.setattr(loop_module, "validate", noted)
+    train(cohort, caches, tmp_path / "run", make_config(training={"epochs": 1, "deterministic": True}))
+    assert seen == [True]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_compiled_encoder_is_asked_for_and_leaves_the_same_names(
+    cohort, caches, tmp_path, make_config, monkeypatch
+) -> None:
+    """With torch's own stand-in for a compiler: tested is that it is used and that checkpoints do not change."""
+    whole = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **named: whole(self, backend="eager", **named))
+    for name, compiled in (("plain", False), ("compiled", True)):
+        train(cohort, caches, tmp_path / name, make_config(training={"epochs": 1, "compile": compiled}))
+    plain, compiled = (load_checkpoint(tmp_path / name / "last.pt").model_state for name in ("plain", "compiled"))
+    assert all(torch.allclose(compiled[name], value, atol=1e-5) for name, value in plain.items())
+
+
+def test_what_is_announced_is_read_ahead_and_a_wrong_guess_is_harmless(caches) -> None:
+    one, two = (PatchCache(caches / f"slide_{i:02d}.h5") for i in (5, 6))
+    lists = [torch.tensor([3, 1]), torch.tensor([7, 30, 0]), torch.tensor([2])]
+    reader = PatchReader(1)
+    for guess in (lists, lists[:1], [torch.tensor([9])], [*lists, torch.tensor([4])]):
+        reader.expect(two, guess)
+        list(reader.read(one, lists))
+        for ids, found in zip(lists, reader.read(two, lists), strict=True):
+            assert torch.equal(found, torch.from_numpy(two.patches(ids.tolist())).permute(0, 3, 1, 2))
+    assert reader.waited_s > 0
+    reader.close()
+
+
+def test_an_error_in_a_decoding_thread_is_raised_where_the_patch_is_wanted(caches, monkeypatch) -> None:
+    cache = PatchCache(caches / "slide_05.h5")
+
+    def broken(ids: object) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(cache, "patches", broken)
+    reader = PatchReader(2)
+    reader.expect(cache, [torch.tensor([1])])
+    other = PatchCache(caches / "slide_06.h5")
+    assert len(list(reader.read(other, [torch.tensor([0, 1])]))) == 1
+    with pytest.raises(MemoryError, match="no room"):
+        list(reader.read(cache, [torch.tensor([1])]))
+    reader.close()

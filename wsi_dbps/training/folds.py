@@ -1,0 +1,58 @@
+"""Cross-validation: every fold in turn, each a run folder of its own."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from typing import TYPE_CHECKING, Any
+
+from wsi_dbps.files import write_text
+from wsi_dbps.training.loop import TrainingResult, train
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from wsi_dbps.cohort.cohort import Cohort
+    from wsi_dbps.training.config import RunConfig
+
+
+def train_folds(cohort: Cohort, caches: Path, out: Path, config: RunConfig) -> tuple[TrainingResult, ...]:
+    """Train with each fold as the test split, into OUT/fold0, OUT/fold1 ..., and write OUT/folds.csv, a row per fold.
+
+    A fold that was begun goes on, and one that is finished is left as it is: calling it again after an interruption is
+    all it takes. folds.csv grows with each fold.
+
+    Raises:
+        ManifestError: If the cohort has no usable `fold` column.
+        WsiDbpsError: Whatever `train` raises for a fold; the folds done stay.
+    """
+    num_folds = max(cohort.folds().values(), default=0) + 1
+    splits = [cohort.with_fold(fold) for fold in range(num_folds)]
+    results: list[TrainingResult] = []
+    for fold, split in enumerate(splits):
+        run = out / f"fold{fold}"
+        results.append(train(split, caches, run, config, resume=(run / "run.json").exists()))
+        if os.environ.get("RANK", "0") == "0":
+            _write(out / "folds.csv", [_row(k, result) for k, result in enumerate(results)])
+    return tuple(results)
+
+
+def _row(fold: int, result: TrainingResult) -> dict[str, Any]:
+    best = result.best
+    return {
+        "fold": fold,
+        "best_epoch": best["epoch"],
+        "epochs": len(result.history),
+        "val_auroc": best["val_auroc"],
+        "val_loss": best["val_loss"],
+        "seconds": round(sum(row["seconds"] for row in result.history), 3),
+    }
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
