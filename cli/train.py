@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,7 +58,9 @@ def command(
 
 
 def print_result(result: TrainingResult) -> None:
-    """Print which epoch was kept."""
+    """Print which epoch was kept; of several processes the first does."""
+    if os.environ.get("RANK", "0") != "0":
+        return
     best = result.best
     auroc = "does not exist" if best["val_auroc"] is None else f"{best['val_auroc']:.3f}"
     print(
