@@ -107,14 +107,18 @@ def test_memory_does_not_depend_on_how_large_the_slides_are() -> None:
 
 
 def test_the_time_of_an_epoch_is_that_of_its_patches() -> None:
-    """By hand: 2 slides of 100, half dropped; 1 slide of 50 to validate, its 16 + 20 chosen encoded again."""
+    """By hand: 2 slides of 100, half dropped; 1 slide of 50 to validate, each patch encoded once."""
     config = run_config(num_salient=16, num_subsalient=20, drop_rate=0.5, batch_slides=1)
     kept = 16 + 42
     seconds = need(config, [100, 100], [50], RESNET).epoch_seconds
-    forward, read = 2 * kept + 50 + 36, 2 * kept + 50 + 36
+    forward = read = 2 * kept + 50
     assert seconds == pytest.approx(forward * 0.001 + 2 * 16 * 0.003 + read * 0.001)
     beside = replace(RESNET, overlapped=True)
     assert need(config, [100, 100], [50], beside).epoch_seconds == pytest.approx(forward * 0.001 + 2 * 16 * 0.003)
+    exact = replace(config, selection=replace(config.selection, subsalient_grad="exact"))
+    more = 2 * 20 * (0.001 + 0.003)  # the recycled are encoded once more, and back-propagated
+    assert need(exact, [100, 100], [50], beside).epoch_seconds == pytest.approx(forward * 0.001 + 32 * 0.003 + more)
+    assert need(exact, [100], [50], RESNET).gradient_bytes > need(config, [100], [50], RESNET).gradient_bytes
 
 
 @pytest.mark.parametrize("aggregator", ["dual", "concat"])
