@@ -204,10 +204,10 @@ def test_the_exact_gradient_is_that_of_plain_autograd_over_all_selected(
     gradient = gradients(model, found)
 
     torch.manual_seed(1)
-    recycled = torch.cat([c.subsalient_pixels_SCPP for c in chosen])
     size = sum(len(c.salient_pixels_MCPP) for c in chosen)
-    embedded = torch.cat([model.encoder(shaken(part)) for part in recycled.split(size)])  # nothing is let go here
-    salient = model.encoder(shaken(torch.cat([c.salient_pixels_MCPP for c in chosen])))
+    parts = [part for c in chosen for part in c.subsalient_pixels_SCPP.split(size) if len(part)]
+    embedded = torch.cat([model.encoder(shaken(part)) for part in parts])  # nothing is let go here
+    salient = model.encoder(torch.cat([shaken(c.salient_pixels_MCPP) for c in chosen]))
     split = [
         model._with_position(part, None if position == "none" else bag.positions[ids])
         for bag, ids, part in zip(
@@ -227,6 +227,17 @@ def test_the_exact_gradient_is_that_of_plain_autograd_over_all_selected(
     largest = max(g.abs().max() for g in expected.values())
     for name in expected:
         assert (gradient[name] - expected[name]).abs().max() <= 1e-4 * expected[name].abs().max() + 1e-7 * largest, name
+
+
+@pytest.mark.parametrize("grad", ["none", "exact"])
+def test_with_seeds_a_bag_learns_the_same_in_any_company(make_model, make_bag, grad) -> None:
+    """Augmentation and the aggregator's dropout follow each bag's seed: what several processes rely on."""
+    model = make_model("dual", subsalient_grad=grad).train()
+    chosen = [model.select(make_bag(n, seed=n), torch.arange(n), draws()) for n in (2, 9, 30)]
+    together = model(chosen, shaken, [5, 6, 7])
+    for i in range(3):
+        torch.testing.assert_close(model([chosen[i]], shaken, [5 + i]), together[i : i + 1], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(model([chosen[2]], shaken, [8]), together[2:])
 
 
 @pytest.mark.parametrize("aggregator", EVERY_AGGREGATOR)
