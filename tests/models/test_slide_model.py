@@ -173,8 +173,9 @@ def test_the_gradient_reaches_salient_pixels_only(make_model, make_bag) -> None:
 
 
 def shaken(pixels: torch.Tensor) -> torch.Tensor:
-    """An augmentation that draws for each patch anew."""
-    return pixels / 255 * (0.5 + torch.rand(len(pixels), 1, 1, 1))
+    """An augmentation that draws for each patch anew, and twice, so that no other cut into parts draws the same."""
+    shift = torch.rand(len(pixels), 1, 1, 1)
+    return pixels / 255 * (0.5 + torch.rand(len(pixels), 1, 1, 1)) + 0.1 * shift
 
 
 def gradients(model: SlideModel, loss: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -204,8 +205,7 @@ def test_the_exact_gradient_is_that_of_plain_autograd_over_all_selected(
     gradient = gradients(model, found)
 
     torch.manual_seed(1)
-    size = sum(len(c.salient_pixels_MCPP) for c in chosen)
-    parts = [part for c in chosen for part in c.subsalient_pixels_SCPP.split(size) if len(part)]
+    parts = [p for c in chosen for p in c.subsalient_pixels_SCPP.split(len(c.salient_pixels_MCPP)) if len(p)]
     embedded = torch.cat([model.encoder(shaken(part)) for part in parts])  # nothing is let go here
     salient = model.encoder(torch.cat([shaken(c.salient_pixels_MCPP) for c in chosen]))
     split = [

@@ -2,10 +2,15 @@
 
 import csv
 import dataclasses
+import os
+import subprocess
+import sys
 
 import pytest
 
 from wsi_dbps.cohort.cohort import Cohort
+from wsi_dbps.cohort.manifest import write_manifest
+from wsi_dbps.config import to_toml
 from wsi_dbps.errors import ManifestError
 from wsi_dbps.training import folds as folds_module
 from wsi_dbps.training.checkpoint import load_checkpoint
@@ -52,3 +57,36 @@ def test_every_fold_is_trained_and_listed_and_nothing_is_done_twice(
 def test_a_manifest_without_folds_is_refused(cohort, caches, tmp_path, make_config) -> None:
     with pytest.raises(ManifestError, match="the manifest has no fold column, or an empty one"):
         train_folds(cohort, caches, tmp_path / "out", make_config())
+
+
+TOGETHER = """
+import sys
+from pathlib import Path
+from wsi_dbps.cohort.manifest import read_manifest
+from wsi_dbps.config import read_toml
+from wsi_dbps.training.config import build_run_config
+from wsi_dbps.training.folds import train_folds
+cohort, caches, out, settings = map(Path, sys.argv[1:])
+train_folds(read_manifest(cohort, need_label=True), caches, out, build_run_config(read_toml(settings), "test"))
+"""
+
+
+def test_two_processes_train_every_fold_as_one_does(folded, caches, tmp_path, make_config) -> None:
+    config = make_config(training={"epochs": 1})
+    train_folds(folded, caches, tmp_path / "one", config)
+    write_manifest(tmp_path / "cohort.csv", folded)
+    (tmp_path / "run.toml").write_text(to_toml(config))
+    arguments = [str(tmp_path / "cohort.csv"), str(caches), str(tmp_path / "two"), str(tmp_path / "run.toml")]
+    port = str(40_000 + os.getpid() % 10_000)
+    together = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    two = [
+        subprocess.Popen(
+            [sys.executable, "-c", TOGETHER, *arguments],
+            env=os.environ | together | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    assert [process.wait(300) for process in two] == [0, 0]
+    found = [list(csv.DictReader((tmp_path / name / "folds.csv").read_text().splitlines())) for name in ("one", "two")]
+    for one, other in zip(*found, strict=True):
+        assert float(one["val_loss"]) == pytest.approx(float(other["val_loss"]), rel=1e-5)

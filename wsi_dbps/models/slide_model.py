@@ -243,9 +243,9 @@ class SlideModel(nn.Module):
     ) -> torch.Tensor:
         """(B, C) class logits of bags after selection; the salient patches of all are encoded together, with gradient.
 
-        Where `subsalient_grad` is `exact`, the sub-salient too, in parts of at most as many patches. No part keeps its
-        activations: they are computed again, with the same random draws, when the gradient is (T. Chen et al.,
-        "Training deep nets with sublinear memory cost", 2016), one part at a time.
+        Where `subsalient_grad` is `exact`, the sub-salient too, in parts of as many as their bag has salient ones. No
+        part keeps its activations: they are computed again, with the same random draws, when the gradient is (T. Chen
+        et al., "Training deep nets with sublinear memory cost", 2016), one part at a time.
 
         Args:
             bags: At least one; they may differ in their numbers of patches.
@@ -261,7 +261,6 @@ class SlideModel(nn.Module):
             if seeds is not None:
                 torch.manual_seed(seeds[i] + use)
 
-        most = sum(len(bag.salient_pixels_MCPP) for bag in bags)
         subsalient = []
         for i, bag in enumerate(bags):
             if (pixels := bag.subsalient_pixels_SCPP) is None or not len(pixels):
@@ -271,7 +270,7 @@ class SlideModel(nn.Module):
             seed(i, 2)
             parts = [
                 checkpoint(lambda part: self.encoder(changed(part)), part, use_reentrant=False)
-                for part in pixels.split(most)
+                for part in pixels.split(len(bag.salient_pixels_MCPP))  # not by what else is in the batch
             ]
             subsalient.append(self._with_position(torch.cat(parts), bag.subsalient_positions_S2))
         pixels_list = []

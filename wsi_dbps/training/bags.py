@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -133,6 +134,10 @@ class CacheBag:
     @property
     def positions(self) -> torch.Tensor:
         """(N, 2) float32 (x, y) of the patches' top-left corners on the slide, in patch sides."""
+        if not math.isfinite(self.cache.tile_lv0):
+            raise CacheError(
+                f"{self.cache.path}: does not say how large its tiles are; set aggregator.position = 'none'"
+            )
         return torch.from_numpy(self.cache.coords_N2 / self.cache.tile_lv0).float()
 
     def read(self, id_lists: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:

@@ -99,10 +99,13 @@ def memory(config: RunConfig, num_patches: Sequence[int], cost: Calibration) -> 
     chunk = min(s.chunk_size, kept[0])
     selecting = held + 2 * (salient[0] + chunk) * cost.pixel_bytes + chunk * cost.forward_bytes
     pooled = len(kept) * (max(recycled) * cost.pooled_bytes + cost.bag_bytes)
+    if exact:  # the old, the joined and the new buffer of recycled pixels meet
+        selecting += 2 * max(recycled) * cost.pixel_bytes
     learning = 2 * held + sum(salient) * cost.gradient_bytes + pooled + cost.workspace_bytes
     if exact:  # autograd holds one more copy of the gradient until every part is through
         learning += cost.fixed_bytes // _COPIES
-    stages = [cost.fixed_bytes + math.ceil(stage) for stage in (selecting, learning)]
+    fixed = cost.fixed_bytes + (cost.fixed_bytes // _COPIES if config.training.ema else 0)
+    stages = [fixed + math.ceil(stage) for stage in (selecting, learning)]
     return Need(max(stages), stages[0], stages[1], 0.0)
 
 
@@ -201,15 +204,14 @@ def _candidates(config: RunConfig, train: Sequence[int]) -> Iterator[RunConfig]:
         accumulate = loop.accumulate * (loop.batch_slides // batch)
         single = _with(config, "training", batch_slides=batch, accumulate=accumulate)
         yield single
-    if s.selector == "all":  # every kept patch is salient: keep fewer
+    if s.selector == "all" or s.most_subsalient is None:  # every kept patch is salient or recycled: keep fewer
         for kept in range(max(_kept(n, config) for n in train) - 1, 0, -1):
             yield _with(single, "selection", num_kept=kept, drop_rate=0.0, num_salient=min(s.num_salient, kept))
         return
     for salient in range(min(s.num_salient, max(train)) - 1, 0, -1):
         single = _with_salient(single, salient)
         yield single
-    most = max(train) if s.most_subsalient is None else s.most_subsalient
-    for recycled in _halvings(most) if most else ():
+    for recycled in _halvings(s.most_subsalient) if s.most_subsalient else ():
         yield _with(single, "selection", num_subsalient=recycled)
     yield _with(single, "selection", num_subsalient=0)
 

@@ -104,6 +104,9 @@ def joined(wait_minutes: float) -> Iterator[World]:
     if size == 1:
         yield World()
         return
+    if distributed.is_initialized():  # by a caller that joins once for several runs
+        yield World(distributed.get_rank(), size, int(os.environ.get("LOCAL_RANK", "0")))
+        return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, timeout=timedelta(minutes=wait_minutes))
     yield World(distributed.get_rank(), size, int(os.environ.get("LOCAL_RANK", "0")))

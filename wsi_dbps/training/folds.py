@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from typing import TYPE_CHECKING, Any
 
 from wsi_dbps.files import write_text
+from wsi_dbps.training.distributed import joined
 from wsi_dbps.training.loop import TrainingResult, train
 
 if TYPE_CHECKING:
@@ -30,11 +30,12 @@ def train_folds(cohort: Cohort, caches: Path, out: Path, config: RunConfig) -> t
     num_folds = max(cohort.folds().values(), default=0) + 1
     splits = [cohort.with_fold(fold) for fold in range(num_folds)]
     results: list[TrainingResult] = []
-    for fold, split in enumerate(splits):
-        run = out / f"fold{fold}"
-        results.append(train(split, caches, run, config, resume=(run / "run.json").exists()))
-        if os.environ.get("RANK", "0") == "0":
-            _write(out / "folds.csv", [_row(k, result) for k, result in enumerate(results)])
+    with joined(config.training.wait_minutes) as world:  # once: processes cannot part and meet again
+        for fold, split in enumerate(splits):
+            run = out / f"fold{fold}"
+            results.append(train(split, caches, run, config, resume=(run / "run.json").exists()))
+            if world.rank == 0:
+                _write(out / "folds.csv", [_row(k, result) for k, result in enumerate(results)])
     return tuple(results)
 
 

@@ -148,6 +148,8 @@ def _fit(  # noqa: PLR0912, PLR0915 - it reads straight down
             average.load_state_dict(last.loop_state["average"])
         history, now = last.loop_state["history"], _Epoch(**last.loop_state["epoch"])
         visited = [_visit_from(state) for state in last.loop_state["visits"]] if world.rank == 0 else []
+        if world.rank == 0 and history:  # a run killed between its last two files has an epoch too few there
+            write_history(run / "history.csv", history)
     if loop.compile:
         model.encoder.compile(dynamic=True)
 
@@ -231,7 +233,8 @@ def _fit(  # noqa: PLR0912, PLR0915 - it reads straight down
                             chosen = [
                                 model.select(v.bag, v.kept_N, v.draws, explore=v.explore, noise=v.noise) for v in mine
                             ]
-                            seeds = [v.seed for v in mine]
+                        seeds = [v.seed for v in mine]
+                        with autocast(device, precision):  # anew: casts of weights made without gradient must not stay
                             logits_BC = model(chosen, partial(augment, config=config.augmentation), seeds)
                         targets_B = data.targets([v.bag for v in mine]).to(device)
                         loss = (
