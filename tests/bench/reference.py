@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable
 
 CLASSES, DIM, HEADS = 2, 512, 8
 
@@ -86,7 +86,7 @@ def peak_mb() -> float:
 def ours(options: argparse.Namespace, pixels: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
     """One step of this package."""
     from wsi_dbps.models.config import AggregatorConfig, EncoderConfig, SelectionConfig
-    from wsi_dbps.models.slide_model import SlideModel
+    from wsi_dbps.models.slide_model import SlideModel, TensorBag
     from wsi_dbps.training.config import OptimizerConfig
     from wsi_dbps.training.optimizer import build_optimizer
 
@@ -99,7 +99,7 @@ def ours(options: argparse.Namespace, pixels: torch.Tensor, labels: torch.Tensor
         ),
     )
     optimizer = build_optimizer(model, OptimizerConfig())
-    bags, draws = [Bag(bag) for bag in pixels], torch.Generator().manual_seed(0)
+    bags, draws = [TensorBag(bag) for bag in pixels], torch.Generator().manual_seed(0)
     ids, criterion = torch.arange(options.patches), torch.nn.CrossEntropyLoss()
 
     def step() -> None:
@@ -110,17 +110,6 @@ def ours(options: argparse.Namespace, pixels: torch.Tensor, labels: torch.Tensor
         optimizer.zero_grad(set_to_none=True)
 
     return step
-
-
-class Bag:
-    """A slide held in memory."""
-
-    def __init__(self, pixels_NCPP: torch.Tensor) -> None:
-        self.pixels_NCPP, self.num_patches = pixels_NCPP, len(pixels_NCPP)
-
-    def read(self, id_lists: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """The pixels of each list of ids."""
-        return (self.pixels_NCPP[ids] for ids in id_lists)
 
 
 def theirs(options: argparse.Namespace, pixels: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from functools import partial
 from statistics import median
 
@@ -18,27 +18,11 @@ import torch
 from torch import nn
 
 from wsi_dbps.dbps.drop import draw_kept, num_kept
-from wsi_dbps.models.slide_model import SlideModel
+from wsi_dbps.models.slide_model import SlideModel, TensorBag
 from wsi_dbps.training.augment import augment
 from wsi_dbps.training.config import RunConfig, build_run_config
 from wsi_dbps.training.loop import pick_device
 from wsi_dbps.training.optimizer import build_optimizer
-
-
-class TensorBag:
-    """A bag in memory."""
-
-    def __init__(self, pixels_NCPP: torch.Tensor) -> None:
-        self.pixels = pixels_NCPP
-
-    @property
-    def num_patches(self) -> int:
-        """N."""
-        return len(self.pixels)
-
-    def read(self, id_lists: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """For each list of ids its pixels."""
-        return (self.pixels[ids] for ids in id_lists)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi_dbps.errors import ConfigError, TrainingError
-from wsi_dbps.models.slide_model import SlideModel
+from wsi_dbps.models.slide_model import SlideModel, TensorBag
 from wsi_dbps.training.calibration import calibrate, plan, saved_bytes
 from wsi_dbps.training.config import RunConfig, as_size, build_run_config, size_bytes
 from wsi_dbps.training.cost import Calibration, check_budget, memory, most_salient, need, propose
@@ -139,7 +139,7 @@ def test_a_real_step_saves_what_was_predicted(aggregator, encoder, side) -> None
         )
         model = SlideModel(2, config.encoder, config.aggregator, config.selection)
         cost = calibrate(model, config, side, torch.float32, num_patches=2, repeats=1)
-        bags = [TensorBag(m + s + 5, side) for _ in range(batch)]
+        bags = [random_bag(m + s + 5, side) for _ in range(batch)]
         draws = torch.Generator().manual_seed(0)
         chosen = [model.select(bag, torch.arange(bag.num_patches), draws) for bag in bags]
         model.train()
@@ -150,16 +150,8 @@ def test_a_real_step_saves_what_was_predicted(aggregator, encoder, side) -> None
     assert max(abs(o) for o in off) < 0.15
 
 
-class TensorBag:
-    def __init__(self, num_patches: int, side: int) -> None:
-        self.pixels = torch.randint(0, 256, (num_patches, 3, side, side), dtype=torch.uint8)
-
-    @property
-    def num_patches(self) -> int:
-        return len(self.pixels)
-
-    def read(self, id_lists):
-        return (self.pixels[ids] for ids in id_lists)
+def random_bag(num_patches: int, side: int) -> TensorBag:
+    return TensorBag(torch.randint(0, 256, (num_patches, 3, side, side), dtype=torch.uint8))
 
 
 def test_calibration_leaves_weights_and_gradients_alone(make_config) -> None:
