@@ -129,6 +129,15 @@ class SlideAttention:
     """(N,) index into `ROLES`."""
     cache_fingerprint: str
     checkpoint_fingerprint: str
+    evidence_NC: npt.NDArray[np.float32] | None = None
+    """(N, C) signed contribution of each patch to each class logit (`wsi_dbps.models.aggregators.Reading`): of the
+    patches in the buffers they sum to `class_logits_C - empty_logits_C`; of the others it is what each would add."""
+    class_logits_C: npt.NDArray[np.float32] | None = None
+    """(C,) the logits behind the prediction."""
+    empty_logits_C: npt.NDArray[np.float32] | None = None
+    """(C,) the logits where nothing is pooled."""
+    embedding_D: npt.NDArray[np.float32] | None = None
+    """(D,) the slide's embedding: what the last linear layer sees."""
 
     def write(self, path: Path) -> None:
         """Write the attention file (HDF5), whole or not at all."""
@@ -153,8 +162,18 @@ class SlideAttention:
             file["logits"] = self.logits_NR.astype(np.float32)
             file["weights"] = self.weights_N.astype(np.float32)
             file["role"] = self.role_N.astype(np.uint8)
+            for name, field in _MAY.items():
+                if (values := getattr(self, field)) is not None:
+                    file[name] = values.astype(np.float32)
 
 
+_MAY: Final = {
+    "evidence": "evidence_NC",
+    "class_logits": "class_logits_C",
+    "empty_logits": "empty_logits_C",
+    "embedding": "embedding_D",
+}
+"""Datasets that a file need not have, and their fields."""
 ATTENTION_FORMAT: Final = "wsi-dbps attention"
 ATTENTION_VERSION: Final = 1
 
@@ -174,7 +193,7 @@ def read_attention(path: Path) -> SlideAttention:
                 raise PredictionError(f"{path}: is {found[0]!r} version {found[1]}, not {ATTENTION_FORMAT!r} version 1")
             a = file.attrs
             coords_N2, probabilities = file["coords"][:], tuple(float(p) for p in a["probabilities"])
-            rows = [len(file[name]) for name in ("logits", "weights", "role")]
+            rows = [len(file[name]) for name in ("logits", "weights", "role", "evidence") if name in file]
             if coords_N2.shape != (len(coords_N2), 2) or set(rows) != {len(coords_N2)}:
                 raise PredictionError(f"{path}: {len(coords_N2)} coordinates for {rows} rows; predict again")
             if (role_N := file["role"][:]).max(initial=0) >= len(ROLES):
@@ -193,6 +212,7 @@ def read_attention(path: Path) -> SlideAttention:
                 role_N=role_N,
                 cache_fingerprint=a["cache_fingerprint"],
                 checkpoint_fingerprint=a["checkpoint_fingerprint"],
+                **{field: file[name][:] for name, field in _MAY.items() if name in file},
             )
     except FileNotFoundError:
         raise PredictionError(f"{path}: no such attention file; run `wsi-dbps predict` first") from None
