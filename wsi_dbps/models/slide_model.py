@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import torch
 from torch import nn
@@ -30,6 +30,7 @@ from wsi_dbps.errors import ConfigError
 from wsi_dbps.models.aggregators import AGGREGATORS
 from wsi_dbps.models.encoders import batch_norms, build_encoder
 from wsi_dbps.models.position import sinusoids
+from wsi_dbps.models.spill import EmbeddingSpill
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -105,6 +106,16 @@ class BagOutput:
     weights_N: torch.Tensor
     """(N,) softmax of them over the whole bag, averaged over R."""
     selection: Selection
+    evidence_NC: torch.Tensor | None = None
+    """(N, C) contribution of each patch to each logit (`Reading.contribution`), where asked for, as the next two are."""
+    empty_logits_C: torch.Tensor | None = None
+    """Logits where nothing is pooled."""
+    embedding_D: torch.Tensor | None = None
+    """What the last linear layer sees."""
+
+
+_PART: Final = 4096
+"""Embeddings looked at once for their evidence."""
 
 
 class SlideModel(nn.Module):
@@ -291,36 +302,56 @@ class SlideModel(nn.Module):
         return torch.cat(logits_BC)
 
     @torch.no_grad()
-    def predict(self, bag: PatchSource, generator: torch.Generator) -> BagOutput:
+    def predict(self, bag: PatchSource, generator: torch.Generator, *, explain: bool = False) -> BagOutput:
         """The prediction for a whole bag: nothing dropped, nothing augmented, and memory for one chunk of pixels.
 
         Every patch is scored, and the embeddings of the selected are pooled.
+
+        Args:
+            bag: Where the pixels come from.
+            generator: For random selection.
+            explain: Find every patch's contribution too.
         """
+        ids_N = torch.arange(bag.num_patches)
+        with evaluation_mode(self), EmbeddingSpill(self.encoder.dim) as spill:
+            seen: list[torch.Tensor] = []
+            chunks = _noting(self._encode(bag, self.first_reads(ids_N)), seen, spill)
+            selection = self._selected(chunks, ids_N, seen, generator)
+            attention_RN = torch.cat(seen, dim=1)
+            salient_MD, subsalient_SD = (
+                spill.rows(ids).to(self.device) for ids in (selection.salient_M, selection.subsalient_S)
+            )
+            logits_C = self._aggregate([salient_MD], [subsalient_SD])[0].float().cpu()
+            weights_N = log_scores(attention_RN).exp().float()
+            if not explain:
+                return BagOutput(logits_C, attention_RN, weights_N, selection)
+            reading = self.aggregator.reading(salient_MD, subsalient_SD)
+            role_N = torch.zeros(len(ids_N), dtype=torch.int8)
+            role_N[selection.salient_M], role_N[selection.subsalient_S] = 1, 2
+            evidence_NC = torch.empty(len(ids_N), len(logits_C))
+            for start, part_LD in spill.parts(_PART):
+                at = slice(start, start + len(part_LD))
+                evidence_NC[at] = (
+                    reading.contribution(part_LD.to(self.device), role_N[at].to(self.device)).float().cpu()
+                )
+        empty_logits_C, embedding_D = (of.float().cpu() for of in (reading.empty_logits_C, reading.embedding_D))
+        return BagOutput(logits_C, attention_RN, weights_N, selection, evidence_NC, empty_logits_C, embedding_D)
+
+    def _selected(
+        self, chunks: Iterator[Chunk], ids_N: torch.Tensor, seen: list[torch.Tensor], generator: torch.Generator
+    ) -> Selection:
+        """What prediction selects; `chunks` is run through to its end, which fills `seen`."""
         config = self.config
         m, s = config.num_salient, config.most_subsalient
-        ids_N = torch.arange(bag.num_patches)
-        with evaluation_mode(self):
-            seen: list[torch.Tensor] = []
-            chunks = _noting(self._encode(bag, self.first_reads(ids_N)), seen)
-            if config.predict_selector == "streaming":
-                buffers = select_streaming((chunk.without_pixels() for chunk in chunks), m, s)
-                selection = _on_cpu(buffers.selection)
-                salient_MD, subsalient_SD = buffers.salient.embeddings_LD, buffers.subsalient.embeddings_LD
-            else:
-                scored = gathered(chunks)
-                if config.predict_selector == "global":
-                    selection = select_global(scored.logits_RL.float().cpu(), ids_N, m, s)
-                elif config.predict_selector == "random":
-                    selection = select_random(ids_N, m, s, generator)
-                else:
-                    selection = Selection(ids_N, ids_N[:0])
-                salient_MD, subsalient_SD = (
-                    scored.of(ids.to(self.device)).embeddings_LD
-                    for ids in (selection.salient_M, selection.subsalient_S)
-                )
-            attention_RN = torch.cat(seen, dim=1).float().cpu()
-            logits_C = self._aggregate([salient_MD], [subsalient_SD])[0].float().cpu()
-        return BagOutput(logits_C, attention_RN, log_scores(attention_RN).exp().float(), selection)
+        if config.predict_selector == "streaming":
+            return _on_cpu(select_streaming((chunk.without_pixels() for chunk in chunks), m, s).selection)
+        for _ in chunks:
+            pass
+        if config.predict_selector == "global":
+            return select_global(torch.cat(seen, dim=1), ids_N, m, s)
+        if config.predict_selector == "random":
+            return select_random(ids_N, m, s, generator)
+        return Selection(ids_N, ids_N[:0])
 
     def _pixels(self, bag: PatchSource, id_lists: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
         for pixels in bag.read([ids for ids in id_lists if len(ids)]):
@@ -407,9 +438,10 @@ def _split(ids: torch.Tensor, config: Any) -> list[torch.Tensor]:
     return list(ids.split(config.chunk_size))
 
 
-def _noting(chunks: Iterable[Chunk], seen: list[torch.Tensor]) -> Iterator[Chunk]:
+def _noting(chunks: Iterable[Chunk], seen: list[torch.Tensor], spill: EmbeddingSpill) -> Iterator[Chunk]:
     for chunk in chunks:
-        seen.append(chunk.logits_RL)
+        seen.append(chunk.logits_RL.float().cpu())
+        spill.append(chunk.embeddings_LD)
         yield chunk
 
 
