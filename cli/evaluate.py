@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from wsi_dbps.evaluation.metrics import Metrics
 
 
@@ -51,11 +53,18 @@ def _facts(pred: Path) -> dict[str, str]:
         made = json.loads((pred / "predict.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return {}
-    selection = made["settings"]["selection"]
+
+    def each(say: Callable[[dict[str, Any]], str]) -> str:
+        return "; ".join(dict.fromkeys(say(member) for member in made.get("members", [made])))
+
+    def selection(member: dict[str, Any]) -> str:
+        of = member["settings"]["selection"]
+        return f"{of['preset']}, M = {of['num_salient']}, S = {of['num_subsalient']}"
+
     return {
-        "Checkpoint": f"{made['checkpoint']} ({made['checkpoint_fingerprint']}), epoch {made['epoch']}",
-        "Encoder": made["settings"]["encoder"]["name"],
-        "Selection": f"{selection['preset']}, M = {selection['num_salient']}, S = {selection['num_subsalient']}",
-        "Seed": str(made["settings"]["training"]["seed"]),
+        "Checkpoint": each(lambda m: f"{m['checkpoint']} ({m['checkpoint_fingerprint']}), epoch {m['epoch']}"),
+        "Encoder": each(lambda m: m["settings"]["encoder"]["name"]),
+        "Selection": each(selection),
+        "Seed": each(lambda m: str(m["settings"]["training"]["seed"])),
         "wsi-dbps": made["wsi_dbps_version"],
     }

@@ -106,8 +106,8 @@ def one_run(cohort: Cohort, caches: Path, config: Path, runs: Path, name: str, s
     if name == "ips":
         selection = replace(checkpoint.config.selection, num_salient=wide)
         wider = replace(checkpoint, config=replace(checkpoint.config, selection=selection))
-        predict(wider, cohort.part("test"), caches, run_folder(runs, TESTED_WIDE, seed, lr) / "pred")
-    predict(checkpoint, cohort.part("test"), caches, out / "pred")
+        predict([wider], cohort.part("test"), caches, run_folder(runs, TESTED_WIDE, seed, lr) / "pred")
+    predict([checkpoint], cohort.part("test"), caches, out / "pred")
     (out / "seconds.txt").write_text(f"{seconds:.1f}\n")
     print(f"{name} seed {seed} lr {lr:g}: {seconds:.0f} s, best epoch {result.best}", flush=True)
 

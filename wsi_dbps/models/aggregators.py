@@ -280,7 +280,7 @@ class GatedAttention(Aggregator):
             return torch.einsum("lhd,chd->lc", shares(embeddings_LD, role_L != 0), head_CHd)
 
         embedding_D = shares(pool_1ND[0], present_1N[0]).sum(dim=0).flatten()
-        return Reading(self.head(embedding_D), self.head.bias, embedding_D, contribution)
+        return Reading(self.head(embedding_D), self.head.bias.detach(), embedding_D, contribution)
 
     def _logits(self, patches_BND: torch.Tensor) -> torch.Tensor:
         gated = torch.tanh(self.to_content(patches_BND)) * torch.sigmoid(self.to_gate(patches_BND))

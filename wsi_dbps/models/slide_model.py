@@ -107,7 +107,7 @@ class BagOutput:
     """(N,) softmax of them over the whole bag, averaged over R."""
     selection: Selection
     evidence_NC: torch.Tensor | None = None
-    """(N, C) contribution of each patch to each logit (`Reading.contribution`), where asked for, as the next two are."""
+    """(N, C) contribution of each patch to each logit (`Reading.contribution`), where asked for, as the next two."""
     empty_logits_C: torch.Tensor | None = None
     """Logits where nothing is pooled."""
     embedding_D: torch.Tensor | None = None
