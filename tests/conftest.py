@@ -1,4 +1,4 @@
-"""What many tests need: a small real cohort with caches, the folder of real data where there is one, the command line."""
+"""What many tests need: a small real cohort with caches, the folder of real data, and the command line."""
 
 import csv
 import os

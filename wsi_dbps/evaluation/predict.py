@@ -183,18 +183,22 @@ class _Member:
         return self.checkpoint.fingerprint()
 
     @cached_property
-    def _model(self) -> SlideModel:
+    def model(self) -> SlideModel:
         return self.checkpoint.build_model(self.device)
 
     def cache(self, record: SlideRecord) -> BagFile:
         return open_cache(self.caches, record, self.checkpoint.patch_kind, self.checkpoint.config.patches)
 
-    def slide(self, record: SlideRecord) -> SlideAttention:
+    def bag(self, record: SlideRecord) -> CacheBag:
         cache = self.cache(record)
         if not len(cache):
             raise PredictionError(f"{cache.path}: holds no patch (no tissue was found): nothing to predict from")
-        draws = torch.Generator().manual_seed(zlib.crc32(record.slide_id.encode()))  # for random selection: by slide
-        output = self._model.predict(CacheBag(record, cache, self.reader), draws, explain=True)
+        return CacheBag(record, cache, self.reader)
+
+    def slide(self, record: SlideRecord) -> SlideAttention:
+        bag = self.bag(record)
+        cache = bag.cache
+        output = self.model.predict(bag, slide_draws(record), explain=True)
         if not torch.isfinite(output.logits_C).all():
             raise PredictionError(f"{self.checkpoint.path}: its output is not finite; the checkpoint is damaged")
         assert output.evidence_NC is not None
@@ -222,6 +226,11 @@ class _Member:
             empty_logits_C=output.empty_logits_C.numpy(),
             embedding_D=output.embedding_D.numpy(),
         )
+
+
+def slide_draws(record: SlideRecord) -> torch.Generator:
+    """What is random in the prediction of a slide: by the slide alone."""
+    return torch.Generator().manual_seed(zlib.crc32(record.slide_id.encode()))
 
 
 def together(members: Sequence[SlideAttention]) -> SlideAttention:

@@ -312,46 +312,66 @@ class SlideModel(nn.Module):
             generator: For random selection.
             explain: Find every patch's contribution too.
         """
-        ids_N = torch.arange(bag.num_patches)
-        with evaluation_mode(self), EmbeddingSpill(self.encoder.dim) as spill:
-            seen: list[torch.Tensor] = []
-            chunks = _noting(self._encode(bag, self.first_reads(ids_N)), seen, spill)
-            selection = self._selected(chunks, ids_N, seen, generator)
-            attention_RN = torch.cat(seen, dim=1)
-            salient_MD, subsalient_SD = (
-                spill.rows(ids).to(self.device) for ids in (selection.salient_M, selection.subsalient_S)
-            )
-            logits_C = self._aggregate([salient_MD], [subsalient_SD])[0].float().cpu()
+        with EmbeddingSpill(self.encoder.dim) as spill:
+            attention_RN = self.encode(bag, spill)
+            logits_C, selection = self.classify(spill, attention_RN, torch.arange(bag.num_patches), generator)
             weights_N = log_scores(attention_RN).exp().float()
             if not explain:
                 return BagOutput(logits_C, attention_RN, weights_N, selection)
-            reading = self.aggregator.reading(salient_MD, subsalient_SD)
-            role_N = torch.zeros(len(ids_N), dtype=torch.int8)
-            role_N[selection.salient_M], role_N[selection.subsalient_S] = 1, 2
-            evidence_NC = torch.empty(len(ids_N), len(logits_C))
-            for start, part_LD in spill.parts(_PART):
-                at = slice(start, start + len(part_LD))
-                evidence_NC[at] = (
-                    reading.contribution(part_LD.to(self.device), role_N[at].to(self.device)).float().cpu()
-                )
-        empty_logits_C, embedding_D = (of.float().cpu() for of in (reading.empty_logits_C, reading.embedding_D))
-        return BagOutput(logits_C, attention_RN, weights_N, selection, evidence_NC, empty_logits_C, embedding_D)
+            evidence = self._evidence(spill, selection)
+        return BagOutput(logits_C, attention_RN, weights_N, selection, *evidence)
 
-    def _selected(
-        self, chunks: Iterator[Chunk], ids_N: torch.Tensor, seen: list[torch.Tensor], generator: torch.Generator
-    ) -> Selection:
-        """What prediction selects; `chunks` is run through to its end, which fills `seen`."""
+    @torch.no_grad()
+    def encode(self, bag: PatchSource, spill: EmbeddingSpill) -> torch.Tensor:
+        """(R, N) attention logits of every patch, on the CPU; row i of `spill` becomes the embedding of patch i."""
+        seen = []
+        with evaluation_mode(self):
+            for chunk in self._encode(bag, self.first_reads(torch.arange(bag.num_patches))):
+                seen.append(chunk.logits_RL.float().cpu())
+                spill.append(chunk.embeddings_LD)
+        return torch.cat(seen, dim=1)
+
+    @torch.no_grad()
+    def classify(
+        self, spill: EmbeddingSpill, attention_RN: torch.Tensor, ids_K: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, Selection]:
+        """What is predicted from some patches of a bag that was encoded: (C,) logits on the CPU, and what was selected.
+
+        Args:
+            spill: As `encode` filled it.
+            attention_RN: As `encode` returned it.
+            ids_K: The patches that there are, at least one.
+            generator: For random selection.
+        """
         config = self.config
         m, s = config.num_salient, config.most_subsalient
         if config.predict_selector == "streaming":
-            return _on_cpu(select_streaming((chunk.without_pixels() for chunk in chunks), m, s).selection)
-        for _ in chunks:
-            pass
-        if config.predict_selector == "global":
-            return select_global(torch.cat(seen, dim=1), ids_N, m, s)
-        if config.predict_selector == "random":
-            return select_random(ids_N, m, s, generator)
-        return Selection(ids_N, ids_N[:0])
+            chunks = (Chunk(ids, attention_RN[:, ids], spill.rows(ids)) for ids in self.first_reads(ids_K))
+            selection = select_streaming(chunks, m, s).selection
+        elif config.predict_selector == "global":
+            selection = select_global(attention_RN[:, ids_K], ids_K, m, s)
+        elif config.predict_selector == "random":
+            selection = select_random(ids_K, m, s, generator)
+        else:
+            selection = Selection(ids_K, ids_K[:0])
+        with evaluation_mode(self):
+            logits_1C = self._aggregate(*([of] for of in self._embeddings_of(spill, selection)))
+        return logits_1C[0].float().cpu(), selection
+
+    def _embeddings_of(self, spill: EmbeddingSpill, selection: Selection) -> list[torch.Tensor]:
+        return [spill.rows(ids).to(self.device) for ids in (selection.salient_M, selection.subsalient_S)]
+
+    def _evidence(self, spill: EmbeddingSpill, selection: Selection) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The last three fields of `BagOutput`."""
+        with evaluation_mode(self):
+            reading = self.aggregator.reading(*self._embeddings_of(spill, selection))
+            role_N = torch.zeros(spill.num_rows, dtype=torch.int8)
+            role_N[selection.salient_M], role_N[selection.subsalient_S] = 1, 2
+            parts = [
+                reading.contribution(part_LD.to(self.device), role_N[at : at + len(part_LD)].to(self.device)).cpu()
+                for at, part_LD in spill.parts(_PART)
+            ]
+        return torch.cat(parts).float(), reading.empty_logits_C.float().cpu(), reading.embedding_D.float().cpu()
 
     def _pixels(self, bag: PatchSource, id_lists: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
         for pixels in bag.read([ids for ids in id_lists if len(ids)]):
@@ -436,13 +456,6 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 def _split(ids: torch.Tensor, config: Any) -> list[torch.Tensor]:
     return list(ids.split(config.chunk_size))
-
-
-def _noting(chunks: Iterable[Chunk], seen: list[torch.Tensor], spill: EmbeddingSpill) -> Iterator[Chunk]:
-    for chunk in chunks:
-        seen.append(chunk.logits_RL.float().cpu())
-        spill.append(chunk.embeddings_LD)
-        yield chunk
 
 
 def _on_cpu(selection: Selection) -> Selection:
