@@ -118,7 +118,7 @@ class Predictor:
                 )
         self._reader = PatchReader(decode_threads)
         chosen = pick_device(device)
-        self.members = tuple(_Member(checkpoint, caches, self._reader, chosen) for checkpoint in checkpoints)
+        self.members = tuple(Member(checkpoint, caches, self._reader, chosen) for checkpoint in checkpoints)
         self.fingerprint = _joined([member.fingerprint for member in self.members])
 
     def __enter__(self) -> Predictor:
@@ -170,8 +170,8 @@ class Predictor:
 
 
 @dataclass(frozen=True)
-class _Member:
-    """One model of a predictor."""
+class Member:
+    """One model of a predictor, loaded when it is first needed."""
 
     checkpoint: Checkpoint
     caches: Path
@@ -180,22 +180,32 @@ class _Member:
 
     @cached_property
     def fingerprint(self) -> str:
+        """Of the checkpoint's content."""
         return self.checkpoint.fingerprint()
 
     @cached_property
     def model(self) -> SlideModel:
+        """In evaluation mode."""
         return self.checkpoint.build_model(self.device)
 
     def cache(self, record: SlideRecord) -> BagFile:
+        """As `Predictor.cache`."""
         return open_cache(self.caches, record, self.checkpoint.patch_kind, self.checkpoint.config.patches)
 
     def bag(self, record: SlideRecord) -> CacheBag:
+        """A slide as this model sees it.
+
+        Raises:
+            PredictionError: If its cache holds no patch.
+            CacheError: If the cache is missing, damaged, or of another kind than the model was trained on.
+        """
         cache = self.cache(record)
         if not len(cache):
             raise PredictionError(f"{cache.path}: holds no patch (no tissue was found): nothing to predict from")
         return CacheBag(record, cache, self.reader)
 
     def slide(self, record: SlideRecord) -> SlideAttention:
+        """As `Predictor.slide`, by this model alone."""
         bag = self.bag(record)
         cache = bag.cache
         output = self.model.predict(bag, slide_draws(record), explain=True)

@@ -313,13 +313,19 @@ class SlideModel(nn.Module):
             explain: Find every patch's contribution too.
         """
         with EmbeddingSpill(self.encoder.dim) as spill:
+            if explain:
+                return self.explained(bag, generator, spill)
             attention_RN = self.encode(bag, spill)
             logits_C, selection = self.classify(spill, attention_RN, torch.arange(bag.num_patches), generator)
-            weights_N = log_scores(attention_RN).exp().float()
-            if not explain:
-                return BagOutput(logits_C, attention_RN, weights_N, selection)
-            evidence = self._evidence(spill, selection)
-        return BagOutput(logits_C, attention_RN, weights_N, selection, *evidence)
+        return BagOutput(logits_C, attention_RN, log_scores(attention_RN).exp().float(), selection)
+
+    @torch.no_grad()
+    def explained(self, bag: PatchSource, generator: torch.Generator, spill: EmbeddingSpill) -> BagOutput:
+        """`predict` with every patch's contribution, leaving the embeddings in `spill`, for `classify`."""
+        attention_RN = self.encode(bag, spill)
+        logits_C, selection = self.classify(spill, attention_RN, torch.arange(bag.num_patches), generator)
+        weights_N = log_scores(attention_RN).exp().float()
+        return BagOutput(logits_C, attention_RN, weights_N, selection, *self._evidence(spill, selection))
 
     @torch.no_grad()
     def encode(self, bag: PatchSource, spill: EmbeddingSpill) -> torch.Tensor:
