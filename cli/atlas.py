@@ -31,7 +31,14 @@ def command(
     from wsi_dbps.cohort.manifest import read_manifest
     from wsi_dbps.config import read_toml
     from wsi_dbps.errors import CheckpointError
-    from wsi_dbps.evaluation.atlas import FORMAT, FORMAT_VERSION, atlas_csv, quartiles, read_courses, spread_over_classes
+    from wsi_dbps.evaluation.atlas import (
+        FORMAT,
+        FORMAT_VERSION,
+        atlas_csv,
+        quartiles,
+        read_courses,
+        spread_over_classes,
+    )
     from wsi_dbps.files import write_json, write_text
     from wsi_dbps.heatmaps.atlas import draw_curves, draw_maps
     from wsi_dbps.training.config import build_run_config

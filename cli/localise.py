@@ -63,14 +63,21 @@ def command(
 
     slides, unknown = locate_slides(pred, whole, frame, score.value, lesion)
     percentile = None
-    if val is not None and (percentile := best_percentile(locate_slides(val, whole, frame, score.value, lesion)[0])) is None:
+    if (
+        val is not None
+        and (percentile := best_percentile(locate_slides(val, whole, frame, score.value, lesion)[0])) is None
+    ):
         raise PredictionError(f"{val}: no slide has annotated lesion, so no threshold can be chosen on them")
     found = summarise(slides, unknown, score.value, percentile=percentile, num_bootstrap=bootstrap, seed=seed)
     path = (out or pred) / "localisation.json"
     write_json(path, found)
     said = [
         f"{name} {_estimate(found[key], value)}"
-        for key, value, name in (("patch_auroc", "value", "patch AUROC"), ("dice", "value", "Dice"), ("froc", "score", "FROC"))
+        for key, value, name in (
+            ("patch_auroc", "value", "patch AUROC"),
+            ("dice", "value", "Dice"),
+            ("froc", "score", "FROC"),
+        )
         if key in found
     ]
     print(f"{', '.join(said) or 'nothing to measure'} over {len(slides)} slides: {path}")

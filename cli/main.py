@@ -5,7 +5,21 @@ from __future__ import annotations
 import sys
 
 import typer
-from wsi_dbps_cli import atlas, demo, embed, evaluate, export, heatmap, inspect, localise, plan, predict, split, tile, train
+from wsi_dbps_cli import (
+    atlas,
+    demo,
+    embed,
+    evaluate,
+    export,
+    heatmap,
+    inspect,
+    localise,
+    plan,
+    predict,
+    split,
+    tile,
+    train,
+)
 
 from wsi_dbps.errors import StoppedError, WsiDbpsError
 

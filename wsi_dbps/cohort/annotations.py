@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from wsi_dbps.geometry import Size
 
 EXCLUSIONS: Final = ("exclusion", "_2", "normal", "ignore*")
-"""Classes, in any case of letters, whose areas are taken out of the lesion: those of CAMELYON16 and 17, and QuPath's."""
+"""Classes, in any case of letters, whose areas are taken out of the lesion: of CAMELYON16 and 17, and of QuPath."""
 OVERHANG: Final = 0.01
 """How far beyond the slide's edge a hand may have drawn, as a share of the slide's longer side."""
 _ASAP_AREAS: Final = ("Polygon", "Spline", "Rectangle")
-_FEW: Final = 32
+_FEW, _PARTS = 32, 16
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ def read_annotations(path: Path) -> tuple[Area, ...]:
         raise SlideError(f"{path}: the file of annotations is empty; export it again, or empty its cell")
     try:
         rings = _from_xml(content) if content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") else _from_json(content)
-        return tuple(Area(name, shape) for name, drawn in rings if not (shape := _areas_of(drawn)).is_empty)
+        with np.errstate(invalid="ignore"):
+            return tuple(Area(name, shape) for name, drawn in rings if not (shape := _areas_of(drawn)).is_empty)
     except (ValueError, KeyError, TypeError, AttributeError, ElementTree.ParseError, RecursionError) as error:
         raise SlideError(f"{path}: not annotations that can be used: {' '.join(str(error).split())[:200]}") from None
 
@@ -93,8 +94,8 @@ def read_lesion(record: SlideRecord, slide_lv0: Size, names: Collection[str] = (
     over = OVERHANG * max(slide_lv0.width, slide_lv0.height)
     if min(low_x, low_y) < -over or high_x > slide_lv0.width + over or high_y > slide_lv0.height + over:
         raise SlideError(
-            f"{where}: annotations from ({low_x:.0f}, {low_y:.0f}) to ({high_x:.0f}, {high_y:.0f}) lie off the slide of "
-            f"{slide_lv0} px; they must be of this slide, in its level-0 pixels"
+            f"{where}: annotations from ({low_x:.0f}, {low_y:.0f}) to ({high_x:.0f}, {high_y:.0f}) lie off the slide "
+            f"of {slide_lv0} px; they must be of this slide, in its level-0 pixels"
         )
     if lesion.area < 1:
         raise SlideError(
@@ -108,8 +109,8 @@ def read_lesion(record: SlideRecord, slide_lv0: Size, names: Collection[str] = (
 def lesion_shares(lesion: BaseGeometry, coords_N2: npt.ArrayLike, tile_lv0: float) -> npt.NDArray[np.float64]:
     """(N,) the share of each tile's area that is lesion, 0 to 1, exact.
 
-    Tiles are halved and the lesion cut to each half, again and again, until few tiles are left with the few edges that
-    concern them; so the time grows with the number of tiles, hardly with how finely the lesion was drawn.
+    Tiles are parted into strips and the lesion cut to each, again and again, until few tiles are left with the edges
+    that concern them; so the time grows with tiles plus vertices, not with their product.
 
     Args:
         lesion: A geometry in level-0 pixels.
@@ -136,26 +137,26 @@ def lesion_shares(lesion: BaseGeometry, coords_N2: npt.ArrayLike, tile_lv0: floa
             area_N[rows] = shapely.area(shapely.intersection(part, shapely.box(*boxes.T)))
             continue
         order = np.argsort(boxes[:, np.ptp(boxes[:, :2], axis=0).argmax()], kind="stable")
-        for half in np.array_split(order, 2):
-            frame = shapely.box(*boxes[half, :2].min(axis=0), *boxes[half, 2:].max(axis=0))
-            todo.append((_polygons(shapely.intersection(part, frame)), rows[half]))
+        for some in np.array_split(order, _PARTS):
+            frame = shapely.box(*boxes[some, :2].min(axis=0), *boxes[some, 2:].max(axis=0))
+            todo.append((_polygons(shapely.intersection(part, frame)), rows[some]))
     shares_N: npt.NDArray[np.float64] = (area_N / tile_lv0**2).clip(0, 1)
     return shares_N
 
 
 def _from_json(content: bytes) -> Iterator[tuple[str, BaseGeometry]]:
-    from shapely import GEOSException
+    from shapely.errors import ShapelyError
     from shapely.geometry import shape
 
     found = json.loads(content)
-    features = found if isinstance(found, list) else found["features"] if "features" in found else [found]
+    features = found if isinstance(found, list) else found.get("features", [found])
     for i, feature in enumerate(features):
         about = feature.get("properties") or {}
         if about.get("objectType", "annotation") != "annotation":
             continue
         try:
-            yield _class_of(about), shape(feature["geometry"] if "geometry" in feature else feature)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, GEOSException) as error:
+            yield _class_of(about), shape(feature.get("geometry", feature))
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, ShapelyError) as error:
             raise ValueError(f"feature {i}: {type(error).__name__}: {error}") from None
 
 

@@ -69,7 +69,9 @@ def read_courses(run: Path) -> tuple[SlideCourse, ...]:
             visits[visit.slide_id].append((int(path.stem.removeprefix("epoch_")), visit))
     for slide_id, those in visits.items():
         if len({len(visit.kept_N) for _, visit in those}) > 1:
-            raise CheckpointError(f"{run}: {slide_id} has another number of patches in some epochs; records of two runs?")
+            raise CheckpointError(
+                f"{run}: {slide_id} has another number of patches in some epochs; records of two runs?"
+            )
     return tuple(course(slide_id, visits[slide_id]) for slide_id in sorted(visits))
 
 
@@ -131,7 +133,9 @@ def quartiles(courses: Sequence[SlideCourse]) -> list[dict[str, Any]]:
         for name in CURVES:
             values = np.concatenate([getattr(course, name)[here] for course, here in at])
             if (known := values[~np.isnan(values)]).size:
-                row[name] = dict(zip(("q1", "median", "q3"), np.quantile(known, (0.25, 0.5, 0.75)).tolist(), strict=True))
+                row[name] = dict(
+                    zip(("q1", "median", "q3"), np.quantile(known, (0.25, 0.5, 0.75)).tolist(), strict=True)
+                )
         rows.append(row)
     return rows
 

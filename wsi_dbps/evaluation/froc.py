@@ -13,7 +13,7 @@ Ehteshami Bejnordi et al., JAMA 2017;318(22):2199-2210. What is computed:
   any threshold with at most so many. (The script draws lines between its thresholds; that is the same, unless a hit and
   a false positive share a confidence.) The score is the mean over the six.
 
-S: slides, T: thresholds, B: bootstrap samples.
+L: lesions of a slide, K: its detections, S: slides, T: thresholds, B: bootstrap samples.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ MERGE_UM: Final = 75.0
 """Areas closer than this, about five tumour cells, are one lesion."""
 ITC_UM: Final = 200.0
 """A lesion of smaller extent is isolated tumour cells."""
+_SIMPLER_UM: Final = 0.5
+"""How far an outline may be moved to save vertices."""
 RATES: Final = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Mean false positives per slide at which sensitivity is read."""
 
@@ -67,11 +69,16 @@ def lesion_regions(lesion: BaseGeometry, mpp_lv0_um: float) -> tuple[npt.NDArray
     """The lesions to find, as polygons without holes that do not touch, and which of them are isolated tumour cells."""
     import shapely
 
-    grown = shapely.buffer(lesion, MERGE_UM / 2 / mpp_lv0_um)
-    filled = shapely.union_all([shapely.Polygon(part.exterior) for part in shapely.get_parts(grown)])
-    regions = np.array([part for part in shapely.get_parts(filled) if not part.is_empty], object)
+    outline = shapely.simplify(_filled(lesion), _SIMPLER_UM / mpp_lv0_um)
+    regions = shapely.get_parts(_filled(shapely.buffer(outline, MERGE_UM / 2 / mpp_lv0_um)))
     extent_um = [major_axis(region) * mpp_lv0_um for region in regions]
     return regions, np.array(extent_um) < ITC_UM + MERGE_UM
+
+
+def _filled(areas: BaseGeometry) -> BaseGeometry:
+    import shapely
+
+    return shapely.union_all([shapely.Polygon(part.exterior) for part in shapely.get_parts(areas)])
 
 
 def major_axis(region: BaseGeometry) -> float:
@@ -116,10 +123,10 @@ def slide_hits(
     if lesion is None or lesion.is_empty:
         return SlideHits(np.zeros(0), confidence_K)
     regions, is_itc = lesion_regions(lesion, mpp_lv0_um)
-    point, region = shapely.STRtree(regions).query(shapely.points(points_K2), predicate="intersects")
-    found = np.full(len(regions), -np.inf)
-    np.maximum.at(found, region, confidence_K[point])
-    return SlideHits(found[~is_itc], np.delete(confidence_K, point))
+    shapely.prepare(regions)
+    inside_LK = np.stack([shapely.intersects_xy(region, *points_K2.T) for region in regions])
+    found_L = np.where(inside_LK, confidence_K, -np.inf).max(axis=1, initial=-np.inf)
+    return SlideHits(found_L[~is_itc], confidence_K[~inside_LK.any(axis=0)])
 
 
 def sensitivities(

@@ -33,7 +33,7 @@ LESION_SHARE: Final = 0.5
 """A patch with at least this share of lesion is lesion; one with none is not; those between are left out."""
 FIXED_PERCENTILE: Final = 0.9
 """The share of a slide's tiles left out of its predicted lesion, where no validation slides say better."""
-_GRID: Final = np.arange(0.5, 1.0, 0.01)
+_GRID: Final = np.arange(50, 100) / 100
 FORMAT: Final = "wsi-dbps localisation"
 FORMAT_VERSION: Final = 1
 
@@ -58,7 +58,7 @@ def patch_auroc(scores_N: npt.NDArray[np.floating], lesion_share_N: npt.NDArray[
 def dice(
     scores_N: npt.NDArray[np.floating], lesion_share_N: npt.NDArray[np.floating], percentile: float
 ) -> float | None:
-    """Dice coefficient of the tiles from a percentile of the slide's scores up and the lesion within all tiles, by area.
+    """Dice coefficient, by area, of the tiles from a percentile of the slide's scores up and the lesion in all tiles.
 
     A tile that is half lesion is half right. None where no tile has lesion.
 
@@ -85,9 +85,7 @@ class LocatedSlide:
     hits: froc.SlideHits
 
 
-def tile_scores(
-    attention: SlideAttention, score: Score
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def tile_scores(attention: SlideAttention, score: Score) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """(N,) what ranks the tiles within their slide, and (N,) their confidence, which is comparable between slides.
 
     Attention says where a slide was looked at, not whether anything is there. Its confidence is the probability of
@@ -127,7 +125,9 @@ def locate_slides(
     known, unknown = [], []
     for row in read_predictions(folder / "predictions.csv").slides:
         if (record := records.get(str(row.slide_id))) is None:
-            raise PredictionError(f"{folder}: predicts {row.slide_id}, which is not in the cohort; give its own manifest")
+            raise PredictionError(
+                f"{folder}: predicts {row.slide_id}, which is not in the cohort; give its own manifest"
+            )
         is_free = record.label is not None and record.label == cohort.classes[0]
         if record.annotations is None and not is_free:
             unknown.append(record.slide_id)
@@ -161,7 +161,7 @@ def best_percentile(slides: Sequence[LocatedSlide]) -> float | None:
     if not with_lesion:
         return None
     means = [np.mean([dice(s.scores_N, s.lesion_share_N, p) or 0.0 for s in with_lesion]) for p in _GRID]
-    return round(float(_GRID[int(np.argmax(means))]), 2)
+    return float(_GRID[int(np.argmax(means))])
 
 
 def summarise(
@@ -227,9 +227,10 @@ def summarise(
     else:
         reasons["patch_auroc"] = "no slide has both a tile that is at least half lesion and one without"
     if any(overlap is not None for overlap in dices):
-        fixed = mean_of([dice(s.scores_N, s.lesion_share_N, FIXED_PERCENTILE) for s in slides])
-        found["dice_fixed"] = fixed | {"threshold": FIXED_PERCENTILE}
         found["dice"] = mean_of(dices) | {"threshold": threshold}
+        if percentile is not None:
+            fixed = mean_of([dice(s.scores_N, s.lesion_share_N, FIXED_PERCENTILE) for s in slides])
+            found["dice_fixed"] = fixed | {"threshold": FIXED_PERCENTILE}
     else:
         reasons["dice"] = "no tile has lesion"
     hits = [slide.hits for slide in slides]

@@ -40,11 +40,11 @@ def draw_curves(path: Path, epochs: Sequence[Mapping[str, Any]], title: str) -> 
     text = figure.suptitle(title, fontsize=12, weight="bold", color=_INK, x=0.01, ha="left")
     text.set_parse_math(False)
     at = [row["epoch"] for row in epochs]
-    left.fill_between(at, [row["explored"] for row in epochs], color="#dddddd", lw=0, label="slides explored at random")
-    _band(left, epochs, "recycled_churn", _RECYCLED, "recycled")
     _band(left, epochs, "churn", _SALIENT, "salient")
+    _band(left, epochs, "recycled_churn", _RECYCLED, "recycled")
+    left.plot(at, [row["explored"] for row in epochs], color=_GREY, lw=1, ls=":", label="slides explored at random")
     left.set(title="Churn: share replaced since the last visit", ylim=(0, 1.02))
-    left.legend(frameon=False, fontsize=8, loc="best")
+    left.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
     _band(right, epochs, "entropy", _INK, "")
     right.set(title="Entropy of attention over the chosen (1: even)", ylim=(0, 1.02))
     if not right.lines:
@@ -96,8 +96,8 @@ def draw_maps(
     aspect = picture.width / picture.height
     columns = 4 if aspect < 1.3 else 2 if aspect < 4 else 1
     rows = 4 // columns
-    width = {4: 3.4, 2: 5.5, 1: 9.0}[columns]
-    figure = _figure(columns * (width + 0.1), rows * (max(width / aspect, 0.4) + 0.95) + 0.4)
+    width = min({4: 3.4, 2: 5.5, 1: 9.0}[columns], max(6.2 * aspect, 1.6))
+    figure = _figure(columns * (width + 0.1), rows * (min(max(width / aspect, 0.4), 6.2) + 0.95) + 0.4)
     slide, often, early, late = figure.subplots(rows, columns).flat
     text = figure.suptitle(title, fontsize=12, weight="bold", color=_INK, x=0.01, ha="left")
     text.set_parse_math(False)
@@ -124,9 +124,9 @@ def draw_maps(
         bar.set_label(unit, fontsize=8, color=_GREY)
         bar.ax.tick_params(labelsize=7.5)
         bar.outline.set(linewidth=0.5, edgecolor="#bbbbbb")  # type: ignore[operator]
-    slide.set_title(f"Slide: {ever_N.sum():,} of {len(times_N):,} tiles ever salient", fontsize=9.5, color=_INK)
+    slide.set_title(f"{ever_N.sum():,} of {len(times_N):,} tiles ever salient", fontsize=9.5, color=_INK)
     for panel in (slide, often, early, late):
-        panel.set(xticks=[], yticks=[], xlim=(0, picture.width), ylim=(picture.height, 0))
+        panel.set(xticks=[], yticks=[], xlim=(0, picture.width), ylim=(picture.height, 0), anchor="N")
         panel.spines[:].set(color="#bbbbbb", linewidth=0.5)
     _save(path, figure)
 
