@@ -2,8 +2,10 @@
 
 import csv
 import json
+import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +22,8 @@ from wsi_dbps.synth.cohort import lesion_geojson
 from wsi_dbps.training.config import build_run_config
 from wsi_dbps.training.record import VisitRecord, record_path, write_selection_record
 
-CLASSES = ("flat", "coarse")
+ROOT = Path(__file__).parents[2]
+CLASSES = ("0 flat", "1 coarse")
 """In this order here: slides that are flat are free of lesion."""
 
 
@@ -48,7 +51,7 @@ def scene(small_cohort, tmp_path):
             SlideAttention(
                 slide_id=record.slide_id,
                 prediction=row,
-                classes=("0 flat", "1 coarse"),
+                classes=CLASSES,
                 coords_N2=cache.coords_N2,
                 tile_lv0=cache.tile_lv0,
                 logits_NR=np.log(weights)[:, None].astype(np.float32),
@@ -57,8 +60,7 @@ def scene(small_cohort, tmp_path):
                 cache_fingerprint="c",
                 checkpoint_fingerprint="k",
             ).write(tmp_path / name / "attention" / f"{record.slide_id}.h5")
-        classes = ("0 flat", "1 coarse")
-        Predictions(classes, tuple(rows), pool_cases(rows, classes)).write_csv(tmp_path / name / "predictions.csv")
+        Predictions(CLASSES, tuple(rows), pool_cases(rows, CLASSES)).write_csv(tmp_path / name / "predictions.csv")
     return tmp_path
 
 
@@ -79,6 +81,8 @@ def test_attention_on_the_corner_is_located(scene, small_cohort, wsi_dbps) -> No
     )
     assert code == 0
     again = json.loads((scene / "by_caches" / "localisation.json").read_text())
+    said = set(re.findall(r"`([^`\n]+)`", (ROOT / "docs/formats/localisation.md").read_text(encoding="utf-8")))
+    assert {*found, *found["dice"], *found["froc"], *found["slides"][0]} <= said
     assert again["patch_auroc"] == found["patch_auroc"]
     assert again["dice"] == found["dice"]
     assert again["reasons"] == {"froc": "no slide has a lesion that counts; those of isolated tumour cells do not"}
@@ -89,6 +93,16 @@ def refused(wsi_dbps, scene, *more) -> str:
     assert code == 2
     assert err.count("\n") == 1
     return err
+
+
+def test_the_code_in_the_page_of_annotations_runs(scene, small_cohort) -> None:
+    record = read_manifest(scene / "cohort.csv").slides("slide_01").records[0]
+    given = {"record": record, "cache": PatchCache(small_cohort[1] / "slide_01.h5")}
+    (block,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs/formats/annotations.md").read_text(encoding="utf-8"), re.S
+    )
+    exec(block, given)
+    assert given["share"].sum() == 9
 
 
 def test_bad_input_of_localise_is_one_line(scene, wsi_dbps) -> None:
@@ -121,6 +135,19 @@ def test_missing_attention_evidence_or_annotations_are_named(scene, wsi_dbps) ->
     )
     said = refused(wsi_dbps, scene)
     assert f"{scene / 'cohort.csv'}: no slide has annotations; name their files in a column annotations" in said
+
+
+def test_a_manifest_of_positive_slides_alone_takes_none_for_free_of_lesion(scene, wsi_dbps) -> None:
+    cohort = read_manifest(scene / "cohort.csv")
+    coarse = [replace(r, annotations=None if r.slide_id == "slide_01" else r.annotations) for r in cohort.records]
+    write_manifest(scene / "cohort.csv", Cohort.of(r for r in coarse if r.label == "1 coarse"))
+    lines = (scene / "pred" / "predictions.csv").read_text().splitlines(keepends=True)
+    (scene / "pred" / "predictions.csv").write_text(
+        "".join(line for line in lines if "flat," not in line or "level" in line)
+    )
+    code, out, err = wsi_dbps("localise", scene / "pred", scene / "cohort.csv", "--bootstrap", 10)
+    assert (code, err) == (0, "")
+    assert "left out: slide_01" in out
 
 
 def test_positive_slides_without_annotations_are_left_out_by_name(scene, wsi_dbps) -> None:
@@ -162,6 +189,8 @@ def test_the_atlas_of_a_run(run, small_cohort, tmp_path, wsi_dbps) -> None:
         with Image.open(tmp_path / "atlas" / name) as picture:
             assert np.asarray(picture.convert("L")).std() > 5
     found = json.loads((tmp_path / "atlas" / "atlas.json").read_text())
+    said = set(re.findall(r"`([^`\n]+)`", (ROOT / "docs/formats/atlas.md").read_text(encoding="utf-8")))
+    assert {*found, *found["epochs"][1], *found["epochs"][1]["churn"]} <= said
     assert found["epochs"][1]["churn"] == {"q1": 0.5, "median": 0.5, "q3": 0.5}
     assert found["epochs"][0]["entropy"]["median"] == pytest.approx(1)
     assert "churn" not in found["epochs"][0]

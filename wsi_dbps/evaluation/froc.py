@@ -43,9 +43,9 @@ RATES: Final = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 class SlideHits:
     """What became of one slide's lesions and detections."""
 
-    found: npt.NDArray[np.float64]
+    found: npt.NDArray[np.floating]
     """Per lesion that counts, the highest confidence of a detection in it; -inf where there is none."""
-    false: npt.NDArray[np.float64]
+    false: npt.NDArray[np.floating]
     """Confidences of the detections that lie in no lesion."""
 
 
@@ -104,7 +104,7 @@ def major_axis(region: BaseGeometry) -> float:
 
 
 def slide_hits(
-    points_K2: npt.NDArray[np.float64],
+    points_K2: npt.NDArray[np.floating],
     confidence_K: npt.NDArray[np.floating],
     lesion: BaseGeometry | None,
     mpp_lv0_um: float,

@@ -115,7 +115,7 @@ def locate_slides(
 ) -> tuple[list[LocatedSlide], list[str]]:
     """The predicted slides whose truth is known, and the ids of the others.
 
-    A slide is known by its annotations, or by its label if that is the first class: it is then free of lesion.
+    A slide is known by its annotations, or by its label if that is the model's first class: it is then free of lesion.
 
     Raises:
         PredictionError: If a slide's attention is missing, or a predicted slide is not in the cohort.
@@ -123,12 +123,13 @@ def locate_slides(
     """
     records = {record.slide_id: record for record in cohort.records}
     known, unknown = [], []
-    for row in read_predictions(folder / "predictions.csv").slides:
+    predictions = read_predictions(folder / "predictions.csv")
+    for row in predictions.slides:
         if (record := records.get(str(row.slide_id))) is None:
             raise PredictionError(
                 f"{folder}: predicts {row.slide_id}, which is not in the cohort; give its own manifest"
             )
-        is_free = record.label is not None and record.label == cohort.classes[0]
+        is_free = record.label == predictions.classes[0]
         if record.annotations is None and not is_free:
             unknown.append(record.slide_id)
             continue

@@ -123,7 +123,7 @@ def draw_maps(
         bar.update_ticks()
         bar.set_label(unit, fontsize=8, color=_GREY)
         bar.ax.tick_params(labelsize=7.5)
-        bar.outline.set(linewidth=0.5, edgecolor="#bbbbbb")  # type: ignore[operator]
+        bar.outline.set(linewidth=0.5, edgecolor="#bbbbbb")
     slide.set_title(f"{ever_N.sum():,} of {len(times_N):,} tiles ever salient", fontsize=9.5, color=_INK)
     for panel in (slide, often, early, late):
         panel.set(xticks=[], yticks=[], xlim=(0, picture.width), ylim=(picture.height, 0), anchor="N")
