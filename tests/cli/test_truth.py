@@ -211,6 +211,10 @@ def test_bad_input_of_atlas_is_one_line(run, small_cohort, tmp_path, wsi_dbps) -
 
     assert "never trained on slide_00; the record is of training slides only" in refused("--slide", "slide_00")
     assert "slide_08.h5" in refused(caches=tmp_path / "none")
+    settings = (run / "run.toml").read_text()
+    write_text(run / "run.toml", to_toml(build_run_config({"patches": {"max_pen": 0.5}}, "test")))
+    assert "made without --qc, so [patches] cannot filter it" in refused()  # the run's own filter is applied
+    write_text(run / "run.toml", settings)
     (run / "selection" / "epoch_0002.npz").write_bytes(b"PK")
     assert "epoch_0002.npz: not a readable selection record" in refused()
     few = VisitRecord(

@@ -124,7 +124,7 @@ def draw_maps(
         bar.set_label(unit, fontsize=8, color=_GREY)
         bar.ax.tick_params(labelsize=7.5)
         bar.outline.set(linewidth=0.5, edgecolor="#bbbbbb")
-    slide.set_title(f"{ever_N.sum():,} of {len(times_N):,} tiles ever salient", fontsize=9.5, color=_INK)
+    slide.set_title("Slide", fontsize=9.5, color=_INK)
     for panel in (slide, often, early, late):
         panel.set(xticks=[], yticks=[], xlim=(0, picture.width), ylim=(picture.height, 0), anchor="N")
         panel.spines[:].set(color="#bbbbbb", linewidth=0.5)
@@ -160,9 +160,12 @@ def _whole_numbers() -> Any:
 
 
 def _scale_bar(panel: Axes, picture: Size, mpp_um: float) -> None:
+    from matplotlib.transforms import offset_copy
+
     length_um = round_length_um(picture.width / 3 * mpp_um)
-    name = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm"
-    panel.set_xlabel(f"{name}", fontsize=8, color=_INK, labelpad=6)
-    middle, half = 0.5, length_um / mpp_um / picture.width / 2
-    panel.plot([middle - half, middle + half], [-0.015, -0.015], color=_INK, lw=2, transform=panel.transAxes,
-               clip_on=False, solid_capstyle="butt")  # fmt: skip
+    panel.set_xlabel(f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm", fontsize=8, labelpad=7)
+    half = length_um / mpp_um / picture.width / 2
+    below = offset_copy(panel.transAxes, panel.get_figure(root=True), y=-4, units="points")
+    panel.plot(
+        [0.5 - half, 0.5 + half], [0, 0], color=_INK, lw=2, transform=below, clip_on=False, solid_capstyle="butt"
+    )
