@@ -6,6 +6,7 @@ import sys
 
 import typer
 from wsi_dbps_cli import (
+    atlas,
     demo,
     embed,
     evaluate,
@@ -13,6 +14,7 @@ from wsi_dbps_cli import (
     faithfulness,
     heatmap,
     inspect,
+    localise,
     plan,
     predict,
     split,
@@ -29,7 +31,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train on whole pathology slides, end to end, from pixels, with dual-buffer patch selection.",
 )
-for module in (demo, tile, inspect, export, embed, split, plan, train, predict, evaluate, heatmap, faithfulness):
+for module in (
+    demo,
+    tile,
+    inspect,
+    export,
+    embed,
+    split,
+    plan,
+    train,
+    predict,
+    evaluate,
+    localise,
+    faithfulness,
+    heatmap,
+    atlas,
+):
     app.command(module.__name__.rpartition(".")[2])(module.command)
 
 

@@ -41,7 +41,9 @@ def main() -> None:
         )
     (row,) = done.predictions.slides
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
-    print(f"{row.slide_id}: {row.num_patches} patches, {time.perf_counter() - start:.1f} s, {peak_mb:.0f} MB", flush=True)
+    print(
+        f"{row.slide_id}: {row.num_patches} patches, {time.perf_counter() - start:.1f} s, {peak_mb:.0f} MB", flush=True
+    )
 
 
 if __name__ == "__main__":
