@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -106,6 +106,34 @@ class LevelMetrics:
     calibration: tuple[CalibrationBin, ...]
     reasons: Mapping[str, str]
     """What is absent, and why."""
+    class_auprc: Mapping[str, Estimate] = field(default_factory=dict)
+    """Average precision of one class against the rest; empty for two classes."""
+    delong: Mapping[str, Estimate] = field(default_factory=dict)
+    """The AUROC with DeLong's interval: `auroc` for two classes, else one against the rest by class. Cases only."""
+    calibrated: Mapping[str, Estimate] = field(default_factory=dict)
+    """ece, brier and log_loss after temperature scaling; empty where there is no temperature."""
+    calibration_scaled: tuple[CalibrationBin, ...] = ()
+    """The calibration curve after temperature scaling."""
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The probability from which a row counts as positive; two classes only."""
+
+    value: float
+    rule: str
+    """How it was chosen, in words."""
+    num_cases: int
+    """Labelled validation cases it was chosen on."""
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """What logits are divided by: above 1, the model was too sure of itself."""
+
+    value: float
+    num_cases: int
+    """Labelled validation cases it was fitted on."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +146,13 @@ class Metrics:
     slides: LevelMetrics
     caveats: tuple[str, ...]
     """What a reader of the numbers has to know, in sentences."""
+    threshold: Threshold | None = None
+    """None without validation: the most probable class is the predicted one."""
+    temperature: Temperature | None = None
+    folds: Mapping[str, LevelMetrics] = field(default_factory=dict)
+    """The cases of each fold, where several were pooled."""
+    subgroups: Mapping[str, Mapping[str, LevelMetrics]] = field(default_factory=dict)
+    """By column of the manifest and its value: the cases that have it."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; what is None is left out."""
