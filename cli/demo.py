@@ -81,7 +81,7 @@ def command(
     _say(f"predict {run} {cohort} --caches {caches} --out {predictions}")
     predict.command([run], cohort, caches, predictions)
     _say(f"evaluate {predictions} --out {report}")
-    evaluate.command(predictions, report)
+    evaluate.command([predictions], report)
     _say(f"heatmap {run} {cohort} --caches {caches} --predictions {predictions} --split test --out {maps}")
     heatmap.command(run, cohort, caches, maps, predictions=predictions, split=Split.TEST)
 

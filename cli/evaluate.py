@@ -6,34 +6,83 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from wsi_dbps_cli.options import Columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from wsi_dbps.evaluation.metrics import Metrics
+    from wsi_dbps.records import Predictions
 
 
 def command(
-    pred: Annotated[
-        Path, typer.Argument(metavar="PRED", help="Folder of predictions, as `wsi-dbps predict` wrote it.")
+    preds: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PRED...",
+            help="Folder of predictions, as `wsi-dbps predict` wrote it; several: folds, to be pooled.",
+        ),
     ],
     out: Annotated[Path | None, typer.Option(help="Folder for the report; the predictions' own if not given.")] = None,
+    val: Annotated[
+        list[Path],
+        typer.Option(
+            help="Predictions of validation cases, for threshold and temperature; one for each PRED, in order."
+        ),
+    ] = [],
+    by: Annotated[list[str], typer.Option(help="Also by the values of this column of the manifest.")] = [],
+    cohort: Annotated[
+        Path | None, typer.Option(metavar="COHORT.csv", help="The manifest that --by looks into.")
+    ] = None,
+    columns: Columns = [],
     bootstrap: Annotated[int, typer.Option(help="Resamples of the cases for each interval.")] = 2000,
     seed: Annotated[int, typer.Option(help="Of the resampling.")] = 0,
 ) -> None:
     """Write metrics.json and report.html, by case and by slide, with 95 % intervals resampled by case."""
     from wsi_dbps.config import build
-    from wsi_dbps.evaluation.metrics import MetricsConfig, evaluate
+    from wsi_dbps.errors import ConfigError
+    from wsi_dbps.evaluation.metrics import MetricsConfig, evaluate_folds
+    from wsi_dbps.evaluation.pooling import pool_folds
     from wsi_dbps.evaluation.report import write_metrics, write_report
+    from wsi_dbps.evaluation.validation import parts
     from wsi_dbps.records import read_predictions
 
+    if len(preds) > 1 and out is None:
+        raise ConfigError("several folders of predictions: say with --out where the report goes")
+    if val and len(val) != len(preds):
+        raise ConfigError(f"--val is given {len(val)} times for {len(preds)} folders of predictions; give one for each")
+    if bool(by) != (cohort is not None):
+        raise ConfigError("--by and --cohort go together: the column, and the manifest that has it")
     config = build(MetricsConfig, {"num_bootstrap": bootstrap, "seed": seed}, "evaluate")
-    predictions = read_predictions(pred / "predictions.csv")
-    metrics = evaluate(predictions, config)
-    folder = out or pred
+    folds = dict(zip(_names(preds), (read_predictions(pred / "predictions.csv") for pred in preds), strict=True))
+    given = [read_predictions(pred / "predictions.csv") for pred in val]
+    evaluated = pool_folds({name: parts(fold, None)[0] for name, fold in folds.items()})
+    groups = _subgroups(evaluated, cohort, columns, by) if cohort else None
+    metrics = evaluate_folds(folds, config, validation=dict(zip(folds, given, strict=False)), subgroups=groups)
+    folder = out or preds[0]
     write_metrics(metrics, folder / "metrics.json")
-    write_report(folder / "report.html", predictions, metrics, title=pred.resolve().name, facts=_facts(pred))
+    title = ", ".join(pred.resolve().name for pred in preds)
+    write_report(folder / "report.html", evaluated, metrics, title=title, facts=_facts(preds[0]))
     print(f"{headline(metrics)}: {folder / 'report.html'}")
+
+
+def _names(preds: list[Path]) -> list[str]:
+    """What each fold is called: its folder, or the path as given where folders have the same name."""
+    from wsi_dbps.errors import ConfigError
+
+    names = [pred.resolve().name for pred in preds]
+    names = names if len(set(names)) == len(names) else [pred.as_posix() for pred in preds]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"a folder of predictions is given twice: {', '.join(names)}")
+    return names
+
+
+def _subgroups(predictions: Predictions, cohort: Path, columns: list[str], by: list[str]) -> dict[str, dict[str, str]]:
+    from wsi_dbps.cohort.manifest import parse_columns, read_manifest
+    from wsi_dbps.evaluation.subgroups import values_of_cases
+
+    whole = read_manifest(cohort, columns=parse_columns(columns), need_path=False)
+    return {column: values_of_cases(predictions, whole, column) for column in by}
 
 
 def headline(metrics: Metrics) -> str:

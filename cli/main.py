@@ -7,6 +7,7 @@ import sys
 import typer
 from wsi_dbps_cli import (
     atlas,
+    compare,
     demo,
     embed,
     evaluate,
@@ -42,6 +43,7 @@ for module in (
     train,
     predict,
     evaluate,
+    compare,
     localise,
     faithfulness,
     heatmap,

@@ -29,8 +29,16 @@ _NAMES: Final = {
     "f1": "F1",
     "sensitivity": "Sensitivity",
     "specificity": "Specificity",
+    "kappa": "Cohen's kappa",
+    "kappa_linear": "Cohen's kappa, linear",
+    "kappa_quadratic": "Cohen's kappa, quadratic",
     "brier": "Brier score (lower is better)",
+    "log_loss": "Log loss (lower is better)",
+    "ece": "Expected calibration error (lower is better)",
     "intervals": "Intervals",
+    "delong": "DeLong's interval",
+    "threshold": "Threshold from validation",
+    "temperature": "Temperature from validation",
 }
 _SHOWN_SLIDES: Final = 30
 """Rows of the table of slides before the fold."""
@@ -147,7 +155,9 @@ def _reason_rows(cases: LevelMetrics, slides: LevelMetrics) -> list[tuple[str, s
         for key, why in reasons.items():
             if level and cases.reasons.get(key) == why:
                 continue
-            name = _NAMES.get(key) or f"AUROC, {key.partition('.')[2]} against the rest"
+            score, _, of = key.partition(".")
+            one = {"class_auprc": _NAMES["auprc"], "delong": _NAMES["delong"]}.get(score, _NAMES["auroc"])
+            name = _NAMES.get(key) or f"{one}, {of} against the rest"
             rows.setdefault(why, []).append(name + level)
     return [(", ".join(names), why) for why, names in rows.items()]
 
