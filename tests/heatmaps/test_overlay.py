@@ -6,8 +6,9 @@ from PIL import Image
 
 from wsi_dbps.errors import PredictionError
 from wsi_dbps.geometry import Size
-from wsi_dbps.heatmaps.overlay import blend, draw_overlay
-from wsi_dbps.heatmaps.raster import Heatmap, rasterize
+from wsi_dbps.heatmaps.colours import blend
+from wsi_dbps.heatmaps.overlay import draw_overlay
+from wsi_dbps.heatmaps.raster import rasterize
 
 
 def draw(path, scene):
@@ -24,7 +25,7 @@ def test_the_heat_lies_on_the_tissue_it_was_computed_from_within_a_pixel(make_sc
     scene = make_scene(slide=slide, picture=picture)
     a = scene.attention
     heatmap = rasterize(a.coords_N2, a.tile_lv0, np.full(9, 1.0), slide, picture, 0.25)
-    heated = blend(scene.thumbnail_HWC, heatmap, 1.0)
+    heated = blend(scene.thumbnail_HWC, heatmap.values_HW, 1.0)
     coloured = heated.max(axis=2) > heated.min(axis=2)
     tissue = scene.thumbnail_HWC[..., 0] == 0
     for axis in (0, 1):
@@ -34,7 +35,7 @@ def test_the_heat_lies_on_the_tissue_it_was_computed_from_within_a_pixel(make_sc
 
 def test_pixels_without_a_tile_stay_grey_and_the_highest_hide_the_most():
     thumbnail = np.full((1, 3, 3), 255, np.uint8)
-    low, high, none = blend(thumbnail, Heatmap(np.array([[0.0, 1.0, np.nan]], np.float32), 1.0), 1.0)[0].astype(int)
+    low, high, none = blend(thumbnail, np.array([[0.0, 1.0, np.nan]], np.float32), 1.0)[0].astype(int)
     assert none.tolist() == [255, 255, 255]
     assert high.sum() < low.sum() < none.sum()
 

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wsi_dbps.heatmaps.placement import picture_mpp_um, tile_boxes_px
+from wsi_dbps.geometry import Size
+from wsi_dbps.heatmaps.placement import Window, picture_mpp_um
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-
-    from wsi_dbps.geometry import Size
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,8 @@ def rasterize(
     slide_lv0: Size,
     raster: Size,
     mpp_lv0_um: float,
+    *,
+    smooth_um: float = 0.0,
 ) -> Heatmap:
     """The mean of the tiles over each pixel, each tile counting by the exact area of the pixel it covers.
 
@@ -46,21 +47,42 @@ def rasterize(
         slide_lv0: Slide size in level-0 pixels.
         raster: Size of the picture to make.
         mpp_lv0_um: µm per pixel at level 0.
+        smooth_um: Standard deviation of a Gaussian by which the tiles' neighbourhood counts too. Which pixels have a
+            value does not change, and only area covered by tiles counts, so equal values stay as they are.
+
+    Raises:
+        ValueError: If a value is not finite, or the numbers of tiles and values differ.
+    """
+    window = Window.whole(slide_lv0, raster)
+    values_HW = rasterize_window(coords_N2, tile_lv0, values_N, window, smooth_lv0=smooth_um / mpp_lv0_um)
+    return Heatmap(values_HW, picture_mpp_um(slide_lv0, raster, mpp_lv0_um))
+
+
+def rasterize_window(
+    coords_N2: npt.NDArray[np.int64],
+    tile_lv0: float,
+    values_N: npt.NDArray[np.floating],
+    window: Window,
+    *,
+    smooth_lv0: float = 0.0,
+) -> npt.NDArray[np.float32]:
+    """(H, W) values over a part of the slide, NaN where there is no tile; as `rasterize`, smoothing in level-0 pixels.
 
     Raises:
         ValueError: If a value is not finite, or the numbers of tiles and values differ.
     """
     if values_N.shape != (len(coords_N2),) or not np.isfinite(values_N).all():
         raise ValueError(f"needs a finite value per tile; found {values_N.shape} values for {len(coords_N2)} tiles")
+    raster = window.picture
     values_HW = np.full((raster.height, raster.width), np.nan, np.float32)
-    if len(values_N):
-        boxes_N4 = tile_boxes_px(coords_N2, tile_lv0, slide_lv0, raster)
-        area_HW = _area_sum(boxes_N4, np.ones(len(values_N)), raster)
-        sum_HW = _area_sum(boxes_N4, values_N.astype(np.float64), raster)
-        covered_HW = area_HW >= _least_area(tile_lv0, slide_lv0, raster) - 1e-9
+    area_HW, sum_HW = _area_and_sum(coords_N2, tile_lv0, values_N, window)
+    covered_HW = area_HW >= _least_area(tile_lv0, window) - 1e-9
+    if covered_HW.any():
+        if smooth_lv0:
+            area_HW, sum_HW = _smoothed(coords_N2, tile_lv0, values_N, window, smooth_lv0)
         mean = sum_HW[covered_HW] / area_HW[covered_HW]
         values_HW[covered_HW] = mean.clip(values_N.min(), values_N.max())  # a mean stays within, whatever the rounding
-    return Heatmap(values_HW, picture_mpp_um(slide_lv0, raster, mpp_lv0_um))
+    return values_HW
 
 
 def percentile_ranks(values_N: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
@@ -80,11 +102,69 @@ def percentile_ranks(values_N: npt.NDArray[np.floating]) -> npt.NDArray[np.float
     return ranks[inverse_N]
 
 
-def _least_area(tile_lv0: float, slide_lv0: Size, raster: Size) -> float:
+def _least_area(tile_lv0: float, window: Window) -> float:
     """The area from which a pixel counts as covered: a tile of side s fills s / 2 of its best pixel along each axis."""
-    width_px = tile_lv0 * raster.width / slide_lv0.width
-    height_px = tile_lv0 * raster.height / slide_lv0.height
-    return min(0.5, min(1.0, width_px / 2) * min(1.0, height_px / 2))
+    width_lv0, height_lv0 = window.pixel_lv0
+    return min(0.5, min(1.0, tile_lv0 / width_lv0 / 2) * min(1.0, tile_lv0 / height_lv0 / 2))
+
+
+def _area_and_sum(
+    coords_N2: npt.NDArray[np.int64], tile_lv0: float, values_N: npt.NDArray[np.floating], window: Window
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """(H, W) area of each pixel that tiles cover, and the same with each tile times its value."""
+    boxes_N4 = window.boxes_px(coords_N2, tile_lv0)
+    seen_N = (boxes_N4[:, 2:] > 0).all(axis=1)
+    seen_N &= (boxes_N4[:, :2] < (window.picture.width, window.picture.height)).all(axis=1)
+    boxes, values = boxes_N4[seen_N], values_N[seen_N].astype(np.float64)
+    return _area_sum(boxes, np.ones(len(boxes)), window.picture), _area_sum(boxes, values, window.picture)
+
+
+_PER_SIGMA = 4
+"""Pixels per standard deviation of the grid on which is smoothed, where the picture's own are finer; and how many
+standard deviations away still count."""
+
+
+def _smoothed(
+    coords_N2: npt.NDArray[np.int64],
+    tile_lv0: float,
+    values_N: npt.NDArray[np.floating],
+    window: Window,
+    sigma_lv0: float,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Area and sum, both under the same Gaussian, at the centres of the window's pixels.
+
+    Both are smooth, so a grid of a few pixels per standard deviation holds all of them, however fine the picture. It
+    reaches beyond the window as far as anything counts: a crop is smoothed as the whole slide is.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    pixel = np.array(window.pixel_lv0)
+    step = np.maximum(pixel, sigma_lv0 / _PER_SIGMA)
+    beyond = np.ceil(_PER_SIGMA * sigma_lv0 / step).astype(int) + 1
+    inside = np.ceil((window.width_lv0, window.height_lv0) / step).astype(int)
+    width, height = (inside + 2 * beyond).tolist()
+    x, y = (window.x_lv0, window.y_lv0) - beyond * step
+    grid = Window(x, y, width * step[0], height * step[1], Size(width, height))
+    at_x, at_y = (
+        (np.arange(count) + 0.5) * pixel[axis] / step[axis] + beyond[axis] - 0.5
+        for axis, count in enumerate((window.picture.width, window.picture.height))
+    )
+    area, total = (
+        _between(gaussian_filter(coarse, sigma_lv0 / step[::-1], mode="constant", truncate=_PER_SIGMA), at_y, at_x)
+        for coarse in _area_and_sum(coords_N2, tile_lv0, values_N, grid)
+    )
+    return area, total
+
+
+def _between(
+    grid_HW: npt.NDArray[np.float64], rows: npt.NDArray[np.float64], columns: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """The grid at fractional rows and columns, all inside it, by linear interpolation."""
+    for axis, at in enumerate((rows, columns)):
+        first = np.floor(at).astype(int)
+        share = np.expand_dims(at - first, 1 - axis)
+        grid_HW = grid_HW.take(first, axis) * (1 - share) + grid_HW.take(first + 1, axis) * share
+    return grid_HW
 
 
 def _area_sum(
