@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi_dbps.geometry import Size
-from wsi_dbps.heatmaps.placement import picture_mpp_um, round_length_um, tile_boxes_px
-from wsi_dbps.heatmaps.raster import _area_sum, percentile_ranks, rasterize
+from wsi_dbps.heatmaps.placement import Window, picture_mpp_um, round_length_um, tile_boxes_px
+from wsi_dbps.heatmaps.raster import _Sums, percentile_ranks, rasterize
 
 slide_side, raster_side = st.integers(1, 5000), st.integers(1, 60)
 tile_side = st.floats(1, 900)
@@ -63,7 +63,7 @@ def test_the_covered_areas_add_up_to_the_areas_of_the_tiles_on_the_slide(scene):
     coords, tile, values, slide, raster = scene
     boxes = tile_boxes_px(coords, tile, slide, raster).clip(0, [raster.width, raster.height] * 2)
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    total = _area_sum(tile_boxes_px(coords, tile, slide, raster), np.ones(len(values)), raster).sum()
+    total = _Sums(coords, tile, Window.whole(slide, raster)).of(np.ones(len(values))).sum()
     assert total == pytest.approx(areas.sum(), rel=1e-9, abs=1e-9)
 
 

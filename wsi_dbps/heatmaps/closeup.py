@@ -12,9 +12,10 @@ import numpy as np
 from wsi_dbps.errors import SlideError
 from wsi_dbps.files import written_whole
 from wsi_dbps.geometry import Region, Size
-from wsi_dbps.heatmaps.colours import blend
+from wsi_dbps.heatmaps.colours import GREY, INK, blend
 from wsi_dbps.heatmaps.placement import Window, check_on_slide, length_text, round_length_um
 from wsi_dbps.heatmaps.raster import rasterize_window
+from wsi_dbps.heatmaps.tile_maps import ranks
 from wsi_dbps.records import ROLES
 
 if TYPE_CHECKING:
@@ -165,8 +166,7 @@ def draw_crops(
     check_on_slide(attention, levels[0].size)
     downsample = checked_level(attention.slide_id, levels, level, whole=False).downsample
     written: list[Path] = []
-    rank_N = np.empty(len(attention.weights_N), np.int64)
-    rank_N[np.argsort(-attention.weights_N, kind="stable")] = np.arange(1, len(rank_N) + 1)
+    rank_N = ranks(attention.weights_N)
     for number, (row, region) in enumerate(crop_regions(attention, levels, level, count), 1):
         pixels_HWC = read(region)
         mixed_HWC = _mixed(pixels_HWC, region, downsample, attention, one, smooth_lv0)
@@ -174,7 +174,7 @@ def draw_crops(
         said = f"{attention.slide_id}  ·  ({x}, {y})  ·  {ROLES[attention.role_N[row]]} #{rank_N[row]:,}  ·  " + (
             f"{one.name.lower()} {one.values_N[row]:.3g} in the middle"
         )
-        page = _page(pixels_HWC, mixed_HWC, said, mpp_lv0_um * downsample)
+        page = _page(pixels_HWC, mixed_HWC, one, said, mpp_lv0_um * downsample)
         path = folder / f"{attention.slide_id}.level{level}.crop{number}.png"
         with written_whole(path) as partial:
             Image.fromarray(page).save(partial, "PNG", compress_level=4)
@@ -183,9 +183,9 @@ def draw_crops(
 
 
 def _page(
-    left_HWC: npt.NDArray[np.uint8], right_HWC: npt.NDArray[np.uint8], said: str, mpp_um: float
+    left_HWC: npt.NDArray[np.uint8], right_HWC: npt.NDArray[np.uint8], one: TileMap, said: str, mpp_um: float
 ) -> npt.NDArray[np.uint8]:
-    """Two pictures side by side, and below them a scale bar and a line of text."""
+    """Two pictures side by side, and below them a scale bar, a line of text and the scale of the colours."""
     from pathlib import Path
 
     import matplotlib
@@ -197,12 +197,25 @@ def _page(
     page.paste(Image.fromarray(right_HWC), (width + _GAP_PX, 0))
     draw = ImageDraw.Draw(page)
     font = ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), 20)
-    length_um = round_length_um(width / 5 * mpp_um)
+    length_um, top = round_length_um(width / 5 * mpp_um), height + 12
     bar_px = round(length_um / mpp_um)
-    draw.rectangle((0, height + 12, bar_px - 1, height + 12 + _BAR_PX - 1), fill="#1a1a1a")
-    draw.text((0, height + 24), length_text(length_um), "#1a1a1a", font)
+    draw.rectangle((0, top, bar_px - 1, top + _BAR_PX - 1), fill=INK)
+    draw.text((0, top + 12), length_text(length_um), INK, font)
     begin = max(bar_px, round(draw.textlength(length_text(length_um), font))) + 40
-    while font.size > 8 and draw.textlength(said, font) > page.width - begin:
-        font = font.font_variant(size=font.size - 1)
-    draw.text((begin, height + 12), said, "#666666", font)
+    lowest = -one.highest if one.signed else 0.0
+    legend = f"{lowest:.3g}", f"{one.highest:.3g} {one.unit}"
+    low_px, high_px = (round(draw.textlength(text, font)) + 12 for text in legend)
+    colours_px = min(200, width // 4)
+    ramp = np.linspace(lowest, one.highest, colours_px, dtype=np.float32)[None].repeat(24, 0)
+    colours = blend(
+        np.full((24, colours_px, 3), 255, np.uint8), ramp, one.highest, signed=one.signed, strength=_STRENGTH
+    )
+    left = page.width - high_px - colours_px
+    page.paste(Image.fromarray(colours), (left, top))
+    draw.text((left - low_px, top), legend[0], INK, font)
+    draw.text((left + colours_px + 12, top), legend[1], INK, font)
+    small = font
+    while small.size > 8 and draw.textlength(said, small) > left - low_px - begin - 24:
+        small = small.font_variant(size=small.size - 1)
+    draw.text((begin, top), said, GREY, small)
     return np.asarray(page)

@@ -9,6 +9,8 @@ import numpy as np
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+INK: Final = "#1a1a1a"
+GREY: Final = "#666666"
 _COLOURS: Final = {False: "YlOrRd", True: "RdBu_r"}
 """By whether values are signed. The lightness of the first falls all the way, of the second to both sides, so that they
 read under every colour blindness, and the first in grey."""

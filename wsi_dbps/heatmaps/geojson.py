@@ -93,8 +93,9 @@ def _features(attention: SlideAttention) -> Iterator[str]:
 
 
 def shortest(values_N: npt.NDArray[np.float32]) -> list[str]:
-    """The shortest text of each number that reads back as the same float32, and is a number in JSON too."""
-    return [repr(float(text)) for text in values_N.astype(str)]
+    """The shortest text of each finite number that reads back as the same float32; a number in JSON too."""
+    texts: list[str] = values_N.astype(str).tolist()
+    return texts
 
 
 def _ring(x: int, y: int, side: float) -> str:

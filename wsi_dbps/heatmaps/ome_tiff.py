@@ -18,7 +18,7 @@ from wsi_dbps.files import written_whole
 from wsi_dbps.geometry import Size
 from wsi_dbps.heatmaps.colours import blend
 from wsi_dbps.heatmaps.placement import Window, check_on_slide
-from wsi_dbps.heatmaps.raster import rasterize_window
+from wsi_dbps.heatmaps.raster import rasterize_channels, rasterize_window
 from wsi_dbps.heatmaps.tile_maps import checked_evidence, percentile_map, raw_map
 from wsi_dbps.records import ROLES
 
@@ -99,21 +99,16 @@ def write_value_map(
     channels |= {name: (attention.role_N == ROLES.index(name)).astype(float) for name in ("salient", "recycled")}
     grid = map_grid(attention.coords_N2, attention.tile_lv0, slide_lv0, max_px=_MAX_VALUES // len(channels))
 
+    values_KN = np.stack(list(channels.values()))
+
     def level(window: Window) -> npt.NDArray[np.float32]:
-        return np.stack(
-            [
-                rasterize_window(
-                    attention.coords_N2, attention.tile_lv0, values_N, window, smooth_lv0=smooth_um / mpp_lv0_um
-                )
-                for values_N in channels.values()
-            ]
+        return rasterize_channels(
+            attention.coords_N2, attention.tile_lv0, values_KN, window, smooth_lv0=smooth_um / mpp_lv0_um
         )
 
-    origin, unit = [0.0] * len(channels), ["µm"] * len(channels)
     about = {
         "axes": "CYX",
         "Channel": {"Name": list(channels)},
-        "Plane": {"PositionX": origin, "PositionXUnit": unit, "PositionY": origin, "PositionYUnit": unit},
     }
     # No predictor: Bio-Formats, and so QuPath, knows none for floats.
     _write(path, attention, grid, mpp_lv0_um, level, about, photometric="minisblack")
@@ -161,6 +156,8 @@ def _write(
     import tifffile
 
     mpp_um = grid.pixel_lv0 * mpp_lv0_um
+    num_planes = len(about["Channel"]["Name"])
+    origin, unit = [0.0] * num_planes, ["µm"] * num_planes
     best = int(np.argmax(attention.prediction.probabilities))
     # The same attention gives the same file; of its own accord tifffile would draw the UUID.
     identity = f"{attention.slide_id}/{attention.checkpoint_fingerprint}/{attention.cache_fingerprint}/{path.name}"
@@ -171,6 +168,7 @@ def _write(
         "PhysicalSizeXUnit": "µm",
         "PhysicalSizeY": mpp_um,
         "PhysicalSizeYUnit": "µm",
+        "Plane": {"PositionX": origin, "PositionXUnit": unit, "PositionY": origin, "PositionYUnit": unit},
         "MapAnnotation": {
             "Namespace": "wsi-dbps heatmap",
             "level0_pixels_per_pixel": grid.pixel_lv0,

@@ -15,7 +15,7 @@ import numpy as np
 
 from wsi_dbps.files import written_whole
 from wsi_dbps.geometry import Size
-from wsi_dbps.heatmaps.colours import blend, colours_with_alpha
+from wsi_dbps.heatmaps.colours import GREY, INK, blend, colours_with_alpha
 from wsi_dbps.heatmaps.placement import check_on_slide, length_text, picture_mpp_um, round_length_um, tile_boxes_px
 from wsi_dbps.heatmaps.raster import rasterize
 from wsi_dbps.heatmaps.tile_maps import evidence_maps, percentile_map, raw_map
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from wsi_dbps.records import SlideAttention
 
 DPI: Final = 200
-INK, GREY = "#1a1a1a", "#666666"
 _OUTLINES: Final = {"recycled": ("#00a8e8", 0.7), "salient": ("#000000", 1.0)}
 """Colour and relative thickness per role, drawn in this order."""
 

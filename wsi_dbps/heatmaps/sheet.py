@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from wsi_dbps.files import written_whole
-from wsi_dbps.heatmaps.overlay import DPI, INK, write_head
+from wsi_dbps.heatmaps.colours import GREY, INK
+from wsi_dbps.heatmaps.overlay import DPI, write_head
 from wsi_dbps.heatmaps.placement import length_text, round_length_um
-from wsi_dbps.heatmaps.tile_maps import evidence_maps, percentile_map, raw_map
+from wsi_dbps.heatmaps.tile_maps import percentile_map, ranks, raw_map, shown_evidence
 from wsi_dbps.records import ROLES
 
 if TYPE_CHECKING:
@@ -64,11 +65,11 @@ def draw_sheet(
     kinds = {name: rows for name, rows in sheet_rows(attention).items() if len(rows)}
     columns, step = max([4, *map(len, kinds.values())]), _CELL + _GAP
     width = 2 * _MARGIN + columns * step - _GAP
-    height = _HEAD + len(kinds) * (_NAME + _CELL + _TEXT) + _MARGIN / 2
+    height = _HEAD + len(kinds) * (_NAME + _CELL + _TEXT) + _MARGIN
     figure = Figure(figsize=(width, height), facecolor="white")
     FigureCanvasAgg(figure)
     write_head(figure, attention)
-    captions = _captions(attention)
+    legend, caption = _captions(attention)
     pixels = patches([int(row) for rows in kinds.values() for row in rows])
     top, shown = _HEAD, 0
     for name, rows in kinds.items():
@@ -79,32 +80,32 @@ def draw_sheet(
             panel.imshow(pixels[shown], interpolation="lanczos")
             panel.set(xticks=[], yticks=[])
             panel.spines[:].set(color="#bbbbbb", linewidth=0.5)
-            panel.text(0, -0.04, captions(int(row)), fontsize=7.2, color=INK, va="top", linespacing=1.35,
+            panel.text(0, -0.04, caption(int(row)), fontsize=7.2, color=INK, va="top", linespacing=1.35,
                        transform=panel.transAxes, parse_math=False)  # fmt: skip
             if shown == 0:
                 _scale_bar(panel, pixels.shape[2], attention.tile_lv0 * mpp_lv0_um)
             shown += 1
         top += _NAME + _CELL + _TEXT
+    figure.text(_MARGIN / width, 0.12 / height, legend, fontsize=7.2, color=GREY, parse_math=False)
     with written_whole(path) as partial:
         figure.savefig(partial, format="png", dpi=DPI, metadata={"Software": None}, pil_kwargs={"compress_level": 4})
 
 
-def _captions(attention: SlideAttention) -> Callable[[int], str]:
+def _captions(attention: SlideAttention) -> tuple[str, Callable[[int], str]]:
+    """What the numbers below a patch are, and those of a row."""
     percentile_N, shares_N = percentile_map(attention).values_N, raw_map(attention).values_N
-    rank_N = np.empty(len(shares_N), np.int64)
-    rank_N[np.argsort(-attention.weights_N, kind="stable")] = np.arange(1, len(shares_N) + 1)
-    maps = evidence_maps(attention)
-    best = attention.classes[int(np.argmax(attention.prediction.probabilities))]
-    chosen = next((one for one in maps if one.name == f"Evidence for {best}"), maps[0] if maps else None)
+    evidence = shown_evidence(attention)
+    said = "# rank by attention · multiple of an even share  |  percentile"
+    if evidence is not None:
+        said += f" · {evidence.name[0].lower()}{evidence.name[1:]}"
 
     def caption(row: int) -> str:
+        second = f"{percentile_N[row]:.2f} %" + (f" · {evidence.values_N[row]:+.2g}" if evidence is not None else "")
         x, y = attention.coords_N2[row].tolist()
-        said = [f"#{rank_N[row]:,} · {shares_N[row]:.3g}× · {percentile_N[row]:.4g} %", f"({x}, {y})"]
-        if chosen is not None:
-            said.insert(1, f"{chosen.name[0].lower()}{chosen.name[1:]} {chosen.values_N[row]:+.2g}")
-        return "\n".join(said)
+        return f"#{rank_N[row]:,} · {shares_N[row]:.2g}×\n{second}\n({x}, {y})"
 
-    return caption
+    rank_N = ranks(attention.weights_N)
+    return f"{said}  |  corner at level 0", caption
 
 
 def _scale_bar(panel: Axes, side_px: int, side_um: float) -> None:

@@ -52,9 +52,32 @@ def chosen_map(attention: SlideAttention, values: Values) -> TileMap:
             f"{attention.slide_id}: its attention file holds no evidence by class; predict again, or ask for --values "
             "percentile or raw"
         )
+    shown = shown_evidence(attention)
+    assert shown is not None
+    return shown
+
+
+def shown_evidence(attention: SlideAttention) -> TileMap | None:
+    """The one map of evidence to show where only one can be: for the predicted class, of two classes for the second.
+
+    Raises:
+        PredictionError: If the evidence does not fit tiles and classes, or is not finite.
+    """
     maps = evidence_maps(attention)
     best = attention.classes[int(np.argmax(attention.prediction.probabilities))]
-    return next((one for one in maps if one.name == f"Evidence for {best}"), maps[0])
+    return next((one for one in maps if one.name == f"Evidence for {best}"), maps[0] if maps else None)
+
+
+def ranks(weights_N: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
+    """(N,) 1 for the highest; equals in row order.
+
+    Examples:
+        >>> ranks(np.array([0.1, 0.7, 0.1])).tolist()
+        [2, 1, 3]
+    """
+    ranks_N = np.empty(len(weights_N), np.int64)
+    ranks_N[np.argsort(-weights_N, kind="stable")] = np.arange(1, len(weights_N) + 1)
+    return ranks_N
 
 
 def raw_map(attention: SlideAttention) -> TileMap:
