@@ -30,7 +30,7 @@ from wsi_dbps.patches.spec import CacheSpec
 from wsi_dbps.patches.tile import tile_slide
 from wsi_dbps.records import Prediction, SlideAttention
 from wsi_dbps.slides.reader import open_slide
-from wsi_dbps.synth.fiducial import decode_centre, fiducial_image
+from wsi_dbps.synth.fiducial import decode_centre, decode_pixels, fiducial_image
 from wsi_dbps.synth.pyramid import write_lossless
 from wsi_dbps.tiling.plan import TilingSpec
 
@@ -81,8 +81,6 @@ def extent(shown_HW: np.ndarray) -> np.ndarray:
 
 
 SIDES = Size(1283, 1131)
-IMAGE = fiducial_image(SIDES)
-IMAGE[..., 2] = 0  # the fine part of the code, which JPEG would spill into the coarse
 
 
 HUGE = [
@@ -99,7 +97,7 @@ TILINGS = [(0.5, 0.5, 0), (0.5, 0.5, 24), (0.46, 0.7, 0), (0.25, 1.0, 17)]
 
 def tile(mpp_um: float, patch_um: float, overlap: int, folder: Path) -> tuple[Path, PatchCache, Scene]:
     """A fiducial slide's file, its cache, and a scene in which the last tile is singled out."""
-    write_lossless(folder / "s.tiff", IMAGE, mpp_um=mpp_um, tile_px=64, downsamples=(1, 4))
+    write_lossless(folder / "s.tiff", fiducial_image(SIDES), mpp_um=mpp_um, tile_px=64, downsamples=(1, 4))
     tiling = TilingSpec(mpp_um=patch_um, size_px=64, overlap_px=overlap, tissue="none", min_tissue=0.0)
     record = SlideRecord("s", "c", folder / "s.tiff")
     assert tile_slide(record, CacheSpec(tiling=tiling, quality=100), folder).error is None
@@ -122,13 +120,12 @@ def scene(request, tmp_path_factory):
 
 
 def test_the_place_of_a_tile_is_where_its_pixels_are_from(tiled) -> None:
-    """The rest of this file measures against coordinates; here the pixels themselves say where they lie."""
+    """The rest of this file measures against coordinates; here the pixels themselves say where they lie, to within a
+    step of the code's coarse part, 16 px, by which JPEG's colours are off."""
     _, cache, scene = tiled
     rows = [0, len(cache) // 2, scene.row]
     for row, patch in zip(rows, cache.patches(rows), strict=True):
-        np.testing.assert_allclose(
-            decode_centre(patch), cache.coords_N2[row] + cache.tile_lv0 / 2, atol=cache.tile_lv0 / 64 + 2
-        )
+        np.testing.assert_allclose(decode_centre(patch), cache.coords_N2[row] + cache.tile_lv0 / 2, atol=16)
 
 
 @pytest.mark.parametrize("longest", [255, 1024])
@@ -228,7 +225,6 @@ def test_levels_and_crops_are_off_by_less_than_a_pixel_and_show_the_tile_that_is
             right = page[: region.height, region.width + 16 :]
             np.testing.assert_array_equal(left, slide.read(region))
             if level == 0:
-                centre = region.x + region.width / 2, region.y + region.height / 2
-                np.testing.assert_allclose(decode_centre(left), centre, atol=0.1)
+                np.testing.assert_array_equal(decode_pixels(left)[0, 0], [region.x, region.y])
             shown = extent((left != right).any(axis=-1)) + np.array([region.x, region.y] * 2)
             assert np.abs(shown * found.downsample - scene.box).max() <= found.downsample + 1
