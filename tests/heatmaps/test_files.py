@@ -1,6 +1,7 @@
 """What the files hold besides places, which test_alignment looks at."""
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -175,3 +176,22 @@ def test_no_file_is_left_of_what_could_not_be_written(tmp_path: Path, make_scene
     with pytest.raises(PredictionError, match=r"evidence of shape \(4, 2\)"):
         write_scores(tmp_path / "a", scene.attention)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_page_of_heatmaps_is_true(tmp_path: Path, make_scene) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "formats" / "heatmaps.md").read_text(encoding="utf-8")
+    scene = make_scene(evidence_NC=evidence(9))
+    a = scene.attention
+    write_value_map(tmp_path / "a.ome.tiff", a, scene.slide_lv0, 0.25)
+    write_scores(tmp_path / "a.csv", a)
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    found: dict = {"path": tmp_path / "a.ome.tiff"}
+    exec(block, found)  # noqa: S102
+    left = a.coords_N2[a.weights_N.argmax(), 0]
+    assert left <= found["x_um"] / 0.25 <= left + a.tile_lv0
+    known = set(re.findall(r"`([^`\n]+)`", page))
+    with tifffile.TiffFile(tmp_path / "a.ome.tiff") as file:
+        channels = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]["Pixels"]["Channel"]
+    columns = (tmp_path / "a.csv").read_text().splitlines()[0].split(",")
+    for name in (*(channel["Name"] for channel in channels), *columns):
+        assert name.replace("normal", "<class>").replace("tumor", "<class>") in known, name

@@ -37,8 +37,8 @@ CROP_PX: Final = 1024
 _STRENGTH: Final = 0.55
 """Of the colours, so that the tissue under them can be looked at."""
 _BAND_PX: Final = 4_000_000
-_GAP_PX, _FOOT_PX, _BAR_PX = 16, 64, 6
-"""Between the two pictures of a crop; what stands below them; thickness of the scale bar."""
+_GAP_PX, _FOOT_PX, _BAR_PX, _RAMP_PX = 16, 64, 6, 200
+"""Between the two pictures of a crop; what stands below them; thickness of the scale bar; length of the colours."""
 
 
 def checked_level(slide_id: str, levels: Sequence[Level], level: int, *, whole: bool) -> Level:
@@ -205,17 +205,17 @@ def _page(
     lowest = -one.highest if one.signed else 0.0
     legend = f"{lowest:.3g}", f"{one.highest:.3g} {one.unit}"
     low_px, high_px = (round(draw.textlength(text, font)) + 12 for text in legend)
-    colours_px = min(200, width // 4)
-    ramp = np.linspace(lowest, one.highest, colours_px, dtype=np.float32)[None].repeat(24, 0)
-    colours = blend(
-        np.full((24, colours_px, 3), 255, np.uint8), ramp, one.highest, signed=one.signed, strength=_STRENGTH
-    )
-    left = page.width - high_px - colours_px
-    page.paste(Image.fromarray(colours), (left, top))
-    draw.text((left - low_px, top), legend[0], INK, font)
-    draw.text((left + colours_px + 12, top), legend[1], INK, font)
+    end, left = page.width, page.width - high_px - _RAMP_PX
+    if left - low_px > page.width // 3:  # else the page is too narrow for it
+        end = left - low_px - 24
+        ramp_HW = np.linspace(lowest, one.highest, _RAMP_PX, dtype=np.float32)[None].repeat(24, 0)
+        white_HWC = np.full((*ramp_HW.shape, 3), 255, np.uint8)
+        colours_HWC = blend(white_HWC, ramp_HW, one.highest, signed=one.signed, strength=_STRENGTH)
+        page.paste(Image.fromarray(colours_HWC), (left, top))
+        draw.text((left - low_px, top), legend[0], INK, font)
+        draw.text((left + _RAMP_PX + 12, top), legend[1], INK, font)
     small = font
-    while small.size > 8 and draw.textlength(said, small) > left - low_px - begin - 24:
+    while small.size > 8 and draw.textlength(said, small) > end - begin:
         small = small.font_variant(size=small.size - 1)
     draw.text((begin, top), said, GREY, small)
     return np.asarray(page)
