@@ -186,7 +186,7 @@ def test_the_page_of_heatmaps_is_true(tmp_path: Path, make_scene) -> None:
     write_scores(tmp_path / "a.csv", a)
     (block,) = re.findall(r"```python\n(.*?)```", page, re.S)
     found: dict = {"path": tmp_path / "a.ome.tiff"}
-    exec(block, found)  # noqa: S102
+    exec(block, found)
     left = a.coords_N2[a.weights_N.argmax(), 0]
     assert left <= found["x_um"] / 0.25 <= left + a.tile_lv0
     known = set(re.findall(r"`([^`\n]+)`", page))
