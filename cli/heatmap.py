@@ -146,10 +146,13 @@ def draw_formats(out: Path, attention: SlideAttention, cache: BagFile, how: Draw
 
     if Format.CSV in how.formats:
         write_scores(named("csv"), attention)
+    if set(how.formats) <= {Format.CSV}:
+        return
+    slide_lv0 = cache.slide_lv0  # which features of other tools may not have
     if Format.GEOJSON in how.formats:
-        write_geojson(named("geojson"), attention, cache.slide_lv0)
+        write_geojson(named("geojson"), attention, slide_lv0)
     if Format.OME_TIFF in how.formats:
-        place = (cache.slide_lv0, cache.mpp_lv0_um)
+        place = (slide_lv0, cache.mpp_lv0_um)
         write_value_map(named("ome.tiff"), attention, *place, smooth_um=how.smooth_um)
         one = chosen_map(attention, how.values.value)
         write_coloured_map(named("rgb.ome.tiff"), attention, one, *place, smooth_um=how.smooth_um)
@@ -158,7 +161,7 @@ def draw_formats(out: Path, attention: SlideAttention, cache: BagFile, how: Draw
             raise CacheError(f"{cache.path}: holds features, no pixels to show; --format sheet needs patch caches")
         draw_sheet(named("sheet.png"), attention, cache.patches, cache.mpp_lv0_um)
     if Format.PNG in how.formats:
-        picture = (cache.thumbnail(), cache.slide_lv0, cache.mpp_lv0_um)
+        picture = (cache.thumbnail(), slide_lv0, cache.mpp_lv0_um)
         draw_overlay(named("png"), attention, *picture, smooth_um=how.smooth_um)
 
 
