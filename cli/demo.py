@@ -83,7 +83,7 @@ def command(
     _say(f"evaluate {predictions} --out {report}")
     evaluate.command([predictions], report)
     _say(f"heatmap {run} {cohort} --caches {caches} --predictions {predictions} --split test --out {maps}")
-    heatmap.command(run, cohort, caches, maps, predictions=predictions, split=Split.TEST)
+    heatmap.command([run], cohort, caches, maps, predictions=predictions, split=Split.TEST)
 
     found = _compare(cohort, caches, predictions)
     print(f"\n{'on the test slides':<44} {'dbps':>6} {'colour only':>12}")

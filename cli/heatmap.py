@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from wsi_dbps_cli.options import Bags, CohortCsv, Columns, Device, Fold, Split, cohort_part
+from wsi_dbps_cli.options import Bags, CohortCsv, Columns, Device, Fold, Runs, Split, cohort_part, member_runs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from wsi_dbps.cohort.cohort import SlideRecord
+    from wsi_dbps.records import SlideAttention
+    from wsi_dbps.training.bags import BagFile
 
 
 class Format(StrEnum):
     """What is drawn."""
 
     PNG = "png"
+    OME_TIFF = "ome-tiff"
     GEOJSON = "geojson"
+    SHEET = "sheet"
+    CSV = "csv"
+
+
+class Values(StrEnum):
+    """Which map is drawn where there can be only one."""
+
+    PERCENTILE = "percentile"
+    RAW = "raw"
+    EVIDENCE = "evidence"
 
 
 def command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, as `wsi-dbps train` wrote it.")],
+    runs: Runs,
     cohort: CohortCsv,
     caches: Bags,
     out: Annotated[Path, typer.Option(help="Folder for the heatmaps.")],
@@ -34,11 +48,25 @@ def command(
     split: Annotated[Split, typer.Option(help="Which slides.")] = Split.ALL,
     fold: Fold = None,
     format_: Annotated[list[Format], typer.Option("--format", help="May be repeated.")] = [Format.PNG, Format.GEOJSON],
+    values: Annotated[
+        Values, typer.Option(help="What coloured TIFFs, levels and crops show. PNGs show all there is.")
+    ] = Values.PERCENTILE,
+    smooth: Annotated[float, typer.Option(min=0, help="Smooth maps by a Gaussian of this standard deviation, µm.")] = 0,
+    overlay_level: Annotated[
+        int | None,
+        typer.Option(min=0, help="Draw the map over the pixels of this pyramid level of the slide file, 0 the finest."),
+    ] = None,
+    crops: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Draw only this many regions of the level (else of level 0), round the most salient tiles."
+        ),
+    ] = 0,
     device: Device = "auto",
     columns: Columns = [],
 ) -> None:
-    """Draw how the model looked at each slide. The slides themselves are not opened: the caches, or features of
-    `wsi-dbps embed`, hold all it takes.
+    """Draw how the model, or several together, looked at each slide. The slides themselves are opened for --overlay-level and --crops only:
+    for all else the caches, or features of `wsi-dbps embed`, hold all it takes.
 
     Attention that is there already, from the same checkpoint and cache, is not computed again.
     """
@@ -49,47 +77,114 @@ def command(
         raise PredictionError("no slide to draw: the cohort, or the split asked for, is empty")
     if slide:
         records = records.slides(*slide)
-    failed = draw(run, records.records, caches, out, predictions, format_, device)
+    how = Drawing(tuple(format_), values, smooth, overlay_level, crops)
+    failed = draw(member_runs(runs, fold), records.records, caches, out, predictions, how, device)
     if failed:
         raise typer.Exit(1)
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """What is drawn of a slide."""
+
+    formats: tuple[Format, ...]
+    values: Values
+    smooth_um: float
+    overlay_level: int | None
+    crops: int
+
+
 def draw(
-    run: Path,
+    runs: Sequence[Path],
     records: Sequence[SlideRecord],
     caches: Path,
     out: Path,
     predictions: Path | None,
-    formats: Sequence[Format],
+    how: Drawing,
     device: str,
 ) -> int:
     """Draw every slide, name those that cannot be drawn, and say how many these are."""
     from wsi_dbps.errors import OutputError, WsiDbpsError
     from wsi_dbps.evaluation.predict import Predictor
-    from wsi_dbps.heatmaps.geojson import write_geojson
-    from wsi_dbps.heatmaps.overlay import draw_overlay
     from wsi_dbps.progress import Progress
     from wsi_dbps.training.checkpoint import load_checkpoint
 
     failed = 0
-    predictor = Predictor([load_checkpoint(run / "best.pt")], caches, device=device)
-    with Progress("drawing", len(records), "slides") as progress:
+    checkpoints = [load_checkpoint(run / "best.pt") for run in runs]
+    with (
+        Predictor(checkpoints, caches, device=device) as predictor,
+        Progress("drawing", len(records), "slides") as progress,
+    ):
         for record in records:
             try:
                 kept = predictor.kept(record, predictions) if predictions else None
                 attention = kept or predictor.kept_or_new(record, out)
                 cache = predictor.cache(record)
-                slide_lv0 = cache.slide_lv0
-                if Format.PNG in formats:
-                    picture = (cache.thumbnail(), slide_lv0, cache.mpp_lv0_um)
-                    draw_overlay(out / f"{record.slide_id}.png", attention, *picture)
-                if Format.GEOJSON in formats:
-                    write_geojson(out / f"{record.slide_id}.geojson", attention, slide_lv0)
+                draw_formats(out, attention, cache, how)
+                if how.overlay_level is not None or how.crops:
+                    draw_close(out, attention, cache, record, how)
             except OutputError:
                 raise
             except WsiDbpsError as error:
                 failed += 1
-                progress.say(f"{record.slide_id}: {error}")
+                progress.say(f"{record.slide_id}: {str(error).removeprefix(f'{record.slide_id}: ')}")
             progress.advance()
     print(f"{len(records) - failed} slides drawn, {failed} failed: {out}")
     return failed
+
+
+def draw_formats(out: Path, attention: SlideAttention, cache: BagFile, how: Drawing) -> None:
+    """All formats that need no slide."""
+    from wsi_dbps.errors import CacheError
+    from wsi_dbps.heatmaps.geojson import write_geojson
+    from wsi_dbps.heatmaps.ome_tiff import write_coloured_map, write_value_map
+    from wsi_dbps.heatmaps.overlay import draw_overlay
+    from wsi_dbps.heatmaps.sheet import draw_sheet
+    from wsi_dbps.heatmaps.table import write_scores
+    from wsi_dbps.heatmaps.tile_maps import chosen_map
+    from wsi_dbps.patches.cache import PatchCache
+
+    def named(ending: str) -> Path:
+        return out / f"{attention.slide_id}.{ending}"
+
+    if Format.CSV in how.formats:
+        write_scores(named("csv"), attention)
+    if set(how.formats) <= {Format.CSV}:
+        return
+    slide_lv0 = cache.slide_lv0  # which features of other tools may not have
+    if Format.GEOJSON in how.formats:
+        write_geojson(named("geojson"), attention, slide_lv0)
+    if Format.OME_TIFF in how.formats:
+        place = (slide_lv0, cache.mpp_lv0_um)
+        write_value_map(named("ome.tiff"), attention, *place, smooth_um=how.smooth_um)
+        one = chosen_map(attention, how.values.value)
+        write_coloured_map(named("rgb.ome.tiff"), attention, one, *place, smooth_um=how.smooth_um)
+    if Format.SHEET in how.formats:
+        if not isinstance(cache, PatchCache):
+            raise CacheError(f"{cache.path}: holds features, no pixels to show; --format sheet needs patch caches")
+        draw_sheet(named("sheet.png"), attention, cache.patches, cache.mpp_lv0_um)
+    if Format.PNG in how.formats:
+        picture = (cache.thumbnail(), slide_lv0, cache.mpp_lv0_um)
+        draw_overlay(named("png"), attention, *picture, smooth_um=how.smooth_um)
+
+
+def draw_close(out: Path, attention: SlideAttention, cache: BagFile, record: SlideRecord, how: Drawing) -> None:
+    """The map over the slide's own pixels."""
+    from wsi_dbps.errors import SlideError, SpecMismatchError
+    from wsi_dbps.heatmaps.closeup import draw_crops, draw_level
+    from wsi_dbps.heatmaps.tile_maps import chosen_map
+    from wsi_dbps.slides.reader import open_slide
+
+    if record.file is None:
+        raise SlideError("no path in the manifest; --overlay-level and --crops read the slide itself")
+    level, one = how.overlay_level or 0, chosen_map(attention, how.values.value)
+    with open_slide(record.file, str(cache.attrs.get("reader", "auto"))) as slide:
+        info, expected = slide.info, cache.attrs.get("slide_fingerprint")
+        if info.size_lv0 != cache.slide_lv0 or (expected is not None and expected != info.fingerprint):
+            raise SpecMismatchError(f"{record.file}: is not the file that {cache.path} was made from; mend the path")
+        smooth_lv0 = how.smooth_um / cache.mpp_lv0_um
+        what = (slide.read, info.levels, level)
+        if how.crops:
+            draw_crops(out, *what, how.crops, attention, one, cache.mpp_lv0_um, smooth_lv0=smooth_lv0)
+        else:
+            draw_level(out / f"{record.slide_id}.level{level}.png", *what, attention, one, smooth_lv0=smooth_lv0)

@@ -87,6 +87,9 @@ def test_heatmaps_of_other_tools_features_draw_what_they_can(small_cohort, weigh
         lacks = "has no thumbnail to draw on" if layout == "trident" else "does not say how large its slide is"
         assert f"slide_00.h5: {lacks}" in err
         assert wsi_dbps(*draw, "geojson")[0] == (0 if layout == "trident" else 1)
+        assert wsi_dbps(*draw, "csv")[0] == 0
+        code, _, err = wsi_dbps(*draw, "sheet")
+        assert (code, "holds features, no pixels" in err) == (1, layout == "trident")
         assert np.isnan(read_attention(pred / "attention" / "slide_00.h5").tile_lv0) == (layout == "clam")
 
 

@@ -43,7 +43,8 @@ def test_rings_are_closed_and_wound_as_the_standard_asks(tmp_path, make_scene):
 
 
 def test_a_feature_has_what_qupath_reads(tmp_path, make_scene):
-    feature = written(tmp_path / "a.geojson", make_scene(1))["features"][0]
+    scene = make_scene(1, evidence_NC=np.array([[-0.5, 1.25]], np.float32))
+    feature = written(tmp_path / "a.geojson", scene)["features"][0]
     assert uuid.UUID(feature.pop("id")).version == 5
     assert feature == {
         "type": "Feature",
@@ -54,7 +55,14 @@ def test_a_feature_has_what_qupath_reads(tmp_path, make_scene):
         "properties": {
             "objectType": "tile",
             "classification": {"name": "salient", "color": [213, 94, 0]},
-            "measurements": {"attention": 1.0, "attention percentile": 50.0},
+            "measurements": {
+                "attention": 1.0,
+                "attention percentile": 50.0,
+                "evidence normal": -0.5,
+                "evidence tumor": 1.25,
+                "probability normal": 0.25,
+                "probability tumor": 0.75,
+            },
         },
     }
 

@@ -1,4 +1,5 @@
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,12 +7,14 @@ from PIL import Image
 
 from wsi_dbps.errors import PredictionError
 from wsi_dbps.geometry import Size
-from wsi_dbps.heatmaps.overlay import blend, draw_overlay
-from wsi_dbps.heatmaps.raster import Heatmap, rasterize
+from wsi_dbps.heatmaps.colours import blend
+from wsi_dbps.heatmaps.overlay import draw_overlay
+from wsi_dbps.heatmaps.raster import rasterize
+from wsi_dbps.records import Prediction
 
 
-def draw(path, scene):
-    draw_overlay(path, scene.attention, scene.thumbnail_HWC, scene.slide_lv0, 0.25)
+def draw(path, scene, **how):
+    draw_overlay(path, scene.attention, scene.thumbnail_HWC, scene.slide_lv0, 0.25, **how)
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
 
@@ -24,7 +27,7 @@ def test_the_heat_lies_on_the_tissue_it_was_computed_from_within_a_pixel(make_sc
     scene = make_scene(slide=slide, picture=picture)
     a = scene.attention
     heatmap = rasterize(a.coords_N2, a.tile_lv0, np.full(9, 1.0), slide, picture, 0.25)
-    heated = blend(scene.thumbnail_HWC, heatmap, 1.0)
+    heated = blend(scene.thumbnail_HWC, heatmap.values_HW, 1.0)
     coloured = heated.max(axis=2) > heated.min(axis=2)
     tissue = scene.thumbnail_HWC[..., 0] == 0
     for axis in (0, 1):
@@ -34,7 +37,7 @@ def test_the_heat_lies_on_the_tissue_it_was_computed_from_within_a_pixel(make_sc
 
 def test_pixels_without_a_tile_stay_grey_and_the_highest_hide_the_most():
     thumbnail = np.full((1, 3, 3), 255, np.uint8)
-    low, high, none = blend(thumbnail, Heatmap(np.array([[0.0, 1.0, np.nan]], np.float32), 1.0), 1.0)[0].astype(int)
+    low, high, none = blend(thumbnail, np.array([[0.0, 1.0, np.nan]], np.float32), 1.0)[0].astype(int)
     assert none.tolist() == [255, 255, 255]
     assert high.sum() < low.sum() < none.sum()
 
@@ -55,8 +58,26 @@ def test_slides_of_every_shape_and_any_number_of_tiles_are_drawn(tmp_path, make_
 
 def test_the_same_attention_gives_the_same_file(tmp_path, make_scene):
     for name in "ab":
-        draw(tmp_path / name, make_scene())
+        draw(tmp_path / name, make_scene(evidence_NC=np.eye(9, 2, dtype=np.float32)), smooth_um=50)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize(("num_classes", "picture"), [(2, Size(401, 301)), (9, Size(1024, 51))])
+def test_every_class_shown_has_a_panel_with_its_colours(tmp_path, make_scene, num_classes, picture):
+    classes = tuple(f"c{i}" for i in range(num_classes))
+    prediction = Prediction("slide-1", "case-1", None, None, 9, (1 / num_classes,) * num_classes)
+    evidence = np.zeros((9, num_classes), np.float32)
+    evidence[:5], evidence[5:] = -np.arange(1, num_classes + 1), np.arange(1, num_classes + 1)
+    slide = Size(picture.width * 10, picture.height * 10)
+    scene = make_scene(slide=slide, picture=picture, tile_lv0=50.0, classes=classes, prediction=prediction,
+                       coords_N2=np.array([[300 + 60 * i, 200] for i in range(9)]))  # fmt: skip
+    without = draw(tmp_path / "a.png", scene)
+    shown = draw(tmp_path / "b.png", replace(scene, attention=replace(scene.attention, evidence_NC=evidence)))
+    assert shown.size > without.size
+    for dark, pale in ((0, 2), (2, 0)):  # deep red and deep blue, of which there were none
+        deep = [((p[..., dark] < 60) & (p[..., pale] > 70) & (p[..., 1] < 80)).sum() for p in (without, shown)]
+        assert deep[1] > deep[0] + 50
+    assert (shown[:, -4:] == 255).all()
 
 
 def test_a_slide_id_that_looks_like_a_formula_or_is_very_long_fits(tmp_path, make_scene):

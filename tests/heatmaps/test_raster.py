@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import special
 
 from wsi_dbps.geometry import Size
-from wsi_dbps.heatmaps.placement import picture_mpp_um, round_length_um, tile_boxes_px
-from wsi_dbps.heatmaps.raster import _area_sum, percentile_ranks, rasterize
+from wsi_dbps.heatmaps.placement import Window, picture_mpp_um, round_length_um, tile_boxes_px
+from wsi_dbps.heatmaps.raster import _Sums, percentile_ranks, rasterize, rasterize_channels, rasterize_window
 
 slide_side, raster_side = st.integers(1, 5000), st.integers(1, 60)
 tile_side = st.floats(1, 900)
@@ -63,7 +64,7 @@ def test_the_covered_areas_add_up_to_the_areas_of_the_tiles_on_the_slide(scene):
     coords, tile, values, slide, raster = scene
     boxes = tile_boxes_px(coords, tile, slide, raster).clip(0, [raster.width, raster.height] * 2)
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    total = _area_sum(tile_boxes_px(coords, tile, slide, raster), np.ones(len(values)), raster).sum()
+    total = _Sums(coords, tile, Window.whole(slide, raster)).of(np.ones(len(values))).sum()
     assert total == pytest.approx(areas.sum(), rel=1e-9, abs=1e-9)
 
 
@@ -166,3 +167,64 @@ def test_values_that_are_not_finite_are_refused():
         drawn(np.array([[0, 0]]), 8.0, np.array([np.nan]), Size(8, 8), Size(2, 2))
     with pytest.raises(ValueError, match=r"found \(2,\) values for 1 tiles"):
         drawn(np.array([[0, 0]]), 8.0, np.array([1.0, 2.0]), Size(8, 8), Size(2, 2))
+
+
+@settings(deadline=None, max_examples=60)
+@given(scenes(), number, st.floats(1, 2000))
+def test_smoothing_gives_equal_values_back_and_leaves_the_blank_blank(scene, value, sigma_um):
+    coords, tile, values, slide, raster = scene
+    plain = drawn(coords, tile, values, slide, raster)
+    equal = rasterize(coords, tile, np.full(len(coords), value), slide, raster, 0.25, smooth_um=sigma_um).values_HW
+    smooth = rasterize(coords, tile, values, slide, raster, 0.25, smooth_um=sigma_um).values_HW
+    for pixels in (equal, smooth):
+        np.testing.assert_array_equal(np.isnan(pixels), np.isnan(plain))
+    assert (equal[~np.isnan(equal)] == np.float32(value)).all()
+    low, high = np.float32(values.min()), np.float32(values.max())
+    shown = smooth[~np.isnan(smooth)]
+    assert ((shown >= low) & (shown <= high)).all()
+
+
+@pytest.mark.parametrize(("side", "sigma_um"), [(333, 20.0), (333, 100.0), (333, 400.0), (40, 400.0)])
+def test_a_lone_tile_is_smoothed_to_the_gaussian_of_its_square(side, sigma_um):
+    """On a slide full of tiles, one of value 1 spreads as the integral of a Gaussian over it, whatever the raster."""
+    coords = np.stack(np.meshgrid(np.arange(40), np.arange(40)), -1).reshape(-1, 2) * 250
+    values = ((coords == [5000, 4500]).all(axis=1)).astype(float)
+    slide, mpp_um = Size(10_000, 10_000), 0.5
+    pixels = rasterize(coords, 250.0, values, slide, Size(side, side), mpp_um, smooth_um=sigma_um).values_HW
+    edges = np.linspace(0, 10_000, side + 1)
+    middle, sigma = (edges[1:] + edges[:-1]) / 2, sigma_um / mpp_um
+
+    def along(start):
+        return special.ndtr((start + 250 - middle) / sigma) - special.ndtr((start - middle) / sigma)
+
+    def inside():  # what lies on the slide, which is all that counts
+        return special.ndtr((10_000 - middle) / sigma) - special.ndtr(-middle / sigma)
+
+    expected = np.outer(along(4500) / inside(), along(5000) / inside())
+    assert np.abs(pixels - expected).max() < 0.07 * expected.max()
+    assert pixels.sum() == pytest.approx(values.sum() * (250 * side / 10_000) ** 2, rel=0.02)
+
+
+def test_a_part_of_the_slide_is_smoothed_as_the_whole_is():
+    rng = np.random.default_rng(0)
+    coords = rng.integers(0, 3900, (300, 2))
+    values = rng.random(300)
+    whole = rasterize_window(coords, 97.3, values, Window(0, 0, 4000, 4000, Size(400, 400)), smooth_lv0=150)
+    part = rasterize_window(coords, 97.3, values, Window(1000, 1500, 800, 600, Size(80, 60)), smooth_lv0=150)
+    np.testing.assert_allclose(part, whole[150:210, 100:180], atol=0.005)
+    exact = rasterize_window(coords, 97.3, values, Window(1000, 1500, 800, 600, Size(80, 60)))
+    whole = rasterize_window(coords, 97.3, values, Window(0, 0, 4000, 4000, Size(400, 400)))
+    np.testing.assert_allclose(exact, whole[150:210, 100:180], rtol=1e-6)
+
+
+def test_several_values_at_once_are_as_each_alone():
+    rng = np.random.default_rng(1)
+    coords, values, window = (
+        rng.integers(0, 900, (50, 2)),
+        rng.normal(size=(3, 50)),
+        Window(0, 0, 999, 1001, Size(37, 41)),
+    )
+    for smooth in (0, 80):
+        together = rasterize_channels(coords, 61.7, values, window, smooth_lv0=smooth)
+        alone = [rasterize_window(coords, 61.7, one, window, smooth_lv0=smooth) for one in values]
+        np.testing.assert_array_equal(together, alone)

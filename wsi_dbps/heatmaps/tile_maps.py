@@ -1,0 +1,139 @@
+"""What is drawn of a slide's attention: a number per tile, its name, its unit, and its colour scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+import numpy as np
+
+from wsi_dbps.errors import PredictionError
+from wsi_dbps.heatmaps.raster import percentile_ranks
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from wsi_dbps.records import SlideAttention
+
+Values = Literal["percentile", "raw", "evidence"]
+MAX_CLASSES: Final = 6
+"""Most classes whose evidence a picture shows."""
+_ROBUST_PERCENT: Final = 99.5
+"""Share of the tiles whose evidence lies inside the colour scale."""
+
+
+@dataclass(frozen=True)
+class TileMap:
+    """One number per tile, and how it is coloured."""
+
+    name: str
+    unit: str
+    values_N: npt.NDArray[np.float64]
+    highest: float
+    """The value of full colour; above 0."""
+    signed: bool = False
+    """Whether colours run from -`highest` over none at 0, or from 0."""
+    beyond: bool = False
+    """Whether values lie outside the scale."""
+
+
+def chosen_map(attention: SlideAttention, values: Values) -> TileMap:
+    """The map to draw where only one can be; of evidence, that for the predicted class.
+
+    Raises:
+        PredictionError: If evidence is asked for and there is none, or it cannot be drawn.
+    """
+    if values == "percentile":
+        return percentile_map(attention)
+    if values == "raw":
+        return raw_map(attention)
+    if attention.evidence_NC is None:
+        raise PredictionError(
+            f"{attention.slide_id}: its attention file holds no evidence by class; predict again, or ask for --values "
+            "percentile or raw"
+        )
+    shown = shown_evidence(attention)
+    assert shown is not None
+    return shown
+
+
+def shown_evidence(attention: SlideAttention) -> TileMap | None:
+    """The one map of evidence to show where only one can be: for the predicted class, of two classes for the second.
+
+    Raises:
+        PredictionError: If the evidence does not fit tiles and classes, or is not finite.
+    """
+    maps = evidence_maps(attention)
+    best = attention.classes[int(np.argmax(attention.prediction.probabilities))]
+    return next((one for one in maps if one.name == f"Evidence for {best}"), maps[0] if maps else None)
+
+
+def ranks(weights_N: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
+    """(N,) 1 for the highest; equals in row order.
+
+    Examples:
+        >>> ranks(np.array([0.1, 0.7, 0.1])).tolist()
+        [2, 1, 3]
+    """
+    ranks_N = np.empty(len(weights_N), np.int64)
+    ranks_N[np.argsort(-weights_N, kind="stable")] = np.arange(1, len(weights_N) + 1)
+    return ranks_N
+
+
+def raw_map(attention: SlideAttention) -> TileMap:
+    """Attention as a multiple of an even share: 1 is what every tile would get if all got the same."""
+    shares_N = attention.weights_N.astype(np.float64) * len(attention.weights_N)
+    return TileMap("Attention", "multiple of an even share", shares_N, max(1.0, shares_N.max(initial=0)))
+
+
+def percentile_map(attention: SlideAttention) -> TileMap:
+    """The order of the attention, which shows what the few highest weights outshine."""
+    return TileMap("Attention percentile", "% of tiles with less", 100 * percentile_ranks(attention.weights_N), 100.0)
+
+
+def evidence_maps(attention: SlideAttention) -> tuple[TileMap, ...]:
+    """What each patch says for and against each class; none where the attention file holds no evidence.
+
+    Of two classes one map: for the second, less that for the first, which is what moves the prediction. Of more, the
+    contribution to each class's logit, for the most probable `MAX_CLASSES` in their order. All have one scale: it
+    holds 99.5 % of the tiles' values, so that a few extreme ones do not bleach the rest.
+
+    Raises:
+        PredictionError: If the evidence does not fit tiles and classes, or is not finite.
+    """
+    evidence_NC = checked_evidence(attention)
+    if evidence_NC is None:
+        return ()
+    if len(attention.classes) == 2:
+        named = {attention.classes[1]: evidence_NC[:, 1] - evidence_NC[:, 0]}
+        unit = f"contribution to the log-odds against {attention.classes[0]}"
+    else:
+        probable = np.argsort(attention.prediction.probabilities)[::-1][:MAX_CLASSES]
+        named = {attention.classes[c]: evidence_NC[:, c] for c in sorted(probable)}
+        unit = "contribution to the logit"
+    size_NC = np.abs(np.stack(list(named.values()), axis=1))
+    highest = float(np.percentile(size_NC, _ROBUST_PERCENT)) if size_NC.size else 0.0
+    largest = float(size_NC.max(initial=0))
+    highest = highest or largest or 1.0
+    return tuple(
+        TileMap(f"Evidence for {name}", unit, values_N, highest, signed=True, beyond=largest > highest)
+        for name, values_N in named.items()
+    )
+
+
+def checked_evidence(attention: SlideAttention) -> npt.NDArray[np.float64] | None:
+    """(N, C) contribution of each patch to each class's logit, if the attention file holds it.
+
+    Raises:
+        PredictionError: If it does not fit tiles and classes, or is not finite.
+    """
+    found = attention.evidence_NC
+    if found is None:
+        return None
+    if found.shape != (len(attention.coords_N2), len(attention.classes)) or not np.isfinite(found).all():
+        raise PredictionError(
+            f"{attention.slide_id}: its attention file holds evidence of shape {found.shape} for "
+            f"{len(attention.coords_N2)} tiles and {len(attention.classes)} classes, or some that is not finite; "
+            "predict again"
+        )
+    return found.astype(np.float64)
