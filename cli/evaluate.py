@@ -18,19 +18,36 @@ def command(
     out: Annotated[Path | None, typer.Option(help="Folder for the report; the predictions' own if not given.")] = None,
     bootstrap: Annotated[int, typer.Option(help="Resamples of the cases for each interval.")] = 2000,
     seed: Annotated[int, typer.Option(help="Of the resampling.")] = 0,
+    run: Annotated[
+        list[Path], typer.Option(help="Run that made the predictions, if it has moved since. May be repeated.")
+    ] = [],
+    heatmaps: Annotated[Path | None, typer.Option(help="Folder of `wsi-dbps heatmap`: pictures of the errors.")] = None,
+    truth: Annotated[
+        Path | None, typer.Option(help="Folder with localisation.json, faithfulness.json, stability.json, or some.")
+    ] = None,
+    atlas: Annotated[Path | None, typer.Option(help="Folder of pictures of what was selected in training.")] = None,
 ) -> None:
-    """Write metrics.json and report.html, by case and by slide, with 95 % intervals resampled by case."""
+    """Write metrics.json and report.html, by case and by slide, with 95 % intervals resampled by case.
+
+    The report holds a leak check and the training curves where the run of the predictions is still there.
+    """
     from wsi_dbps.config import build
     from wsi_dbps.evaluation.metrics import MetricsConfig, evaluate
     from wsi_dbps.evaluation.report import write_metrics, write_report
+    from wsi_dbps.evaluation.report_runs import runs_behind
     from wsi_dbps.records import read_predictions
 
     config = build(MetricsConfig, {"num_bootstrap": bootstrap, "seed": seed}, "evaluate")
     predictions = read_predictions(pred / "predictions.csv")
     metrics = evaluate(predictions, config)
     folder = out or pred
+    runs, why_none = runs_behind(pred, {row.case_id for row in predictions.cases}, run)
+    facts = _facts(pred) | ({"Leak check": f"not made: {why_none}"} if why_none else {})
+    extras = {"heatmaps": heatmaps, "truth": truth, "atlas": atlas}
     write_metrics(metrics, folder / "metrics.json")
-    write_report(folder / "report.html", predictions, metrics, title=pred.resolve().name, facts=_facts(pred))
+    write_report(
+        folder / "report.html", predictions, metrics, title=pred.resolve().name, facts=facts, runs=runs, **extras
+    )
     print(f"{headline(metrics)}: {folder / 'report.html'}")
 
 
