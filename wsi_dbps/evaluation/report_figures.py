@@ -141,10 +141,10 @@ def _plot_classes(
         label = f" {_short(name)}  {value.value:.3f}" if value else f" {_short(name)}"  # labels with _ first are dropped
         line = colour if one else _CLASS_COLOURS[i % len(_CLASS_COLOURS)]
         dash = _DASHES[i // len(_CLASS_COLOURS) % len(_DASHES)]
-        style: dict[str, Any] = {"drawstyle": "steps-pre"} if steps else {}
+        style: dict[str, Any] = {"drawstyle": "steps-post"} if steps else {}
         axes.plot(x, y, color=line, lw=2, ls=dash, label=label, clip_on=False, **style)
         if one:
-            axes.fill_between(x, y, color=line, alpha=0.08, lw=0, step="pre" if steps else None)
+            axes.fill_between(x, y, color=line, alpha=0.08, lw=0, step="post" if steps else None)
 
 
 def _plot_bins(

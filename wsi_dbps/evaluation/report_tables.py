@@ -30,7 +30,7 @@ NAMES: Final = {
     "intervals": "Intervals",
 }
 _AVERAGED: Final = ("auroc", "auprc", "f1")
-_COMPARED: Final = ("auroc", "auprc", "balanced_accuracy", "sensitivity", "specificity", "f1", "brier", "ece")
+_COMPARED: Final = ("auroc", "auprc", "balanced_accuracy", "sensitivity", "specificity", "brier")
 """Columns of the tables of folds and subgroups, those that exist."""
 _INK: Final = "#1c2330"
 Cell = dict[str, str]
@@ -112,7 +112,7 @@ def confusion_rows(metrics: Metrics) -> list[tuple[str, list[Cell]]]:
                 "count": f"{count:,}",
                 "share": f"{share:.0%}" if sum(counts) else "–",
                 "background": f"color-mix(in srgb, var(--accent) {8 + 80 * share:.0f}%, white)",
-                "ink": "#ffffff" if share > 0.55 else _INK,
+                "ink": "#ffffff" if share > 0.85 else _INK,
             }
             for count, share in zip(counts, shares, strict=True)
         ]
@@ -130,7 +130,7 @@ def cohort_rows(predictions: Predictions, runs: Sequence[RunRecord] = ()) -> lis
             seen = [record for record in records if record.split == split]
             label_of = {r.case_id: r.label for r in sorted(seen, key=lambda r: r.label is not None)}
             if seen:
-                name = f"{split}{f' of {run.name}' if len(runs) > 1 else ''}, seen by the model"
+                name = f"{split} of {run.name}" if len(runs) > 1 else f"{split}, seen by the model"
                 rows.append((name, _counts(Counter(label_of.values()), Counter(r.label for r in seen), labels)))
     counted = [Counter((row.split, row.label) for row in of) for of in (predictions.cases, predictions.slides)]
     order = ["train", "val", "test", *sorted({row.split for row in predictions.slides if row.split}), None]
