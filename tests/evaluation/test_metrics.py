@@ -10,7 +10,8 @@ from sklearn import metrics as sk
 
 from wsi_dbps.config import build
 from wsi_dbps.errors import ConfigError, PredictionError
-from wsi_dbps.evaluation.metrics import MetricsConfig, _auprc, _auroc, _Rows, evaluate
+from wsi_dbps.evaluation.metrics import MetricsConfig, evaluate
+from wsi_dbps.evaluation.scores import Rows, auprc, auroc
 from wsi_dbps.evaluation.pooling import pool_cases
 from wsi_dbps.records import Prediction, Predictions
 
@@ -90,10 +91,10 @@ def test_a_weight_counts_like_that_many_rows(rows):
     repeated_y, repeated_score = np.repeat(y, weight), np.repeat(score, weight)
     if len(set(repeated_y.tolist())) < 2:
         return
-    table = _Rows(y.astype(np.intp), np.stack([1 - score, score], 1), y, y, y)
+    table = Rows(y.astype(np.intp), np.stack([1 - score, score], 1), y, y, y)
     weights = weight[None].astype(float)
-    assert _auroc(weights, table, 1)[0] == pytest.approx(sk.roc_auc_score(repeated_y, repeated_score))
-    assert _auprc(weights, table, 1)[0] == pytest.approx(sk.average_precision_score(repeated_y, repeated_score))
+    assert auroc(weights, table, 1)[0] == pytest.approx(sk.roc_auc_score(repeated_y, repeated_score))
+    assert auprc(weights, table, 1)[0] == pytest.approx(sk.average_precision_score(repeated_y, repeated_score))
 
 
 @settings(deadline=None, max_examples=50)

@@ -1,12 +1,7 @@
-"""How good predictions are, by case and by slide, with bootstrap intervals.
+"""How good predictions are, by case and by slide, with intervals.
 
-N: rows, K: cases, B: bootstrap samples, C: classes, G: groups of rows with the same score. Of two classes the second
-is positive.
-
-An interval is the range of the same metric over samples of cases, drawn with replacement. Cases are drawn within their
-class (stratified), so that every sample has the class counts of the data and each metric exists in all of them; a slide
-comes and goes with its case. A sample is a weight per row, how often its case was drawn: all samples are computed at
-once, and the value itself is the sample in which every row counts once.
+What the numbers are made of: `scores` (the values), `bootstrap` and `delong` (their intervals), `calibration`, and
+`validation` (threshold and temperature). Of two classes the second is positive.
 """
 
 from __future__ import annotations
@@ -20,19 +15,42 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from wsi_dbps.config import settings
-from wsi_dbps.errors import PredictionError
+from wsi_dbps.evaluation.bootstrap import Estimate, estimates
+from wsi_dbps.evaluation.calibration import CalibrationBin, calibration_curve
+from wsi_dbps.evaluation.delong import auroc_covariance, auroc_interval
+from wsi_dbps.evaluation.pooling import pool_folds
+from wsi_dbps.evaluation.scores import (
+    CLASS_AUPRC,
+    CLASS_AUROC,
+    NO_INTERVAL,
+    OF_PROBABILITIES,
+    Rows,
+    rows_of,
+    scores_of,
+    why_absent,
+)
+from wsi_dbps.evaluation.validation import Chosen, Temperature, Threshold, check_validation, choose, parts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-
-    import numpy.typing as npt
+    from collections.abc import Iterable, Mapping, Sequence
 
     from wsi_dbps.records import Prediction, Predictions
 
+__all__ = [
+    "CalibrationBin",
+    "Estimate",
+    "LevelMetrics",
+    "Metrics",
+    "MetricsConfig",
+    "RocCurve",
+    "Temperature",
+    "Threshold",
+    "evaluate",
+    "evaluate_folds",
+]
+
 FEW_CASES: Final = 20
 """A class with fewer cases than this is named in the caveats."""
-_CHUNK: Final = 4_000_000
-"""Weights in memory at once."""
 
 
 @settings
@@ -42,9 +60,9 @@ class MetricsConfig:
     num_bootstrap: int = 2000
     """Samples of cases behind each interval."""
     confidence: float = 0.95
-    """Share of the samples that lies within the interval."""
+    """How often an interval is meant to hold the true value."""
     num_calibration_bins: int = 10
-    """Bins of equal width from 0 to 1 in the calibration curve."""
+    """Bins of equal width from 0 to 1 in the calibration curve and the expected calibration error."""
     seed: int = 0
     """Of the random samples."""
 
@@ -55,31 +73,11 @@ class MetricsConfig:
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A value and its interval; the interval is None where a class has a single case."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True)
 class RocCurve:
     """Points from (0, 0) to (1, 1), one per threshold that changes the direction of the curve."""
 
     false_positive_rate: tuple[float, ...]
     true_positive_rate: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class CalibrationBin:
-    """The rows whose probability lies in one bin; empty bins are left out."""
-
-    num: int
-    mean_probability: float
-    """Of the positive class; of the predicted class where there are more than two."""
-    observed_share: float
-    """Share of the rows that are positive; of those predicted correctly where there are more than two classes."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +93,14 @@ class LevelMetrics:
     class_counts: Mapping[str, int]
     scores: Mapping[str, Estimate]
     """By name: auroc (macro where there are more than two classes), auprc (average precision, likewise), accuracy,
-    balanced_accuracy, f1 (of the positive class, or macro), brier (of the positive class, or summed over the classes),
-    and for two classes sensitivity and specificity."""
+    balanced_accuracy, f1 (of the positive class, or macro), kappa (Cohen's), brier (of the positive class, or summed
+    over the classes), log_loss, ece (expected calibration error, over the bins of the curve; it has no interval); for
+    two classes sensitivity and specificity; for more kappa_linear and kappa_quadratic, in which an error counts by how
+    far apart the classes are."""
     class_auroc: Mapping[str, Estimate]
     """One class against the rest; empty for two classes."""
     confusion: tuple[tuple[int, ...], ...]
-    """Rows: the label; columns: the predicted class; in the order of the classes."""
+    """Rows: the label; columns: the predicted class, by the threshold if there is one; in the order of the classes."""
     roc: Mapping[str, RocCurve]
     """By class; the positive one alone for two classes."""
     calibration: tuple[CalibrationBin, ...]
@@ -117,26 +117,6 @@ class LevelMetrics:
 
 
 @dataclass(frozen=True)
-class Threshold:
-    """The probability from which a row counts as positive; two classes only."""
-
-    value: float
-    rule: str
-    """How it was chosen, in words."""
-    num_cases: int
-    """Labelled validation cases it was chosen on."""
-
-
-@dataclass(frozen=True)
-class Temperature:
-    """What logits are divided by: above 1, the model was too sure of itself."""
-
-    value: float
-    num_cases: int
-    """Labelled validation cases it was fitted on."""
-
-
-@dataclass(frozen=True)
 class Metrics:
     """How good predictions are. Cases come first: patients are what a label belongs to."""
 
@@ -149,6 +129,9 @@ class Metrics:
     threshold: Threshold | None = None
     """None without validation: the most probable class is the predicted one."""
     temperature: Temperature | None = None
+    fold_thresholds: Mapping[str, Threshold] = field(default_factory=dict)
+    """Where several folds were pooled, each with its own validation."""
+    fold_temperatures: Mapping[str, Temperature] = field(default_factory=dict)
     folds: Mapping[str, LevelMetrics] = field(default_factory=dict)
     """The cases of each fold, where several were pooled."""
     subgroups: Mapping[str, Mapping[str, LevelMetrics]] = field(default_factory=dict)
@@ -163,22 +146,124 @@ class Metrics:
         return dataclasses.asdict(self, dict_factory=known)
 
 
-def evaluate(predictions: Predictions, config: MetricsConfig | None = None) -> Metrics:
-    """Metrics by case and by slide of every row that has a label, whatever its split.
+def evaluate(
+    predictions: Predictions,
+    config: MetricsConfig | None = None,
+    *,
+    validation: Predictions | None = None,
+    subgroups: Mapping[str, Mapping[str, str]] | None = None,
+) -> Metrics:
+    """Metrics by case and by slide of every row that has a label.
 
-    The order of the rows changes nothing, nor does running it again.
+    Where there are rows of split test and of split val, the test rows are evaluated. Threshold and temperature come
+    from `validation`, or else from those val rows. The order of the rows changes nothing, nor does running it again.
+
+    Args:
+        predictions: What is evaluated.
+        config: How.
+        validation: Predictions of other cases by the same model; its rows of split val, or all if there are none.
+        subgroups: Names of columns to the value of each case.
 
     Raises:
-        PredictionError: If a label is not one of the classes.
+        PredictionError: If a label is not one of the classes, or validation has other classes or shares a case.
     """
+    return _evaluate({"": predictions}, config, {} if validation is None else {"": validation}, subgroups)
+
+
+def evaluate_folds(
+    folds: Mapping[str, Predictions],
+    config: MetricsConfig | None = None,
+    *,
+    validation: Mapping[str, Predictions] | None = None,
+    subgroups: Mapping[str, Mapping[str, str]] | None = None,
+) -> Metrics:
+    """Metrics of several models' cases together, as of cross-validation, and of each fold's.
+
+    Args:
+        folds: Predictions of disjoint cases, by name of the fold.
+        config: How.
+        validation: By name of the fold. Each has its own threshold and temperature.
+        subgroups: Names of columns to the value of each case.
+
+    Raises:
+        PredictionError: As `evaluate`; also if the folds have different classes or share a case.
+    """
+    return _evaluate(folds, config, validation or {}, subgroups)
+
+
+def _evaluate(
+    folds: Mapping[str, Predictions],
+    config: MetricsConfig | None,
+    validations: Mapping[str, Predictions],
+    subgroups: Mapping[str, Mapping[str, str]] | None,
+) -> Metrics:
     config = config or MetricsConfig()
+    evaluated: dict[str, Predictions] = {}
+    chosen: dict[str, Chosen] = {}
+    fold_of_case: dict[str, str] = {}
+    for name, fold in folds.items():
+        evaluated[name], validation = parts(fold, validations.get(name))
+        chosen[name] = Chosen()
+        if validation is not None:
+            check_validation(evaluated[name], validation)
+            chosen[name] = choose(validation)
+        fold_of_case |= {row.case_id: name for row in evaluated[name].cases}
+    pooled = pool_folds(evaluated)
+    of_case = {case_id: chosen[name] for case_id, name in fold_of_case.items()}
+    level = partial(_level, classes=pooled.classes, config=config, chosen=of_case)
+    one = next(iter(chosen.values())) if len(folds) == 1 else Chosen()
+    thresholds = {name: own.threshold for name, own in chosen.items() if own.threshold}
+    temperatures = {name: own.temperature for name, own in chosen.items() if own.temperature}
+    cases = level(pooled.cases)
+    failed = _reasons_of_validation(chosen)
     return Metrics(
-        classes=predictions.classes,
+        classes=pooled.classes,
         config=config,
-        cases=_level(predictions.cases, predictions.classes, config),
-        slides=_level(predictions.slides, predictions.classes, config),
-        caveats=_caveats(predictions),
+        cases=dataclasses.replace(cases, reasons={**cases.reasons, **failed}),
+        slides=level(pooled.slides, by_slide=True),
+        caveats=(*_caveats(pooled), *_caveats_of_parts(folds, evaluated, subgroups or {})),
+        threshold=one.threshold,
+        temperature=one.temperature,
+        fold_thresholds=thresholds if len(folds) > 1 else {},
+        fold_temperatures=temperatures if len(folds) > 1 else {},
+        folds={name: level(fold.cases) for name, fold in evaluated.items()} if len(folds) > 1 else {},
+        subgroups={
+            column: {
+                value: level([row for row in pooled.cases if of.get(row.case_id) == value])
+                for value in sorted({of[row.case_id] for row in pooled.cases if row.case_id in of})
+            }
+            for column, of in (subgroups or {}).items()
+        },
     )
+
+
+def _reasons_of_validation(chosen: Mapping[str, Chosen]) -> dict[str, str]:
+    found: dict[str, list[str]] = {}
+    for name, own in chosen.items():
+        for key, why in own.reasons.items():
+            found.setdefault(key, []).append(f"{name}: {why}" if len(chosen) > 1 else why)
+    return {key: "; ".join(whys) for key, whys in found.items()}
+
+
+def _caveats_of_parts(
+    folds: Mapping[str, Predictions],
+    evaluated: Mapping[str, Predictions],
+    subgroups: Mapping[str, Mapping[str, str]],
+) -> Iterable[str]:
+    whole, rest = (sum(len(fold.cases) for fold in of.values()) for of in (folds, evaluated))
+    if rest < whole:
+        yield (
+            f"{whole - rest} of {whole} cases are not of split test and are left out; "
+            "threshold and temperature come from those of split val, unless validation was given."
+        )
+    if len(folds) > 1:
+        yield (
+            f"Cases of {len(folds)} folds are pooled: probabilities of different models are ranked together. "
+            "Each fold is also given alone."
+        )
+    for column, of in subgroups.items():
+        if num := sum(row.case_id not in of for fold in evaluated.values() for row in fold.cases):
+            yield f"{num} of {rest} cases have no {column} in the manifest and are in none of its subgroups."
 
 
 def _caveats(predictions: Predictions) -> tuple[str, ...]:
@@ -199,209 +284,92 @@ def _caveats(predictions: Predictions) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _level(predictions: Sequence[Prediction], classes: Sequence[str], config: MetricsConfig) -> LevelMetrics:
-    rows = _rows(predictions, classes)
+def _level(
+    predictions: Sequence[Prediction],
+    *,
+    classes: Sequence[str],
+    config: MetricsConfig,
+    chosen: Mapping[str, Chosen],
+    by_slide: bool = False,
+) -> LevelMetrics:
+    rows = rows_of(predictions, classes, chosen)
     counts = np.bincount(rows.label_N, minlength=len(classes)).tolist()
-    metrics = _metrics(classes)
-    reasons = {name: why for name, metric in metrics.items() if (why := _why_absent(metric, counts, classes))}
-    estimates = _estimates({name: metric for name, metric in metrics.items() if name not in reasons}, rows, config)
+    scores = scores_of(classes, config.num_calibration_bins)
+    reasons = {name: why for name, score in scores.items() if (why := why_absent(score, counts, classes))}
+    compute = {name: score.on(rows) for name, score in scores.items() if name not in reasons}
+    if rows.scaled_NC is not None:
+        after = dataclasses.replace(rows, probability_NC=rows.scaled_NC)
+        compute |= {_CALIBRATED + name: scores[name].on(after) for name in OF_PROBABILITIES}
+    found = estimates(compute, rows.case_N, rows.case_label_K, config, no_interval=NO_INTERVAL)
     if lone := _lone_classes(rows, classes):
         reasons["intervals"] = f"{', '.join(lone)}: a single case; an interval needs two or more in each class"
-    by_class = {name: value for name, value in estimates.items() if name.startswith(_BY_CLASS)}
+    delong, why_not = _delong(rows, classes, config, by_slide=by_slide)
     return LevelMetrics(
         num=len(rows.label_N),
         num_unlabelled=len(predictions) - len(rows.label_N),
         num_cases=len(rows.case_label_K),
         class_counts=dict(zip(classes, counts, strict=True)),
-        scores={name: value for name, value in estimates.items() if name not in by_class},
-        class_auroc={name.removeprefix(_BY_CLASS): value for name, value in by_class.items()},
+        scores={name: value for name, value in found.items() if not name.startswith(_PREFIXES)},
+        class_auroc=_with_prefix(CLASS_AUROC, found),
         confusion=_confusion(rows, len(classes)),
         roc=_roc_curves(rows, classes),
-        calibration=_calibration(rows, config.num_calibration_bins),
-        reasons=reasons,
+        calibration=calibration_curve(rows.probability_NC, rows.label_N, config.num_calibration_bins),
+        reasons={**reasons, **why_not},
+        class_auprc=_with_prefix(CLASS_AUPRC, found),
+        delong=delong,
+        calibrated=_with_prefix(_CALIBRATED, found),
+        calibration_scaled=()
+        if rows.scaled_NC is None
+        else calibration_curve(rows.scaled_NC, rows.label_N, config.num_calibration_bins),
     )
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Labelled predictions as arrays, in an order of their own."""
-
-    label_N: npt.NDArray[np.intp]
-    probability_NC: npt.NDArray[np.float64]
-    predicted_N: npt.NDArray[np.intp]
-    """The first of equally probable classes."""
-    case_N: npt.NDArray[np.intp]
-    case_label_K: npt.NDArray[np.intp]
+_CALIBRATED: Final = "calibrated."
+_PREFIXES: Final = (CLASS_AUROC, CLASS_AUPRC, _CALIBRATED)
 
 
-def _rows(predictions: Sequence[Prediction], classes: Sequence[str]) -> _Rows:
-    known = [row for row in predictions if row.label is not None]
-    known.sort(key=lambda row: (row.case_id, row.slide_id or ""))
-    for row in known:
-        if row.label not in classes:
-            raise PredictionError(f"{row.case_id}: label {row.label!r} is not one of the classes {', '.join(classes)}")
-    label_N = np.array([classes.index(str(row.label)) for row in known], np.intp)
-    probability_NC = np.array([row.probabilities for row in known], np.float64).reshape(len(known), len(classes))
-    _, first, case_N = np.unique([row.case_id for row in known], return_index=True, return_inverse=True)
-    return _Rows(label_N, probability_NC, probability_NC.argmax(axis=1), case_N.astype(np.intp), label_N[first])
+def _with_prefix(prefix: str, found: Mapping[str, Estimate]) -> dict[str, Estimate]:
+    return {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
 
 
-# ---- which metrics, and whether they exist
-
-
-@dataclass(frozen=True)
-class _Metric:
-    needs: tuple[int, ...]
-    """Classes that need a row each."""
-    compute: Callable[[npt.NDArray[np.float64], _Rows], npt.NDArray[np.float64]]
-    """From (B, N) weights to (B,) values."""
-    needs_rest: bool = False
-    """Whether a row of another class is needed too."""
-
-
-_BY_CLASS: Final = "class_auroc."
-
-
-def _metrics(classes: Sequence[str]) -> dict[str, _Metric]:
-    """What there is to compute, by the name it has in `reasons`."""
-    binary, every = len(classes) == 2, tuple(range(len(classes)))
-    ranked = (1,) if binary else every  # the classes whose one-against-the-rest values are averaged
-    metrics = {
-        "auroc": _Metric(every, partial(_mean_over, ranked, _auroc)),
-        "auprc": _Metric(every, partial(_mean_over, ranked, _auprc)),
-        "accuracy": _Metric((), lambda w_BN, rows: _share(w_BN, rows.predicted_N == rows.label_N)),
-        "balanced_accuracy": _Metric(every, partial(_mean_over, every, _recall)),
-        "f1": _Metric(every, partial(_mean_over, ranked, _f1)),
-        "brier": _Metric((), lambda w_BN, rows: _share(w_BN, _squared_error(rows, binary=binary))),
-    }
-    if binary:
-        metrics["sensitivity"] = _Metric((1,), partial(_recall, c=1))
-        metrics["specificity"] = _Metric((0,), partial(_recall, c=0))
-        return metrics
-    for c, name in enumerate(classes):
-        metrics[_BY_CLASS + name] = _Metric((c,), partial(_auroc, c=c), needs_rest=True)
-    return metrics
-
-
-def _why_absent(metric: _Metric, counts: Sequence[int], classes: Sequence[str]) -> str | None:
-    if not sum(counts):
-        return "no row has a label"
-    if missing := [classes[c] for c in metric.needs if not counts[c]]:
-        return f"no row is labelled {', '.join(missing)}"
-    if metric.needs_rest and counts[metric.needs[0]] == sum(counts):
-        return f"every row is labelled {classes[metric.needs[0]]}"
-    return None
-
-
-def _lone_classes(rows: _Rows, classes: Sequence[str]) -> list[str]:
+def _lone_classes(rows: Rows, classes: Sequence[str]) -> list[str]:
     cases_of_class = np.bincount(rows.case_label_K, minlength=len(classes))
     return [name for name, count in zip(classes, cases_of_class, strict=True) if count == 1]
 
 
-# ---- values and intervals
-
-
-def _estimates(metrics: Mapping[str, _Metric], rows: _Rows, config: MetricsConfig) -> dict[str, Estimate]:
-    every_row_once = np.ones((1, len(rows.label_N)))
-    values = {name: float(metric.compute(every_row_once, rows)[0]) for name, metric in metrics.items()}
-    if not len(rows.label_N) or (np.bincount(rows.case_label_K) == 1).any():
-        return {name: Estimate(value) for name, value in values.items()}
-    samples: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in metrics}
-    for weights_BN in _samples(rows, config):
-        for name, metric in metrics.items():
-            samples[name].append(metric.compute(weights_BN, rows))
-    tail = (1 - config.confidence) / 2
-    ends = {name: np.quantile(np.concatenate(found), [tail, 1 - tail]).tolist() for name, found in samples.items()}
-    return {name: Estimate(value, *ends[name]) for name, value in values.items()}
-
-
-def _samples(rows: _Rows, config: MetricsConfig) -> Iterator[npt.NDArray[np.float64]]:
-    """(B, N) weights, some samples at a time: in each, a class's K cases are drawn K times with replacement."""
-    random = np.random.default_rng(config.seed)
-    at_once = max(1, _CHUNK // len(rows.label_N))
-    for start in range(0, config.num_bootstrap, at_once):
-        num = min(at_once, config.num_bootstrap - start)
-        drawn_BK = np.zeros((num, len(rows.case_label_K)))
-        for c in np.unique(rows.case_label_K):
-            cases = np.flatnonzero(rows.case_label_K == c)
-            drawn_BK[:, cases] = random.multinomial(len(cases), np.full(len(cases), 1 / len(cases)), size=num)
-        yield drawn_BK[:, rows.case_N]
-
-
-def _share(weights_BN: npt.NDArray[np.float64], amount_N: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """The weighted mean."""
-    mean: npt.NDArray[np.float64] = weights_BN @ amount_N.astype(np.float64) / weights_BN.sum(axis=1)
-    return mean
-
-
-def _mean_over(
-    classes: Sequence[int],
-    compute: Callable[[npt.NDArray[np.float64], _Rows, int], npt.NDArray[np.float64]],
-    weights_BN: npt.NDArray[np.float64],
-    rows: _Rows,
-) -> npt.NDArray[np.float64]:
-    mean_B: npt.NDArray[np.float64] = np.mean([compute(weights_BN, rows, c) for c in classes], axis=0)
-    return mean_B
-
-
-def _recall(weights_BN: npt.NDArray[np.float64], rows: _Rows, c: int) -> npt.NDArray[np.float64]:
-    labelled_N = rows.label_N == c
-    return _share(weights_BN[:, labelled_N], rows.predicted_N[labelled_N] == c)
-
-
-def _f1(weights_BN: npt.NDArray[np.float64], rows: _Rows, c: int) -> npt.NDArray[np.float64]:
-    labelled_N, predicted_N = rows.label_N == c, rows.predicted_N == c
-    both_B = weights_BN @ (labelled_N & predicted_N).astype(np.float64)
-    f1_B: npt.NDArray[np.float64] = 2 * both_B / (weights_BN @ (labelled_N.astype(np.float64) + predicted_N))
-    return f1_B
-
-
-def _squared_error(rows: _Rows, *, binary: bool) -> npt.NDArray[np.float64]:
-    error_NC = rows.probability_NC - np.eye(rows.probability_NC.shape[1])[rows.label_N]
-    error_N: npt.NDArray[np.float64] = error_NC[:, 1] ** 2 if binary else (error_NC**2).sum(axis=1)
-    return error_N
-
-
-def _auroc(weights_BN: npt.NDArray[np.float64], rows: _Rows, c: int) -> npt.NDArray[np.float64]:
-    """The share of pairs of a row of class c and another in which the first scores higher, equals counting half."""
-    positive_BG, negative_BG = _by_score(weights_BN, rows, c)
-    below_BG = negative_BG.cumsum(axis=1) - negative_BG / 2
-    pairs_B = positive_BG.sum(axis=1) * negative_BG.sum(axis=1)
-    auroc_B: npt.NDArray[np.float64] = (positive_BG * below_BG).sum(axis=1) / pairs_B
-    return auroc_B
-
-
-def _auprc(weights_BN: npt.NDArray[np.float64], rows: _Rows, c: int) -> npt.NDArray[np.float64]:
-    """Average precision: the mean over the rows of class c of the precision at their score."""
-    positive_BG, negative_BG = (groups[:, ::-1] for groups in _by_score(weights_BN, rows, c))
-    above_BG = positive_BG.cumsum(axis=1)
-    called_BG = above_BG + negative_BG.cumsum(axis=1)
-    precision_BG = np.divide(above_BG, called_BG, out=np.zeros_like(called_BG), where=called_BG > 0)
-    auprc_B: npt.NDArray[np.float64] = (positive_BG * precision_BG).sum(axis=1) / positive_BG.sum(axis=1)
-    return auprc_B
-
-
-def _by_score(
-    weights_BN: npt.NDArray[np.float64], rows: _Rows, c: int
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """(B, G) weight of the rows of class c, and of the others, with each distinct probability of c, lowest first."""
-    score_N = rows.probability_NC[:, c]
-    order = np.argsort(score_N, kind="stable")
-    first_of_group = np.flatnonzero(np.diff(score_N[order], prepend=-1.0))
-    sorted_BN, labelled_N = weights_BN[:, order], (rows.label_N == c)[order]
-    positive_BG = np.add.reduceat(sorted_BN * labelled_N, first_of_group, axis=1)
-    return positive_BG, np.add.reduceat(sorted_BN * ~labelled_N, first_of_group, axis=1)
+def _delong(
+    rows: Rows, classes: Sequence[str], config: MetricsConfig, *, by_slide: bool
+) -> tuple[dict[str, Estimate], dict[str, str]]:
+    """By `auroc`, or by class where there are more; and why some are absent, by `delong` or `delong.<class>`."""
+    if not len(rows.label_N):
+        return {}, {"delong": "no row has a label"}
+    if by_slide:
+        return {}, {"delong": "slides of one case are not independent of each other; see it by case"}
+    found, reasons = {}, {}
+    binary = len(classes) == 2
+    for c in (1,) if binary else range(len(classes)):
+        positive_N = rows.label_N == c
+        name, key = ("auroc", "delong") if binary else (classes[c], f"delong.{classes[c]}")
+        if min(positive_N.sum(), (~positive_N).sum()) < 2:
+            reasons[key] = f"two or more cases of {classes[c]} and two or more of the rest are needed"
+            continue
+        (auroc,), ((variance,),) = auroc_covariance(rows.probability_NC[None, :, c], positive_N)
+        if ends := auroc_interval(auroc, variance, config.confidence):
+            found[name] = Estimate(float(auroc), *ends)
+        else:
+            reasons[key] = "the AUROC's variance is 0: every case of a class ranks alike against the rest"
+    return found, reasons
 
 
 # ---- tables and curves
 
 
-def _confusion(rows: _Rows, num_classes: int) -> tuple[tuple[int, ...], ...]:
+def _confusion(rows: Rows, num_classes: int) -> tuple[tuple[int, ...], ...]:
     cells = np.bincount(rows.label_N * num_classes + rows.predicted_N, minlength=num_classes**2)
     return tuple(tuple(row) for row in cells.reshape(num_classes, num_classes).tolist())
 
 
-def _roc_curves(rows: _Rows, classes: Sequence[str]) -> dict[str, RocCurve]:
+def _roc_curves(rows: Rows, classes: Sequence[str]) -> dict[str, RocCurve]:
     from sklearn.metrics import roc_curve
 
     curves = {}
@@ -411,16 +379,3 @@ def _roc_curves(rows: _Rows, classes: Sequence[str]) -> dict[str, RocCurve]:
             false_rate, true_rate, _ = roc_curve(positive_N, rows.probability_NC[:, c])
             curves[classes[c]] = RocCurve(tuple(false_rate.tolist()), tuple(true_rate.tolist()))
     return curves
-
-
-def _calibration(rows: _Rows, num_bins: int) -> tuple[CalibrationBin, ...]:
-    if rows.probability_NC.shape[1] == 2:
-        probability_N, observed_N = rows.probability_NC[:, 1], rows.label_N == 1
-    else:
-        probability_N, observed_N = rows.probability_NC.max(axis=1, initial=0), rows.label_N == rows.predicted_N
-    bin_N = np.minimum((probability_N * num_bins).astype(np.intp), num_bins - 1)
-    return tuple(
-        CalibrationBin(int(inside.sum()), float(probability_N[inside].mean()), float(observed_N[inside].mean()))
-        for b in np.unique(bin_N)
-        if (inside := bin_N == b).any()
-    )

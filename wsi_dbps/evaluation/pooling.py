@@ -1,4 +1,4 @@
-"""The predictions of a case from those of its slides."""
+"""The predictions of a case from those of its slides, and of a cohort from those of its folds."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 from typing import TYPE_CHECKING
 
 from wsi_dbps.errors import PredictionError
-from wsi_dbps.records import Prediction
+from wsi_dbps.records import Prediction, Predictions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 def pool_cases(slides: Sequence[Prediction], classes: Sequence[str]) -> tuple[Prediction, ...]:
@@ -45,16 +45,47 @@ def _pooled(case_id: str, slides: Sequence[Prediction]) -> Prediction:
     return Prediction(
         slide_id=None,
         case_id=case_id,
-        split=_common(case_id, "split", {slide.slide_id: slide.split for slide in slides}),
-        label=_common(case_id, "label", {slide.slide_id: slide.label for slide in slides}),
+        split=common_value(case_id, "split", {slide.slide_id: slide.split for slide in slides}),
+        label=common_value(case_id, "label", {slide.slide_id: slide.label for slide in slides}),
         num_patches=sum(slide.num_patches for slide in slides),
         probabilities=tuple(math.fsum(column) / len(slides) for column in columns),
     )
 
 
-def _common(case_id: str, what: str, of_slide: dict[str | None, str | None]) -> str | None:
+def common_value(case_id: str, what: str, of_slide: Mapping[str | None, str | None]) -> str | None:
+    """What the slides of a case agree on; None if none has a value.
+
+    Raises:
+        PredictionError: If two differ.
+    """
     known = {value: slide_id for slide_id, value in of_slide.items() if value is not None}
     if len(known) > 1:
         found = ", ".join(f"{value!r} on slide {slide_id}" for value, slide_id in sorted(known.items()))
         raise PredictionError(f"case {case_id}: its slides differ in {what}: {found}; correct the manifest")
     return next(iter(known), None)
+
+
+def pool_folds(folds: Mapping[str, Predictions]) -> Predictions:
+    """All rows of the folds, in their order.
+
+    Raises:
+        PredictionError: If two folds have different classes, or share a case or a slide.
+    """
+    first_name, first = next(iter(folds.items()))
+    fold_of: dict[tuple[str, str | None], str] = {}
+    for name, fold in folds.items():
+        if fold.classes != first.classes:
+            raise PredictionError(
+                f"{first_name} has the classes {', '.join(first.classes)}, {name} has {', '.join(fold.classes)}; folds "
+                "must have the same, in the same order"
+            )
+        for kind, row_id in [("case", row.case_id) for row in fold.cases] + [
+            ("slide", r.slide_id) for r in fold.slides
+        ]:
+            if (other := fold_of.setdefault((kind, row_id), name)) != name:
+                raise PredictionError(
+                    f"{kind} {row_id} is in {other} and in {name}; folds have disjoint cases. For an ensemble of "
+                    "several models, predict with all of them: `wsi-dbps predict RUN1 RUN2 ...`"
+                )
+    slides, cases = (tuple(row for fold in folds.values() for row in getattr(fold, of)) for of in ("slides", "cases"))
+    return Predictions(first.classes, slides, cases)

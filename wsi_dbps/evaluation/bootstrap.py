@@ -1,0 +1,139 @@
+"""Values and their intervals, by resampling cases.
+
+N: rows, K: cases, B: samples, S: scores.
+
+An interval is BCa (Efron 1987): a range of the samples' values, its ends moved for the samples' bias and for how the
+spread changes with the value. Cases are drawn with replacement within their class (stratified), so that every sample
+has the class counts of the data and each score exists in all of them; a slide comes and goes with its case. A sample is
+a weight per row, how often its case was drawn, so all samples are computed at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Iterator, Mapping
+
+    import numpy.typing as npt
+
+    from wsi_dbps.evaluation.metrics import MetricsConfig
+
+    Floats = npt.NDArray[np.float64]
+
+_CHUNK: Final = 4_000_000
+"""Weights in memory at once."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its interval; the interval is None where there is none, which has a reason."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+def estimates(
+    scores: Mapping[str, Callable[[Floats], Floats]],
+    case_N: npt.NDArray[np.intp],
+    case_label_K: npt.NDArray[np.intp],
+    config: MetricsConfig,
+    *,
+    no_interval: Container[str] = (),
+) -> dict[str, Estimate]:
+    """Each score of all rows, with its interval.
+
+    Args:
+        scores: From (B, N) weights to (B,) values.
+        case_N: The case of each row.
+        case_label_K: The label of each case.
+        config: Samples, confidence and seed.
+        no_interval: Names of scores that are to have none.
+
+    Returns:
+        By name; without intervals where there is no row, or a class has a single case.
+    """
+    values = {name: float(score(np.ones((1, len(case_N))))[0]) for name, score in scores.items()}
+    if not len(case_N) or not scores or (np.bincount(case_label_K) == 1).any():
+        return {name: Estimate(value) for name, value in values.items()}
+    resampled = {name: score for name, score in scores.items() if name not in no_interval}
+    drawn = _computed(resampled, _drawn(case_label_K, config, len(case_N)), case_N)
+    left_out = _computed(resampled, _left_out(len(case_label_K), len(case_N)), case_N)
+    found = {name: Estimate(value) for name, value in values.items()}
+    for name in resampled:
+        low, high = bca_interval(values[name], drawn[name], left_out[name], case_label_K, config.confidence)
+        found[name] = Estimate(values[name], low, high)
+    return found
+
+
+def bca_interval(
+    value: float, drawn_B: Floats, left_out_K: Floats, case_label_K: npt.NDArray[np.intp], confidence: float
+) -> tuple[float, float]:
+    """The bias-corrected and accelerated interval.
+
+    Args:
+        value: Of all cases.
+        drawn_B: Of each sample.
+        left_out_K: Of all cases but one.
+        case_label_K: The class within which each case was drawn.
+        confidence: Share of samples within the interval, were there neither bias nor acceleration.
+    """
+    from scipy.special import ndtr, ndtri
+
+    equal_B = np.isclose(drawn_B, value, rtol=0, atol=1e-12)  # a sample that has the value counts half
+    below = (equal_B.sum() / 2 + (~equal_B & (drawn_B < value)).sum()) / len(drawn_B)
+    bias = ndtri(np.clip(below, 0.5 / len(drawn_B), 1 - 0.5 / len(drawn_B)))
+    tail = ndtri((1 - confidence) / 2)
+    shifted = bias + np.array([tail, -tail])
+    stretch = np.maximum(1 - _acceleration(left_out_K, case_label_K) * shifted, 1e-6)
+    low, high = np.quantile(drawn_B, ndtr(bias + shifted / stretch)).tolist()
+    return low, high
+
+
+def _acceleration(left_out_K: Floats, case_label_K: npt.NDArray[np.intp]) -> float:
+    """How the spread changes with the value: from the influence of each case, within its class."""
+    cubes = squares = 0.0
+    for c in np.unique(case_label_K):
+        of_class = left_out_K[case_label_K == c]
+        num = len(of_class)
+        influence = (num - 1) / num * (of_class.mean() - of_class)
+        cubes, squares = cubes + float((influence**3).sum()), squares + float((influence**2).sum())
+    return cubes / (6 * squares**1.5) if squares > 1e-24 else 0.0
+
+
+def _computed(
+    scores: Mapping[str, Callable[[Floats], Floats]], weights: Iterator[Floats], case_N: npt.NDArray[np.intp]
+) -> dict[str, Floats]:
+    found: dict[str, list[Floats]] = {name: [] for name in scores}
+    for weights_BK in weights:
+        weights_BN = weights_BK[:, case_N]
+        for name, score in scores.items():
+            found[name].append(score(weights_BN))
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def _drawn(case_label_K: npt.NDArray[np.intp], config: MetricsConfig, num_rows: int) -> Iterator[Floats]:
+    """(B, K) weights, some samples at a time: in each, a class's cases are drawn as often as there are cases."""
+    random = np.random.default_rng(config.seed)
+    at_once = max(1, _CHUNK // num_rows)
+    for start in range(0, config.num_bootstrap, at_once):
+        num = min(at_once, config.num_bootstrap - start)
+        drawn_BK = np.zeros((num, len(case_label_K)))
+        for c in np.unique(case_label_K):
+            cases = np.flatnonzero(case_label_K == c)
+            drawn_BK[:, cases] = random.multinomial(len(cases), np.full(len(cases), 1 / len(cases)), size=num)
+        yield drawn_BK
+
+
+def _left_out(num_cases: int, num_rows: int) -> Iterator[Floats]:
+    """(B, K) weights: in each sample another case is missing."""
+    at_once = max(1, _CHUNK // num_rows)
+    for start in range(0, num_cases, at_once):
+        which = np.arange(start, min(start + at_once, num_cases))
+        weights_BK = np.ones((len(which), num_cases))
+        weights_BK[np.arange(len(which)), which] = 0
+        yield weights_BK
