@@ -43,10 +43,17 @@ def command(
     folder = out or pred
     runs, why_none = runs_behind(pred, {row.case_id for row in predictions.cases}, run)
     facts = _facts(pred) | ({"Leak check": f"not made: {why_none}"} if why_none else {})
-    extras = {"heatmaps": heatmaps, "truth": truth, "atlas": atlas}
     write_metrics(metrics, folder / "metrics.json")
     write_report(
-        folder / "report.html", predictions, metrics, title=pred.resolve().name, facts=facts, runs=runs, **extras
+        folder / "report.html",
+        predictions,
+        metrics,
+        title=pred.resolve().name,
+        facts=facts,
+        runs=runs,
+        heatmaps=heatmaps,
+        truth=truth,
+        atlas=atlas,
     )
     print(f"{headline(metrics)}: {folder / 'report.html'}")
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.resources
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from wsi_dbps.evaluation import report_figures as figures
 from wsi_dbps.evaluation import report_tables as tables
 from wsi_dbps.evaluation.report_pictures import atlas_pictures, inline_picture
 from wsi_dbps.evaluation.report_runs import find_leaks
 from wsi_dbps.evaluation.report_truth import read_truth
+from wsi_dbps.evaluation.validation import parts
 from wsi_dbps.files import write_json, write_text
 
 if TYPE_CHECKING:
@@ -21,73 +22,6 @@ if TYPE_CHECKING:
     from wsi_dbps.evaluation.report_tables import SlideRow
     from wsi_dbps.evaluation.report_truth import Truth
     from wsi_dbps.records import Predictions
-
-_SECTIONS: Final = {
-    "leaks": (
-        "Leak check",
-        "A model looks better than it is on patients it has already seen. So the patients it learnt from, and those by "
-        "which it was chosen, are compared with those it was tested on.",
-    ),
-    "cohort": (
-        "Cohort",
-        "Who took part: the patients the model learnt from (train), those by which the best version was chosen (val), and "
-        "those whose slides it was then asked about.",
-    ),
-    "metrics": (
-        "Metrics",
-        "An AUROC is the chance that, of two patients, one of a class and one not, the model gives the first the higher "
-        "score: 1 is perfect, 0.5 is a coin toss. The grey range says how far a number may move with other patients.",
-    ),
-    "classes": (
-        "Class by class",
-        "How well each class is told from all the others together. A good mean can hide a class that is missed.",
-    ),
-    "curves": (
-        "Curves, by case",
-        "The first two show what is found and what it costs as one calls more and more cases positive; the nearer to the "
-        "upper edge the better. The last shows whether a stated 80 % comes true 80 times in 100.",
-    ),
-    "confusion": (
-        "Confusion, by case",
-        "Each row holds the cases of one label, and what they were taken for. What lies on the diagonal is right.",
-    ),
-    "folds": (
-        "Fold by fold",
-        "The model was trained several times, each time with other patients held back for the test. Rows far apart say "
-        "that the result hangs on who was tested.",
-    ),
-    "subgroups": (
-        "Subgroups",
-        "The same numbers for parts of the cohort. Look for a part that is clearly worse; a part with few cases has a wide "
-        "range and proves little.",
-    ),
-    "training": (
-        "Training",
-        "How learning went. Where the loss on train falls and that on val rises, the model learns by heart. The dotted "
-        "line is the version that was kept.",
-    ),
-    "pictures": (
-        "Worst errors, and where the model looked",
-        "The slides it got wrong, those it was surest of first; then, to compare, the surest right one of each class. The "
-        "darker the red, the more a place counted.",
-    ),
-    "truth": (
-        "Is the heatmap true?",
-        "A heatmap is worth something if it marks what a pathologist would mark, if the answer changes when the marked "
-        "places are taken away, and if it comes out alike when made again.",
-    ),
-    "atlas": (
-        "What was selected while training",
-        "Of each slide only some patches are learnt from. These pictures show how that choice moved, and what was chosen "
-        "first and last.",
-    ),
-    "slides": (
-        "Slides",
-        "Every slide, the worst errors first: an error is the worse the surer the model was. Click a column to sort by it.",
-    ),
-    "facts": ("Where this comes from", "What it takes to find the model again."),
-}
-"""Title, and how to read it, of each section in the order of the page."""
 
 
 def write_metrics(metrics: Metrics, path: Path) -> None:
@@ -103,6 +37,7 @@ def write_report(
     title: str,
     facts: Mapping[str, str],
     runs: Sequence[RunRecord] = (),
+    fold_of_case: Mapping[str, str] = {},
     heatmaps: Path | None = None,
     truth: Path | None = None,
     atlas: Path | None = None,
@@ -117,6 +52,7 @@ def write_report(
         title: Heading of the page.
         facts: Where the numbers come from, name to value, in the order to show.
         runs: The runs that made the predictions, from `runs_behind`: for the leak check, the cohort and the training.
+        fold_of_case: Name of the fold of each case, where several were pooled: each fold has its own threshold.
         heatmaps: Folder of `wsi-dbps heatmap`, for pictures of the worst errors (<slide_id>.png).
         truth: Folder with any of localisation.json, faithfulness.json and stability.json.
         atlas: Folder of PNG files on what was selected while training.
@@ -127,14 +63,17 @@ def write_report(
         OutputError: If the file cannot be written.
     """
     found = read_truth(truth) if truth else None
-    slides = tables.slide_rows(predictions, metrics.threshold.value if metrics.threshold else None)
-    pictures = _pictures(slides, metrics.classes, heatmaps, found) if heatmaps else []
+    evaluated, _ = parts(predictions, None)
+    thresholds = _thresholds(predictions, metrics, fold_of_case)
+    judged = tables.slide_rows(evaluated, thresholds)
+    pictures = _pictures(judged, metrics.classes, heatmaps, found) if heatmaps else []
+    shown = {slide_id: i for i, (slide_id, _, image) in enumerate(pictures) if image}
     data = {
-        "leaks": _leaks(predictions, runs),
+        "leaks": _leaks(evaluated, runs),
         "cohort": {"classes": metrics.classes, "rows": tables.cohort_rows(predictions, runs)},
         "metrics": _metrics(metrics),
         "classes": tables.class_rows(metrics),
-        "curves": _curves(predictions, metrics, colour),
+        "curves": _curves(evaluated, metrics, colour),
         "confusion": {"classes": metrics.classes, "rows": rows} if (rows := tables.confusion_rows(metrics)) else None,
         "folds": [("Fold", *tables.level_table({"pooled": metrics.cases, **metrics.folds}))] if metrics.folds else None,
         "subgroups": [(column, *tables.level_table(levels)) for column, levels in metrics.subgroups.items()],
@@ -142,15 +81,19 @@ def write_report(
         "pictures": pictures,
         "truth": _truth(found, colour) if found else None,
         "atlas": atlas_pictures(atlas) if atlas else None,
-        "slides": _slides(slides, {slide_id: i for i, (slide_id, _, image) in enumerate(pictures) if image}),
+        "slides": _slides(tables.slide_rows(predictions, thresholds), shown),
         "facts": list(facts.items()),
     }
-    sections = [
-        {"id": name, "title": head, "lead": lead, "data": data[name]}
-        for name, (head, lead) in _SECTIONS.items()
-        if data[name]
-    ]
-    write_text(path, _render(title=title, colour=colour, sections=sections, **_head(predictions, metrics)))
+    write_text(path, _render(title=title, colour=colour, data=data, **_head(predictions, metrics)))
+
+
+def _thresholds(predictions: Predictions, metrics: Metrics, fold_of_case: Mapping[str, str]) -> dict[str, float]:
+    """The threshold of each case that has one."""
+    found = {}
+    for row in predictions.cases:
+        if own := metrics.fold_thresholds.get(fold_of_case.get(row.case_id, ""), metrics.threshold):
+            found[row.case_id] = own.value
+    return found
 
 
 def _render(**context: Any) -> str:
@@ -220,8 +163,8 @@ def _metrics(metrics: Metrics) -> dict[str, Any] | None:
         "confidence": f"{metrics.config.confidence * 100:g} %",
         "num_bootstrap": f"{metrics.config.num_bootstrap:,}",
         "positive": metrics.classes[1],
-        "threshold": metrics.threshold,
-        "temperature": metrics.temperature,
+        "thresholds": {"": metrics.threshold} if metrics.threshold else metrics.fold_thresholds,
+        "temperatures": {"": metrics.temperature} if metrics.temperature else metrics.fold_temperatures,
     }
 
 

@@ -1,11 +1,11 @@
-"""The figures of a report, as SVG within data URLs. All are drawn on one pair of axes, to stand in a row or a column."""
+"""The figures of a report, as SVG within data URLs. Each has one pair of axes, to stand in a row or a column."""
 
 from __future__ import annotations
 
 import base64
 import io
 import math
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from wsi_dbps.evaluation.metrics import CalibrationBin, Estimate, Metrics
+    from wsi_dbps.evaluation.bootstrap import Estimate
+    from wsi_dbps.evaluation.calibration import CalibrationBin
+    from wsi_dbps.evaluation.metrics import Metrics
     from wsi_dbps.evaluation.report_runs import RunRecord
     from wsi_dbps.evaluation.report_truth import Curve
     from wsi_dbps.records import Predictions
@@ -138,7 +140,9 @@ def _plot_classes(
     one = len(curves) == 1
     for i, (name, (x, y)) in enumerate(curves.items()):
         value = values[name]
-        label = f" {_short(name)}  {value.value:.3f}" if value else f" {_short(name)}"  # labels with _ first are dropped
+        label = (
+            f" {_short(name)}  {value.value:.3f}" if value else f" {_short(name)}"
+        )  # labels with _ first are dropped
         line = colour if one else _CLASS_COLOURS[i % len(_CLASS_COLOURS)]
         dash = _DASHES[i // len(_CLASS_COLOURS) % len(_DASHES)]
         style: dict[str, Any] = {"drawstyle": "steps-post"} if steps else {}
@@ -185,7 +189,10 @@ def _short(name: str) -> str:
     return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
 
 
-def _legend(axes: Axes, title: str | None, where: str) -> None:
+_Corner = Literal["best", "upper left", "lower left", "lower right"]
+
+
+def _legend(axes: Axes, title: str | None, where: _Corner) -> None:
     handles, _ = axes.get_legend_handles_labels()
     if not handles:
         return

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from wsi_dbps.evaluation.metrics import Estimate, LevelMetrics, Metrics
+    from wsi_dbps.evaluation.bootstrap import Estimate
+    from wsi_dbps.evaluation.metrics import LevelMetrics, Metrics
     from wsi_dbps.evaluation.report_runs import RunRecord
     from wsi_dbps.records import Prediction, Predictions
 
@@ -28,6 +29,9 @@ NAMES: Final = {
     "log_loss": "Log loss (lower is better)",
     "ece": "Expected calibration error (lower is better)",
     "intervals": "Intervals",
+    "delong": "DeLong's interval",
+    "threshold": "Threshold",
+    "temperature": "Temperature",
 }
 _AVERAGED: Final = ("auroc", "auprc", "f1")
 _COMPARED: Final = ("auroc", "auprc", "balanced_accuracy", "sensitivity", "specificity", "brier")
@@ -86,7 +90,7 @@ def reason_rows(cases: LevelMetrics, slides: LevelMetrics) -> list[tuple[str, st
     rows: dict[str, list[str]] = {}
     for level, reasons in (("", cases.reasons), (" by slide", slides.reasons)):
         for key, why in reasons.items():
-            if level and cases.reasons.get(key) == why:
+            if level and (cases.reasons.get(key) == why or key.startswith("delong")):  # DeLong's is for cases
                 continue
             rows.setdefault(why, []).append(_reason_name(key) + level)
     return [(", ".join(names), why) for why, names in rows.items()]
@@ -94,7 +98,7 @@ def reason_rows(cases: LevelMetrics, slides: LevelMetrics) -> list[tuple[str, st
 
 def _reason_name(key: str) -> str:
     kind, _, name = key.partition(".")
-    kinds = {"class_auroc": "AUROC", "class_auprc": "Average precision"}
+    kinds = {"class_auroc": "AUROC", "class_auprc": "Average precision", "delong": "DeLong's interval"}
     if kind in kinds and name:
         return f"{kinds[kind]}, {name} against the rest"
     return NAMES.get(key, key).partition(" (")[0]
@@ -163,24 +167,27 @@ class SlideRow:
     probability: float
     """Of the predicted class."""
     sureness: float
-    """The higher, the further from the border between two classes."""
+    """The probability of the predicted class; with a threshold, stretched so that it is 0.5 there and 1 at the end."""
 
 
-def slide_rows(predictions: Predictions, threshold: float | None = None) -> list[SlideRow]:
+def slide_rows(predictions: Predictions, threshold_of_case: Mapping[str, float]) -> list[SlideRow]:
     """Wrong slides first, the surest of them at the top; then right ones, the least sure first; then unlabelled.
 
     Args:
         predictions: All of them.
-        threshold: Of two classes, the probability from which the second is predicted; None: the more probable one.
+        threshold_of_case: Of two classes, the probability from which the second is predicted; of a case that is not in
+            it the more probable class is.
     """
 
     def judged(row: Prediction) -> SlideRow:
-        if threshold is None or len(predictions.classes) != 2:
+        threshold = threshold_of_case.get(row.case_id)
+        if threshold is None:
             predicted, sureness = predictions.predicted(row), max(row.probabilities)
         else:
             p = row.probabilities[1]
             predicted = predictions.classes[int(p >= threshold)]
-            sureness = (p - threshold) / max(1 - threshold, 1e-12) if p >= threshold else (threshold - p) / threshold
+            above, room = p - threshold, max(1 - threshold, 1e-12)
+            sureness = 0.5 + 0.5 * (above / room if above >= 0 else -above / threshold)
         right = None if row.label is None else predicted == row.label
         return SlideRow(row, predicted, right, row.probabilities[predictions.classes.index(predicted)], sureness)
 

@@ -1,7 +1,7 @@
 """What other commands found about the truth of heatmaps, as a report shows it.
 
-A folder holds any of localisation.json, faithfulness.json and stability.json. A key that is absent is not shown; another
-format or version, or a number that is none, is refused.
+A folder holds any of localisation.json, faithfulness.json and stability.json. A key that is absent is not shown;
+another format or version, or a number that is none, is refused.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from wsi_dbps.errors import PredictionError
-from wsi_dbps.evaluation.metrics import Estimate
+from wsi_dbps.evaluation.bootstrap import Estimate
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,26 +82,27 @@ def _read(path: Path, kind: str) -> dict[str, Any]:
 
 
 def _rows(kind: str, values: dict[str, Any]) -> list[tuple[str, Estimate, str]]:
+    named: list[tuple[str, Any, str]]
     if kind == "localisation":
-        dice = values.get("dice") or {}
+        dice = _part(values, "dice")
         at = f" at a threshold of {float(dice['threshold']):.3g}" if dice.get("threshold") is not None else ""
         named = [
-            ("Patch AUROC", values.get("patch_auroc"), "a patch within an annotation outranks one outside; 0.5 is chance"),
+            ("Patch AUROC", values.get("patch_auroc"), "a patch in an annotation outranks one outside; 0.5 is chance"),
             (f"Dice{at}", dice, "overlap of the marked patches and the annotation; 1 is the same area"),
             ("FROC score", _froc(values), "mean share of lesions found at 1/4 to 8 false alarms per slide"),
-        ]  # fmt: skip
+        ]
     elif kind == "faithfulness":
+        words = "area between the top and the random order; above 0 the heatmap tells what counts"
         named = [
-            (f"{name} of the top patches", _part(values, name.lower()).get("area"),
-             "area between the top and the random order; above 0 the heatmap tells what counts")
-            for name in ("Deletion", "Insertion")
-        ]  # fmt: skip
+            (f"{name.capitalize()} of the top patches", _part(values, name).get("area"), words)
+            for name in ("deletion", "insertion")
+        ]
     else:
         seeds = f" over {values['num_seeds']} seeds" if values.get("num_seeds") else ""
         named = [
-            (f"Rank correlation{seeds}", values.get("rank_correlation"), "of the heatmap drawn again; 1 is the same order"),
-            (f"Overlap of salient patches{seeds}", values.get("salient_overlap"), "of the patches chosen again; 1 is the same"),
-        ]  # fmt: skip
+            (f"Rank correlation{seeds}", values.get("rank_correlation"), "of heatmaps made again; 1 is the same order"),
+            (f"Overlap of salient patches{seeds}", values.get("salient_overlap"), "when chosen again; 1 is the same"),
+        ]
     return [(name, estimate, words) for name, value, words in named if (estimate := _estimate(value))]
 
 
