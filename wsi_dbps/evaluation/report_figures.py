@@ -7,6 +7,8 @@ import io
 import math
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+import numpy as np
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -193,17 +195,19 @@ _Corner = Literal["best", "upper left", "lower left", "lower right"]
 
 
 def _legend(axes: Axes, title: str | None, where: _Corner) -> None:
+    from matplotlib.collections import PathCollection
+
     handles, _ = axes.get_legend_handles_labels()
     if not handles:
         return
     size = 10 if len(handles) < 6 else 8
-    legend = axes.legend(loc=where, frameon=True, framealpha=0.8, edgecolor="none", fontsize=size, labelcolor=_INK)
-    if title:
-        legend.set_title(title, prop={"size": size})
-        legend.get_title().set_color(_SOFT)
+    legend = axes.legend(
+        loc=where, framealpha=0.8, edgecolor="none", fontsize=size, labelcolor=_INK, title=title, title_fontsize=size
+    )
+    legend.get_title().set_color(_SOFT)
     for handle in legend.legend_handles:
-        if hasattr(handle, "set_sizes"):
-            handle.set_sizes([45])
+        if isinstance(handle, PathCollection):
+            handle.set_sizes(np.array([45]))
     for text in legend.get_texts():
         text.set_parse_math(False)
 

@@ -134,17 +134,17 @@ def cohort_rows(predictions: Predictions, runs: Sequence[RunRecord] = ()) -> lis
             seen = [record for record in records if record.split == split]
             label_of = {r.case_id: r.label for r in sorted(seen, key=lambda r: r.label is not None)}
             if seen:
-                name = f"{split} of {run.name}" if len(runs) > 1 else f"{split}, seen by the model"
-                rows.append((name, _counts(Counter(label_of.values()), Counter(r.label for r in seen), labels)))
+                said = f"{split} of {run.name}" if len(runs) > 1 else f"{split}, seen by the model"
+                rows.append((said, _counts(Counter(label_of.values()), Counter(r.label for r in seen), labels)))
     counted = [Counter((row.split, row.label) for row in of) for of in (predictions.cases, predictions.slides)]
     order = ["train", "val", "test", *sorted({row.split for row in predictions.slides if row.split}), None]
     splits = [split for split in dict.fromkeys(order) if any(key[0] == split for of in counted for key in of)]
     for split in splits:
-        one = [Counter({label: n for (its, label), n in of.items() if its == split}) for of in counted]
-        rows.append((f"{split or 'no split'}, predicted", _counts(*one, labels)))
+        cases, slides = (Counter({label: n for (its, label), n in of.items() if its == split}) for of in counted)
+        rows.append((f"{split or 'no split'}, predicted", _counts(cases, slides, labels)))
     if len(splits) > 1:
-        every = [Counter(row.label for row in of) for of in (predictions.cases, predictions.slides)]
-        rows.append(("all predicted", _counts(*every, labels)))
+        cases, slides = (Counter(row.label for row in of) for of in (predictions.cases, predictions.slides))
+        rows.append(("all predicted", _counts(cases, slides, labels)))
     return rows
 
 

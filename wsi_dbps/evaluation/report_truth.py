@@ -119,8 +119,9 @@ def _estimate(value: dict[str, Any] | None) -> Estimate | None:
     if not value or value.get("value") is None:
         return None
     low, high = value.get("low"), value.get("high")
-    known = low is not None and high is not None
-    return Estimate(float(value["value"]), float(low) if known else None, float(high) if known else None)
+    if low is None or high is None:
+        return Estimate(float(value["value"]))
+    return Estimate(float(value["value"]), float(low), float(high))
 
 
 def _curves(kind: str, values: dict[str, Any]) -> dict[str, Curve]:
