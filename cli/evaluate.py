@@ -6,16 +6,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from wsi_dbps_cli.options import Columns
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from wsi_dbps.evaluation.metrics import Metrics
+    from wsi_dbps.evaluation.report_runs import RunRecord
+    from wsi_dbps.records import Predictions
 
 
 def command(
-    pred: Annotated[
-        Path, typer.Argument(metavar="PRED", help="Folder of predictions, as `wsi-dbps predict` wrote it.")
+    preds: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PRED...",
+            help="Folder of predictions, as `wsi-dbps predict` wrote it; several: folds, to be pooled.",
+        ),
     ],
     out: Annotated[Path | None, typer.Option(help="Folder for the report; the predictions' own if not given.")] = None,
+    val: Annotated[
+        list[Path],
+        typer.Option(
+            help="Predictions of validation cases, for threshold and temperature; one for each PRED, in order."
+        ),
+    ] = [],
+    by: Annotated[list[str], typer.Option(help="Also by the values of this column of the manifest.")] = [],
+    cohort: Annotated[
+        Path | None, typer.Option(metavar="COHORT.csv", help="The manifest that --by looks into.")
+    ] = None,
+    columns: Columns = [],
     bootstrap: Annotated[int, typer.Option(help="Resamples of the cases for each interval.")] = 2000,
     seed: Annotated[int, typer.Option(help="Of the resampling.")] = 0,
     run: Annotated[
@@ -32,30 +52,72 @@ def command(
     The report holds a leak check and the training curves where the run of the predictions is still there.
     """
     from wsi_dbps.config import build
-    from wsi_dbps.evaluation.metrics import MetricsConfig, evaluate
+    from wsi_dbps.errors import ConfigError
+    from wsi_dbps.evaluation.metrics import MetricsConfig, evaluate_folds
+    from wsi_dbps.evaluation.pooling import pool_folds
     from wsi_dbps.evaluation.report import write_metrics, write_report
-    from wsi_dbps.evaluation.report_runs import runs_behind
+    from wsi_dbps.evaluation.validation import parts
     from wsi_dbps.records import read_predictions
 
+    if len(preds) > 1 and out is None:
+        raise ConfigError("several folders of predictions: say with --out where the report goes")
+    if val and len(val) != len(preds):
+        raise ConfigError(f"--val is given {len(val)} times for {len(preds)} folders of predictions; give one for each")
+    if bool(by) != (cohort is not None):
+        raise ConfigError("--by and --cohort go together: the column, and the manifest that has it")
     config = build(MetricsConfig, {"num_bootstrap": bootstrap, "seed": seed}, "evaluate")
-    predictions = read_predictions(pred / "predictions.csv")
-    metrics = evaluate(predictions, config)
-    folder = out or pred
-    runs, why_none = runs_behind(pred, {row.case_id for row in predictions.cases}, run)
-    facts = _facts(pred) | ({"Leak check": f"not made: {why_none}"} if why_none else {})
+    folds = dict(zip(_names(preds), (read_predictions(pred / "predictions.csv") for pred in preds), strict=True))
+    given = [read_predictions(pred / "predictions.csv") for pred in val]
+    evaluated = pool_folds({name: parts(fold, None)[0] for name, fold in folds.items()})
+    groups = _subgroups(evaluated, cohort, columns, by) if cohort else None
+    metrics = evaluate_folds(folds, config, validation=dict(zip(folds, given, strict=False)), subgroups=groups)
+    folder = out or preds[0]
     write_metrics(metrics, folder / "metrics.json")
+    title = ", ".join(pred.resolve().name for pred in preds)
+    fold_of_case = {row.case_id: name for name, fold in folds.items() for row in fold.cases}
+    runs, why_none = _runs(preds, folds, run)
     write_report(
         folder / "report.html",
-        predictions,
+        evaluated,
         metrics,
-        title=pred.resolve().name,
-        facts=facts,
+        title=title,
+        facts=_facts(preds[0]) | ({"Leak check": f"not made: {why_none}"} if why_none else {}),
         runs=runs,
+        fold_of_case=fold_of_case,
         heatmaps=heatmaps,
         truth=truth,
         atlas=atlas,
     )
     print(f"{headline(metrics)}: {folder / 'report.html'}")
+
+
+def _names(preds: list[Path]) -> list[str]:
+    """What each fold is called: its folder, or the path as given where folders have the same name."""
+    from wsi_dbps.errors import ConfigError
+
+    names = [pred.resolve().name for pred in preds]
+    names = names if len(set(names)) == len(names) else [pred.as_posix() for pred in preds]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"a folder of predictions is given twice: {', '.join(names)}")
+    return names
+
+
+def _runs(preds: list[Path], folds: Mapping[str, Predictions], given: list[Path]) -> tuple[tuple[RunRecord, ...], str]:
+    """The runs behind all predictions; and why some are not there, if so."""
+    from wsi_dbps.evaluation.report_runs import runs_behind
+
+    cases = [{row.case_id for row in fold.cases} for fold in folds.values()]
+    found = [runs_behind(pred, of, given) for pred, of in zip(preds, cases, strict=True)]
+    reasons = dict.fromkeys(why for _, why in found if why)
+    return tuple(record for records, _ in found for record in records), "; ".join(reasons)
+
+
+def _subgroups(predictions: Predictions, cohort: Path, columns: list[str], by: list[str]) -> dict[str, dict[str, str]]:
+    from wsi_dbps.cohort.manifest import parse_columns, read_manifest
+    from wsi_dbps.evaluation.subgroups import values_of_cases
+
+    whole = read_manifest(cohort, columns=parse_columns(columns), need_path=False)
+    return {column: values_of_cases(predictions, whole, column) for column in by}
 
 
 def headline(metrics: Metrics) -> str:

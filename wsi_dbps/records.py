@@ -69,10 +69,11 @@ _COLUMNS: Final = ("level", "slide_id", "case_id", "split", "label", "predicted"
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Read a predictions.csv.
+    """Read a predictions.csv, and check that its cases follow from its slides.
 
     Raises:
-        PredictionError: If the file is missing, lacks a column, or holds a number that is none; with the line number.
+        PredictionError: If the file is missing, lacks a column, holds a number that is none, a slide or case twice, or
+            a case that is not the mean of its slides; with the line number.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -87,13 +88,49 @@ def read_predictions(path: Path) -> Predictions:
         raise PredictionError(f"{path}: no column {', '.join(missing)}; found {', '.join(columns) or 'nothing'}")
     if len(classes) < 2:
         raise PredictionError(f"{path}: needs two or more columns prob_<class>; found {len(classes)}")
-    rows: dict[str, list[Prediction]] = {"slide": [], "case": []}
+    rows: dict[str, dict[str, tuple[Prediction, str]]] = {"slide": {}, "case": {}}
     for row in reader:
         where = f"{path}, line {reader.line_num}"
         if row["level"] not in rows:
             raise PredictionError(f"{where}: level is {row['level']!r}; it is slide or case")
-        rows[row["level"]].append(_parse_row(row, classes, where))
-    return Predictions(classes, tuple(rows["slide"]), tuple(rows["case"]))
+        level, found = row["level"], _parse_row(row, classes, where)
+        own_id = found.case_id if level == "case" else found.slide_id
+        if not own_id or not found.case_id or (level == "case" and found.slide_id):
+            raise PredictionError(f"{where}: a slide has a slide_id and a case_id, a case has a case_id only")
+        if own_id in rows[level]:
+            raise PredictionError(f"{where}: {level} {own_id} appears a second time; keep one of its rows")
+        rows[level][own_id] = (found, where)
+    _check_cases(rows["slide"], rows["case"])
+    slides, cases = (tuple(found for found, _ in rows[level].values()) for level in ("slide", "case"))
+    return Predictions(classes, slides, cases)
+
+
+def _check_cases(slides: dict[str, tuple[Prediction, str]], cases: dict[str, tuple[Prediction, str]]) -> None:
+    """Refuse cases that do not follow from their slides, as after an edit by hand."""
+    of_case: dict[str, list[Prediction]] = {case_id: [] for case_id in cases}
+    for slide_id, (slide, where) in slides.items():
+        if slide.case_id not in cases:
+            raise PredictionError(
+                f"{where}: slide {slide_id} is of case {slide.case_id}, which has no row; predict again"
+            )
+        of_case[slide.case_id].append(slide)
+    for case_id, members in of_case.items():
+        case, where = cases[case_id]
+        if not members:
+            raise PredictionError(f"{where}: case {case_id} has no slide in the table; predict again")
+        for what, own in (("label", case.label), ("split", case.split)):
+            if (found := {getattr(slide, what) for slide in members} - {None}) != {own} - {None}:
+                said = ", ".join(sorted(found)) or "none"
+                raise PredictionError(
+                    f"{where}: case {case_id} has {what} {own or 'none'}, its slides have {said}; make them the same"
+                )
+        mean = [math.fsum(column) / len(members) for column in zip(*(s.probabilities for s in members), strict=True)]
+        if not np.allclose(case.probabilities, mean, rtol=0, atol=1e-3):
+            said, own = (", ".join(f"{p:.4g}" for p in values) for values in (mean, case.probabilities))
+            raise PredictionError(
+                f"{where}: case {case_id} has probabilities {own}, the mean of its slides is {said}; correct it "
+                "or predict again"
+            )
 
 
 def _parse_row(row: dict[str, Any], classes: Sequence[str], where: str) -> Prediction:
@@ -106,7 +143,9 @@ def _parse_row(row: dict[str, Any], classes: Sequence[str], where: str) -> Predi
         raise PredictionError(f"{where}: probabilities {probabilities} are not shares of 1")
     if (label := row["label"] or None) is not None and label not in classes:
         raise PredictionError(f"{where}: label {label!r} is not one of the classes {', '.join(classes)}")
-    return Prediction(row["slide_id"] or None, row["case_id"], row["split"] or None, label, num_patches, probabilities)
+    return Prediction(
+        row["slide_id"] or None, row["case_id"] or "", row["split"] or None, label, num_patches, probabilities
+    )
 
 
 @dataclass(frozen=True)

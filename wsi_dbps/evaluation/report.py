@@ -10,7 +10,6 @@ from wsi_dbps.evaluation import report_tables as tables
 from wsi_dbps.evaluation.report_pictures import atlas_pictures, inline_picture
 from wsi_dbps.evaluation.report_runs import find_leaks
 from wsi_dbps.evaluation.report_truth import read_truth
-from wsi_dbps.evaluation.validation import parts
 from wsi_dbps.files import write_json, write_text
 
 if TYPE_CHECKING:
@@ -63,17 +62,15 @@ def write_report(
         OutputError: If the file cannot be written.
     """
     found = read_truth(truth) if truth else None
-    evaluated, _ = parts(predictions, None)
-    thresholds = _thresholds(predictions, metrics, fold_of_case)
-    judged = tables.slide_rows(evaluated, thresholds)
-    pictures = _pictures(judged, metrics.classes, heatmaps, found) if heatmaps else []
+    slides = tables.slide_rows(predictions, _thresholds(predictions, metrics, fold_of_case))
+    pictures = _pictures(slides, metrics.classes, heatmaps, found) if heatmaps else []
     shown = {slide_id: i for i, (slide_id, _, image) in enumerate(pictures) if image}
     data = {
-        "leaks": _leaks(evaluated, runs),
+        "leaks": _leaks(predictions, runs),
         "cohort": {"classes": metrics.classes, "rows": tables.cohort_rows(predictions, runs)},
         "metrics": _metrics(metrics),
         "classes": tables.class_rows(metrics),
-        "curves": _curves(evaluated, metrics, colour),
+        "curves": _curves(predictions, metrics, colour),
         "confusion": {"classes": metrics.classes, "rows": rows} if (rows := tables.confusion_rows(metrics)) else None,
         "folds": [("Fold", *tables.level_table({"pooled": metrics.cases, **metrics.folds}))] if metrics.folds else None,
         "subgroups": [(column, *tables.level_table(levels)) for column, levels in metrics.subgroups.items()],
@@ -81,7 +78,7 @@ def write_report(
         "pictures": pictures,
         "truth": _truth(found, colour) if found else None,
         "atlas": atlas_pictures(atlas) if atlas else None,
-        "slides": _slides(tables.slide_rows(predictions, thresholds), shown),
+        "slides": _slides(slides, shown),
         "facts": list(facts.items()),
     }
     write_text(path, _render(title=title, colour=colour, data=data, **_head(predictions, metrics)))

@@ -30,8 +30,8 @@ NAMES: Final = {
     "ece": "Expected calibration error (lower is better)",
     "intervals": "Intervals",
     "delong": "DeLong's interval",
-    "threshold": "Threshold",
-    "temperature": "Temperature",
+    "threshold": "Threshold from validation",
+    "temperature": "Temperature from validation",
 }
 _AVERAGED: Final = ("auroc", "auprc", "f1")
 _COMPARED: Final = ("auroc", "auprc", "balanced_accuracy", "sensitivity", "specificity", "brier")
@@ -138,11 +138,11 @@ def cohort_rows(predictions: Predictions, runs: Sequence[RunRecord] = ()) -> lis
                 rows.append((said, _counts(Counter(label_of.values()), Counter(r.label for r in seen), labels)))
     counted = [Counter((row.split, row.label) for row in of) for of in (predictions.cases, predictions.slides)]
     order = ["train", "val", "test", *sorted({row.split for row in predictions.slides if row.split}), None]
-    splits = [split for split in dict.fromkeys(order) if any(key[0] == split for of in counted for key in of)]
-    for split in splits:
+    predicted = [split for split in dict.fromkeys(order) if any(key[0] == split for of in counted for key in of)]
+    for split in predicted:
         cases, slides = (Counter({label: n for (its, label), n in of.items() if its == split}) for of in counted)
         rows.append((f"{split or 'no split'}, predicted", _counts(cases, slides, labels)))
-    if len(splits) > 1:
+    if len(predicted) > 1:
         cases, slides = (Counter(row.label for row in of) for of in (predictions.cases, predictions.slides))
         rows.append(("all predicted", _counts(cases, slides, labels)))
     return rows
