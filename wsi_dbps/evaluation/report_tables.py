@@ -130,11 +130,11 @@ def cohort_rows(predictions: Predictions, runs: Sequence[RunRecord] = ()) -> lis
     rows = []
     for run in runs:
         records = run.cohort.records if run.cohort else ()
-        for split in ("train", "val"):
-            seen = [record for record in records if record.split == split]
+        for part in ("train", "val"):
+            seen = [record for record in records if record.split == part]
             label_of = {r.case_id: r.label for r in sorted(seen, key=lambda r: r.label is not None)}
             if seen:
-                said = f"{split} of {run.name}" if len(runs) > 1 else f"{split}, seen by the model"
+                said = f"{part} of {run.name}" if len(runs) > 1 else f"{part}, seen by the model"
                 rows.append((said, _counts(Counter(label_of.values()), Counter(r.label for r in seen), labels)))
     counted = [Counter((row.split, row.label) for row in of) for of in (predictions.cases, predictions.slides)]
     order = ["train", "val", "test", *sorted({row.split for row in predictions.slides if row.split}), None]
