@@ -1,4 +1,5 @@
 import json
+import re
 import time
 from dataclasses import replace
 
@@ -11,8 +12,8 @@ from sklearn import metrics as sk
 from wsi_dbps.config import build
 from wsi_dbps.errors import ConfigError, PredictionError
 from wsi_dbps.evaluation.metrics import MetricsConfig, evaluate
-from wsi_dbps.evaluation.scores import Rows, auprc, auroc
 from wsi_dbps.evaluation.pooling import pool_cases
+from wsi_dbps.evaluation.scores import Rows, auprc, auroc, scores_of
 from wsi_dbps.records import Prediction, Predictions
 
 FEW = MetricsConfig(num_bootstrap=200)
@@ -43,6 +44,14 @@ def arrays(predictions, rows):
     )
 
 
+def naive_ece(told, seen, num_bins=10):
+    """Row by row from the definition."""
+    bins = {}
+    for p, right in zip(told.tolist(), seen.tolist(), strict=True):
+        bins.setdefault(min(int(p * num_bins), num_bins - 1), []).append((p, right))
+    return sum(abs(sum(p for p, _ in rows) - sum(right for _, right in rows)) for rows in bins.values()) / len(told)
+
+
 @settings(deadline=None, max_examples=30)
 @given(cohorts())
 def test_with_two_classes_every_value_is_that_of_scikit_learn(predictions):
@@ -58,6 +67,9 @@ def test_with_two_classes_every_value_is_that_of_scikit_learn(predictions):
             "brier": sk.brier_score_loss(y, p[:, 1]),
             "sensitivity": sk.recall_score(y, predicted),
             "specificity": sk.recall_score(y, predicted, pos_label=0),
+            "kappa": sk.cohen_kappa_score(y, predicted),
+            "log_loss": sk.log_loss(y, p),
+            "ece": naive_ece(p[:, 1], y == 1),
         }
         assert {name: found.value for name, found in level.scores.items()} == pytest.approx(expected)
         assert level.confusion == tuple(map(tuple, sk.confusion_matrix(y, predicted, labels=[0, 1]).tolist()))
@@ -78,10 +90,16 @@ def test_with_more_classes_every_value_is_that_of_scikit_learn(predictions):
             "balanced_accuracy": sk.recall_score(y, predicted, average="macro"),
             "f1": sk.f1_score(y, predicted, average="macro"),
             "brier": ((p - hot) ** 2).sum(axis=1).mean(),
+            "kappa": sk.cohen_kappa_score(y, predicted),
+            "kappa_linear": sk.cohen_kappa_score(y, predicted, weights="linear", labels=[0, 1, 2]),
+            "kappa_quadratic": sk.cohen_kappa_score(y, predicted, weights="quadratic", labels=[0, 1, 2]),
+            "log_loss": sk.log_loss(y, p),
+            "ece": naive_ece(p.max(axis=1), predicted == y),
         }
         assert {name: found.value for name, found in level.scores.items()} == pytest.approx(expected)
         for c, name in enumerate(predictions.classes):
             assert level.class_auroc[name].value == pytest.approx(sk.roc_auc_score(y == c, p[:, c]))
+            assert level.class_auprc[name].value == pytest.approx(sk.average_precision_score(y == c, p[:, c]))
 
 
 @settings(deadline=None)
@@ -91,8 +109,17 @@ def test_a_weight_counts_like_that_many_rows(rows):
     repeated_y, repeated_score = np.repeat(y, weight), np.repeat(score, weight)
     if len(set(repeated_y.tolist())) < 2:
         return
-    table = Rows(y.astype(np.intp), np.stack([1 - score, score], 1), y, y, y)
+    predicted = (score > 0.5).astype(np.intp)
+    table = Rows(y.astype(np.intp), np.stack([1 - score, score], 1), predicted, y, y)
     weights = weight[None].astype(float)
+    scores = scores_of(("normal", "tumor"), 10)
+    expected = {
+        "kappa": sk.cohen_kappa_score(repeated_y, np.repeat(predicted, weight)),
+        "log_loss": sk.log_loss(repeated_y, repeated_score, labels=[False, True]),
+        "ece": naive_ece(repeated_score, repeated_y),
+    }
+    for name, value in expected.items():
+        assert scores[name].compute(weights, table)[0] == pytest.approx(value)
     assert auroc(weights, table, 1)[0] == pytest.approx(sk.roc_auc_score(repeated_y, repeated_score))
     assert auprc(weights, table, 1)[0] == pytest.approx(sk.average_precision_score(repeated_y, repeated_score))
 
@@ -154,6 +181,9 @@ def test_five_cases_by_hand(scored):
             "brier": (0.01 + 0.36 + 0.36 + 0.04 + 0.01) / 5,
             "sensitivity": 2 / 3,
             "specificity": 1 / 2,
+            "kappa": 1 - (2 / 5) / (12 / 25),  # by chance 2/5 x 3/5 twice
+            "log_loss": -np.log([0.9, 0.4, 0.4, 0.8, 0.9]).sum() / 5,
+            "ece": (0.1 + 0.6 + 0.6 + 0.2 + 0.1) / 5,  # each in a bin of its own
         }
     )
     assert metrics.cases.confusion == ((1, 1), (1, 2))
@@ -192,10 +222,12 @@ def test_no_rows_at_all_are_no_error():
 
 def test_with_one_class_only_what_needs_both_is_absent_with_its_reason(scored):
     level = evaluate(scored(("tumor", 0.9), ("tumor", 0.2)), FEW).cases
-    assert set(level.scores) == {"accuracy", "brier", "sensitivity"}
-    assert level.reasons == dict.fromkeys(
-        ("auroc", "auprc", "balanced_accuracy", "f1", "specificity"), "no row is labelled normal"
-    )
+    assert set(level.scores) == {"accuracy", "brier", "sensitivity", "log_loss", "ece"}
+    assert level.reasons == {
+        **dict.fromkeys(("auroc", "auprc", "balanced_accuracy", "f1", "specificity"), "no row is labelled normal"),
+        "kappa": "every row is labelled tumor",
+        "delong": "two or more cases of tumor and two or more of the rest are needed",
+    }
     assert level.roc == {}
 
 
@@ -216,10 +248,10 @@ def test_a_class_of_one_case_has_values_but_no_intervals(scored):
 
 
 def test_results_that_hold_training_cases_say_so(make_predictions):
-    caveats = evaluate(make_predictions(60, splits=("train", "val", "test")), FEW).caveats
+    caveats = evaluate(make_predictions(60, splits=("train", "val", "val")), FEW).caveats
     assert caveats == (
         "20 of 60 cases are of split train: the model has learnt from them, so the results flatter it.",
-        "20 of 60 cases are of split val: the checkpoint was chosen on them, so the results flatter it.",
+        "40 of 60 cases are of split val: the checkpoint was chosen on them, so the results flatter it.",
     )
 
 
@@ -228,7 +260,7 @@ def test_results_that_hold_training_cases_say_so(make_predictions):
 def test_as_plain_values_they_are_json_without_nulls(make_predictions, classes, num_unlabelled):
     metrics = evaluate(make_predictions(12, classes, num_unlabelled=num_unlabelled), FEW)
     text = json.dumps(metrics.to_dict(), allow_nan=False)
-    assert "null" not in text
+    assert not {"null", "NaN", "Infinity"} & set(re.findall(r"\w+", text))
     assert json.loads(text)["cases"]["class_counts"] == metrics.cases.class_counts
 
 

@@ -221,7 +221,7 @@ def _evaluate(
         config=config,
         cases=dataclasses.replace(cases, reasons={**cases.reasons, **failed}),
         slides=level(pooled.slides, by_slide=True),
-        caveats=(*_caveats(pooled), *_caveats_of_parts(folds, evaluated, subgroups or {})),
+        caveats=(*_caveats(pooled), *_caveats_of_parts(folds, evaluated, subgroups or {}, validated=bool(validations))),
         threshold=one.threshold,
         temperature=one.temperature,
         fold_thresholds=thresholds if len(folds) > 1 else {},
@@ -249,13 +249,13 @@ def _caveats_of_parts(
     folds: Mapping[str, Predictions],
     evaluated: Mapping[str, Predictions],
     subgroups: Mapping[str, Mapping[str, str]],
+    *,
+    validated: bool,
 ) -> Iterable[str]:
     whole, rest = (sum(len(fold.cases) for fold in of.values()) for of in (folds, evaluated))
     if rest < whole:
-        yield (
-            f"{whole - rest} of {whole} cases are not of split test and are left out; "
-            "threshold and temperature come from those of split val, unless validation was given."
-        )
+        use = "" if validated else "; those of split val set threshold and temperature"
+        yield f"{whole - rest} of {whole} cases are not of split test and are left out{use}."
     if len(folds) > 1:
         yield (
             f"Cases of {len(folds)} folds are pooled: probabilities of different models are ranked together. "
