@@ -79,7 +79,7 @@ def command(
     _say(f"train {cohort} --caches {caches} --out {run} --config {config}{flags}")
     train.command(cohort, caches, run, config=config, set_=changes, resume=resume)
     _say(f"predict {run} {cohort} --caches {caches} --out {predictions}")
-    predict.command(run, cohort, caches, predictions)
+    predict.command([run], cohort, caches, predictions)
     _say(f"heatmap {run} {cohort} --caches {caches} --predictions {predictions} --split test --out {maps}")
     heatmap.command(run, cohort, caches, maps, predictions=predictions, split=Split.TEST)
     _say(f"evaluate {predictions} --out {report} --heatmaps {maps}")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from wsi_dbps_cli.options import Columns
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from wsi_dbps.evaluation.metrics import Metrics
     from wsi_dbps.evaluation.report_runs import RunRecord
@@ -81,7 +81,8 @@ def command(
         evaluated,
         metrics,
         title=title,
-        facts=_facts(preds[0]) | ({"Leak check": f"not made: {why_none}"} if why_none else {}),
+        facts=_facts(preds[0])
+        | ({"Leak check": f"{'in part' if runs else 'not made'}: {why_none}"} if why_none else {}),
         runs=runs,
         fold_of_case=fold_of_case,
         heatmaps=heatmaps,
@@ -137,11 +138,18 @@ def _facts(pred: Path) -> dict[str, str]:
         made = json.loads((pred / "predict.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return {}
-    selection = made["settings"]["selection"]
+
+    def each(say: Callable[[dict[str, Any]], str]) -> str:
+        return "; ".join(dict.fromkeys(say(member) for member in made.get("members", [made])))
+
+    def selection(member: dict[str, Any]) -> str:
+        of = member["settings"]["selection"]
+        return f"{of['preset']}, M = {of['num_salient']}, S = {of['num_subsalient']}"
+
     return {
-        "Checkpoint": f"{made['checkpoint']} ({made['checkpoint_fingerprint']}), epoch {made['epoch']}",
-        "Encoder": made["settings"]["encoder"]["name"],
-        "Selection": f"{selection['preset']}, M = {selection['num_salient']}, S = {selection['num_subsalient']}",
-        "Seed": str(made["settings"]["training"]["seed"]),
+        "Checkpoint": each(lambda m: f"{m['checkpoint']} ({m['checkpoint_fingerprint']}), epoch {m['epoch']}"),
+        "Encoder": each(lambda m: m["settings"]["encoder"]["name"]),
+        "Selection": each(selection),
+        "Seed": each(lambda m: str(m["settings"]["training"]["seed"])),
         "wsi-dbps": made["wsi_dbps_version"],
     }

@@ -72,7 +72,7 @@ def draw(
     from wsi_dbps.training.checkpoint import load_checkpoint
 
     failed = 0
-    predictor = Predictor(load_checkpoint(run / "best.pt"), caches, device=device)
+    predictor = Predictor([load_checkpoint(run / "best.pt")], caches, device=device)
     with Progress("drawing", len(records), "slides") as progress:
         for record in records:
             try:

@@ -144,5 +144,7 @@ def _predictions(path: Path) -> dict[str, str]:
         "what": "predictions",
         "slides": f"{len(predictions.slides)} of {len(predictions.cases)} cases",
         "classes": ", ".join(predictions.classes),
-        "checkpoint": f"{made['checkpoint']} ({made['checkpoint_fingerprint']})",
+        "checkpoint": ", ".join(
+            f"{m['checkpoint']} ({m['checkpoint_fingerprint']})" for m in made.get("members", [made])
+        ),
     }

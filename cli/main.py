@@ -5,7 +5,21 @@ from __future__ import annotations
 import sys
 
 import typer
-from wsi_dbps_cli import compare, demo, embed, evaluate, export, heatmap, inspect, plan, predict, split, tile, train
+from wsi_dbps_cli import (
+    compare,
+    demo,
+    embed,
+    evaluate,
+    export,
+    faithfulness,
+    heatmap,
+    inspect,
+    plan,
+    predict,
+    split,
+    tile,
+    train,
+)
 
 from wsi_dbps.errors import StoppedError, WsiDbpsError
 
@@ -16,7 +30,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train on whole pathology slides, end to end, from pixels, with dual-buffer patch selection.",
 )
-for module in (demo, tile, inspect, export, embed, split, plan, train, predict, evaluate, compare, heatmap):
+for module in (
+    demo,
+    tile,
+    inspect,
+    export,
+    embed,
+    split,
+    plan,
+    train,
+    predict,
+    evaluate,
+    compare,
+    heatmap,
+    faithfulness,
+):
     app.command(module.__name__.rpartition(".")[2])(module.command)
 
 

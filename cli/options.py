@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 CohortCsv = Annotated[Path, typer.Argument(metavar="COHORT.csv", help="Cohort manifest; see docs/formats/manifest.md.")]
 Caches = Annotated[Path, typer.Option(help="Folder of patch caches, as `wsi-dbps tile` wrote them.")]
 Bags = Annotated[Path, typer.Option("--caches", help="Folder of patch caches, or of features, a file per slide.")]
+Runs = Annotated[
+    list[Path], typer.Argument(metavar="RUN ...", help="Run folders of `wsi-dbps train`, also one that holds folds.")
+]
 Columns = Annotated[
     list[str], typer.Option(help="Read the manifest with a column renamed: slide_id=FILENAME. May be repeated.")
 ]
@@ -29,6 +32,21 @@ class Split(StrEnum):
     VAL = "val"
     TEST = "test"
     ALL = "all"
+
+
+def fold_runs(run: Path) -> list[Path]:
+    """The runs of `train --folds all` in a folder, in the order of the folds; none if it holds no folds."""
+    return sorted(run.glob("fold[0-9]*"), key=lambda fold: (len(fold.name), fold.name))
+
+
+def member_runs(runs: list[Path], fold: int | None) -> list[Path]:
+    """Runs with those of folds in place of their folder: the one of `fold`, or all."""
+    found = []
+    for run in runs:
+        folds = [] if (run / "best.pt").exists() else fold_runs(run)
+        wanted = f"fold{fold}"
+        found += ([k for k in folds if fold is None or k.name == wanted] or [run / wanted]) if folds else [run]
+    return found
 
 
 def cohort_part(

@@ -1,12 +1,14 @@
-"""What many tests need: a small real cohort with caches, and the folder of real data where there is one."""
+"""What many tests need: a small real cohort with caches, the folder of real data, and the command line."""
 
 import csv
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import settings
+from wsi_dbps_cli.main import run
 
 from wsi_dbps.cohort.cohort import Cohort
 from wsi_dbps.cohort.manifest import read_manifest
@@ -66,3 +68,18 @@ def cohort(small_cohort: tuple[Path, Path]) -> Cohort:
 @pytest.fixture
 def caches(small_cohort: tuple[Path, Path]) -> Path:
     return small_cohort[1]
+
+
+@pytest.fixture
+def wsi_dbps(monkeypatch, capsys):
+    """The command line, called as a shell calls it."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        """Exit code, standard output and standard error."""
+        monkeypatch.setattr(sys, "argv", ["wsi-dbps", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            run()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return call

@@ -183,7 +183,9 @@ def made(small_cohort: tuple[Path, Path], tmp_path_factory: pytest.TempPathFacto
     train(cohort, small_cohort[1], out / "run", build_run_config(tables, "test"))
     from wsi_dbps.training.checkpoint import load_checkpoint
 
-    predict(load_checkpoint(out / "run" / "best.pt"), cohort.part("test"), small_cohort[1], out / "pred", device="cpu")
+    predict(
+        [load_checkpoint(out / "run" / "best.pt")], cohort.part("test"), small_cohort[1], out / "pred", device="cpu"
+    )
     return out
 
 

@@ -1,15 +1,17 @@
 """The family on equal terms: the same cohort, splits, budget and seeds, beside what colour alone tells.
 
-    python tests/bench/presets.py COHORT.csv --caches CACHES --config run.toml --out RUNS --seed 0 1 2
+    python tests/bench/presets.py COHORT.csv --caches CACHES --config run.toml --out RUNS --seed 0 1 2 --lr 1e-4 3e-4
 
-Runs that are there are kept. Prints, per variant, the test AUROC of each seed and of the seeds' mean probability, with
-its bootstrap interval by case; and, where lesions are known (GeoJSON beside each positive slide), the patch AUROC of
-attention.
+Runs that are there are kept. Each variant is trained at every learning rate with the first seed, and with the other
+seeds at the rate whose best epoch did best on validation. Prints, per variant, the test AUROC of each seed and of the
+seeds' mean probability, with its bootstrap interval by case; and, where lesions are known (GeoJSON beside each positive
+slide), the patch AUROC of attention.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import re
 import time
 from dataclasses import replace
@@ -55,17 +57,38 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--variant", nargs="+", default=["random", "ips", "dbps"], choices=list(VARIANTS))
     parser.add_argument("--seed", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--lr", nargs="+", type=float, default=[3e-4], help="of encoder and aggregator alike")
+    parser.add_argument("--report-only", action="store_true", help="no new runs; seeds that are not there are left out")
     options = parser.parse_args()
     cohort = read_manifest(options.cohort, need_label=True)
-    for seed in options.seed:
-        for name in options.variant:
-            one_run(cohort, options.caches, options.config, options.out, name, seed)
-    report(cohort, options.caches, options.out, options.variant, options.seed)
+    first, *others = options.seed
+    todo = [] if options.report_only else [(first, name, lr) for name in options.variant for lr in options.lr]
+    for seed, name, lr in todo:
+        one_run(cohort, options.caches, options.config, options.out, name, seed, lr)
+    found = {
+        name: best_lr([run_folder(options.out, name, first, lr) for lr in options.lr], options.lr)
+        for name in options.variant
+    }
+    print("learning rates:", found, flush=True)
+    for seed, name in [] if options.report_only else [(seed, name) for seed in others for name in options.variant]:
+        one_run(cohort, options.caches, options.config, options.out, name, seed, found[name])
+    report(cohort, options.caches, options.out, found, options.seed)
 
 
-def one_run(cohort: Cohort, caches: Path, config: Path, runs: Path, name: str, seed: int) -> None:
+def best_lr(runs: list[Path], rates: list[float]) -> float:
+    """The rate of the run whose best epoch has the highest validation AUROC; of equals the lowest validation loss."""
+
+    def validation(run: Path) -> tuple[float, float]:
+        rows = list(csv.DictReader((run / "history.csv").open()))
+        return max((float(row["val_auroc"]), -float(row["val_loss"])) for row in rows)
+
+    there = [(validation(run), rate) for run, rate in zip(runs, rates, strict=True) if (run / "history.csv").exists()]
+    return max(there)[1]
+
+
+def one_run(cohort: Cohort, caches: Path, config: Path, runs: Path, name: str, seed: int, lr: float) -> None:
     """Train and predict, unless it is there."""
-    out = run_folder(runs, name, seed)
+    out = run_folder(runs, name, seed, lr)
     if (out / "pred" / "predictions.csv").exists():
         return
     tables = read_toml(config) | {}
@@ -76,29 +99,31 @@ def one_run(cohort: Cohort, caches: Path, config: Path, runs: Path, name: str, s
     if tables["selection"].get("preset", "dbps") != "dbps":
         del tables["selection"]["num_subsalient"]  # the preset fixes it
     tables["training"]["seed"] = seed
+    tables["optimizer"] = {**tables.get("optimizer", {}), "lr": lr, "encoder_lr": lr}
     start = time.monotonic()
     result = train(cohort, caches, out, build_run_config(tables, str(config)), resume=(out / "run.json").exists())
     seconds, checkpoint = time.monotonic() - start, load_checkpoint(result.checkpoint)
     if name == "ips":
         selection = replace(checkpoint.config.selection, num_salient=wide)
         wider = replace(checkpoint, config=replace(checkpoint.config, selection=selection))
-        predict(wider, cohort.part("test"), caches, run_folder(runs, TESTED_WIDE, seed) / "pred")
-    predict(checkpoint, cohort.part("test"), caches, out / "pred")
+        predict([wider], cohort.part("test"), caches, run_folder(runs, TESTED_WIDE, seed, lr) / "pred")
+    predict([checkpoint], cohort.part("test"), caches, out / "pred")
     (out / "seconds.txt").write_text(f"{seconds:.1f}\n")
-    print(f"{name} seed {seed}: {seconds:.0f} s, best epoch {result.best}", flush=True)
+    print(f"{name} seed {seed} lr {lr:g}: {seconds:.0f} s, best epoch {result.best}", flush=True)
 
 
-def run_folder(runs: Path, name: str, seed: int) -> Path:
+def run_folder(runs: Path, name: str, seed: int, lr: float) -> Path:
     """Where a run lies."""
-    return runs / f"{re.sub(r'[^a-z0-9+]+', '_', name.lower())}_{seed}"
+    return runs / f"{re.sub(r'[^a-z0-9+]+', '_', name.lower())}_{seed}_{lr:g}"
 
 
-def report(cohort: Cohort, caches: Path, runs: Path, names: list[str], seeds: list[int]) -> None:
+def report(cohort: Cohort, caches: Path, runs: Path, rates: dict[str, float], seeds: list[int]) -> None:
     """Print the table."""
     print("\n| variant | test AUROC, mean of seeds | per seed | of their mean probability | on the lesion | s |")
     print("|---|---|---|---|---|---|")
-    for name in [n for chosen in names for n in ((chosen, TESTED_WIDE) if chosen == "ips" else (chosen,))]:
-        folders = [run_folder(runs, name, seed) for seed in seeds]
+    for name, lr in [(n, lr) for v, lr in rates.items() for n in ((v, TESTED_WIDE) if v == "ips" else (v,))]:
+        folders = [run_folder(runs, name, seed, lr) for seed in seeds]
+        folders = [folder for folder in folders if (folder / "pred" / "predictions.csv").exists()]
         found = [read_predictions(folder / "pred" / "predictions.csv") for folder in folders]
         each = [auroc(run).value for run in found]
         mean = auroc(Predictions(found[0].classes, mean_of(found), pool_cases(mean_of(found), found[0].classes)))

@@ -216,7 +216,7 @@ def test_no_leak_is_said(tmp_path, scored):
 
 def test_a_run_without_its_cohort_is_not_called_clean(tmp_path, scored):
     tags = Tags(page(tmp_path / "report.html", scored(("tumor", 0.9), ("normal", 0.6)), runs=[RunRecord("old", None)]))
-    assert "Not checked: old does not hold its cohort.csv." in tags["leaks"]
+    assert "Not checked against old: the cohort of that run is not there." in tags["leaks"]
     assert "None." not in tags["leaks"]
 
 

@@ -24,10 +24,12 @@ def make_run(tmp_path):
     return make
 
 
-def predicted_with(folder, run):
+def predicted_with(folder, *runs):
     folder.mkdir()
-    made = {"checkpoint": str(run / "best.pt"), "checkpoint_fingerprint": file_digest(run / "best.pt")}
-    (folder / "predict.json").write_text(json.dumps(made))
+    members = [
+        {"checkpoint": str(run / "best.pt"), "checkpoint_fingerprint": file_digest(run / "best.pt")} for run in runs
+    ]
+    (folder / "predict.json").write_text(json.dumps({"members": members}))
     return folder
 
 
@@ -62,7 +64,21 @@ def test_the_run_that_predict_json_names_is_taken_while_it_is_the_same(make_run,
     assert runs_behind(pred, {"Z"}) == ((), f"the run at {run} has been trained anew since")
     run.rename(tmp_path / "moved")
     assert runs_behind(pred, {"Z"}) == ((), f"the run is no longer at {run}; give it with --run")
-    assert runs_behind(tmp_path, {"Z"}) == ((), "no predict.json names the run; give it with --run")
+    assert runs_behind(tmp_path, {"Z"}) == ((), f"no predict.json in {tmp_path} names the run; give it with --run")
+
+
+def test_of_an_ensemble_all_members_count_and_those_that_are_gone_are_named(make_run, tmp_path):
+    runs = [make_run(name) for name in ("one", "two")]
+    pred = predicted_with(tmp_path / "pred", *runs)
+    assert [run.name for run in runs_behind(pred, {"Z"})[0]] == ["one", "two"]
+    runs[0].rename(tmp_path / "moved")
+    found, why = runs_behind(pred, {"Z"})
+    assert [(run.name, run.cohort is None) for run in found] == [("one", True), ("two", False)]
+    assert why == f"the run is no longer at {runs[0]}; give it with --run"
+    found, why = runs_behind(pred, {"Z"}, [runs[1]])
+    assert [(run.name, run.cohort is None) for run in found] == [("two", False), ("the others", True)]
+    assert why == f"1 of 2 runs behind {pred} not given"
+    assert [run.name for run in runs_behind(pred, {"Z"}, [tmp_path / "moved", runs[1]])[0]] == ["moved", "two"]
 
 
 def test_of_given_runs_those_are_taken_that_made_the_predictions(make_run, tmp_path):

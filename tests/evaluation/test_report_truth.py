@@ -29,7 +29,7 @@ def test_all_that_is_there_is_shown_and_what_is_absent_is_not(tmp_path):
     assert [(name, estimate) for name, estimate, _ in truth.rows] == [
         ("Patch AUROC", Estimate(0.8, 0.7, 0.9)),
         ("FROC score", Estimate(0.5, 0.4, 0.6)),
-        ("Rank correlation over 5 seeds", Estimate(0.9)),
+        ("Rank correlation, 5 drop seeds", Estimate(0.9)),
     ]
     assert truth.curves == {"froc": Curve((0, 1), (0.2, 0.8), (), Estimate(0.5, 0.4, 0.6))}
     assert truth.reasons == (("dice", "no annotation"),)

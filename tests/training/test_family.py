@@ -29,7 +29,7 @@ def test_a_run_with_positions_noise_and_exact_gradient_trains_and_predicts(
     checkpoint = load_checkpoint(result.checkpoint)
     assert checkpoint.config.selection.most_subsalient == (None if preset == "dbps+" else 64)
     assert checkpoint.config.aggregator.name == ("abmilx" if preset == "dbps+" else "dual")
-    done = predict(checkpoint, cohort.part("test"), caches, tmp_path / "pred", device="cpu")
+    done = predict([checkpoint], cohort.part("test"), caches, tmp_path / "pred", device="cpu")
     assert not done.failed
     assert len(done.predictions.slides) == 4
 

@@ -105,7 +105,7 @@ def test_the_same_features_in_another_layout_give_the_same_run_and_predictions(
     config, found = make_config(encoder=PROJECTOR), []
     for folder, name in ((features, "a"), (other, "b")):
         result = train(known, folder, tmp_path / name, config)
-        predicted = predict(load_checkpoint(result.checkpoint), known, folder, tmp_path / f"p_{name}", device="cpu")
+        predicted = predict([load_checkpoint(result.checkpoint)], known, folder, tmp_path / f"p_{name}", device="cpu")
         assert not predicted.failed
         rows = [r.probabilities for r in predicted.predictions.slides]
         found.append(([without_times(row) for row in result.history], rows))
@@ -227,6 +227,6 @@ def test_files_that_cannot_be_bags_are_named(cohort, features, tmp_path) -> None
 
 def test_a_run_on_features_is_not_given_pixels(cohort, caches, features, tmp_path, make_config) -> None:
     result = train(cohort, features, tmp_path / "run", make_config(encoder=PROJECTOR))
-    predictor = Predictor(load_checkpoint(result.checkpoint), caches, device="cpu")
+    predictor = Predictor([load_checkpoint(result.checkpoint)], caches, device="cpu")
     with pytest.raises(CacheError, match=r"holds patches of 32 px at 1 µm/px, where 128 features by small_gn \w+ are"):
         predictor.slide(cohort.records[0])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,9 +13,9 @@ import torch
 from wsi_dbps.config import to_dict
 from wsi_dbps.errors import OutputError, PredictionError, WsiDbpsError
 from wsi_dbps.evaluation.pooling import pool_cases
-from wsi_dbps.files import write_json
+from wsi_dbps.files import digest, write_json
 from wsi_dbps.progress import Progress
-from wsi_dbps.records import Prediction, Predictions, SlideAttention, read_attention
+from wsi_dbps.records import ROLES, Prediction, Predictions, SlideAttention, read_attention
 from wsi_dbps.training.bags import CacheBag, PatchReader, open_cache
 from wsi_dbps.training.loop import pick_device
 from wsi_dbps.version import __version__
@@ -40,21 +40,30 @@ class PredictionResult:
 
 
 def predict(
-    checkpoint: Checkpoint, cohort: Cohort, caches: Path, out: Path, *, device: str = "auto", decode_threads: int = 2
+    checkpoints: Sequence[Checkpoint],
+    cohort: Cohort,
+    caches: Path,
+    out: Path,
+    *,
+    device: str = "auto",
+    decode_threads: int = 2,
 ) -> PredictionResult:
     """Predict every slide of a cohort and write predictions.csv, predict.json and attention/<slide_id>.h5.
 
     Labels are not needed. A slide's prediction depends on its patches only: not on the other slides, nor on the order.
+    Several checkpoints make an ensemble: the mean of their probabilities (`together`).
 
     Raises:
-        PredictionError: If the cohort is empty or has a label that the checkpoint's classes do not hold.
+        PredictionError: If the cohort is empty, or has a label that is no class of the checkpoints, or these differ.
         OutputError: If a file cannot be written.
     """
-    check_labels(checkpoint, cohort)
-    predictor = Predictor(checkpoint, caches, device=device, decode_threads=decode_threads)
+    check_labels(checkpoints[0], cohort)
     rows: list[Prediction] = []
     failed: list[str] = []
-    with Progress("predicting", len(cohort), "slides") as progress:
+    with (
+        Predictor(checkpoints, caches, device=device, decode_threads=decode_threads) as predictor,
+        Progress("predicting", len(cohort), "slides") as progress,
+    ):
         for record in cohort.records:
             try:
                 attention = predictor.slide(record)
@@ -66,16 +75,22 @@ def predict(
                 failed.append(f"{record.slide_id}: {error}")
                 progress.say(failed[-1])
             progress.advance()
-    predictions = Predictions(checkpoint.classes, tuple(rows), pool_cases(rows, checkpoint.classes))
+    predictions = Predictions(predictor.classes, tuple(rows), pool_cases(rows, predictor.classes))
     predictions.write_csv(out / "predictions.csv")
     write_json(
         out / "predict.json",
         {
-            "checkpoint": str(checkpoint.path.resolve()),
+            "members": [
+                {
+                    "checkpoint": str(member.checkpoint.path.resolve()),
+                    "checkpoint_fingerprint": member.fingerprint,
+                    "epoch": member.checkpoint.epoch,
+                    "settings": to_dict(member.checkpoint.config),
+                }
+                for member in predictor.members
+            ],
             "checkpoint_fingerprint": predictor.fingerprint,
-            "epoch": checkpoint.epoch,
-            "classes": list(checkpoint.classes),
-            "settings": to_dict(checkpoint.config),
+            "classes": list(predictor.classes),
             "failed": failed,
             "wsi_dbps_version": __version__,
             "torch_version": torch.__version__,
@@ -85,50 +100,41 @@ def predict(
 
 
 class Predictor:
-    """A checkpoint's model, loaded when it is first needed, and the caches it looks at."""
+    """The models of one checkpoint or several, loaded when first needed, and the caches they look at.
 
-    def __init__(self, checkpoint: Checkpoint, caches: Path, *, device: str = "auto", decode_threads: int = 2) -> None:
-        self.checkpoint, self.caches = checkpoint, caches
-        self.fingerprint = checkpoint.fingerprint()
-        self._device = pick_device(device)
+    Raises:
+        PredictionError: If the checkpoints' classes differ.
+    """
+
+    def __init__(
+        self, checkpoints: Sequence[Checkpoint], caches: Path, *, device: str = "auto", decode_threads: int = 2
+    ) -> None:
+        self.classes = checkpoints[0].classes
+        for checkpoint in checkpoints[1:]:
+            if checkpoint.classes != self.classes:
+                raise PredictionError(
+                    f"{checkpoint.path}: has classes {', '.join(checkpoint.classes)}, but {checkpoints[0].path} has "
+                    f"{', '.join(self.classes)}; an ensemble needs the same"
+                )
         self._reader = PatchReader(decode_threads)
+        chosen = pick_device(device)
+        self.members = tuple(Member(checkpoint, caches, self._reader, chosen) for checkpoint in checkpoints)
+        self.fingerprint = _joined([member.fingerprint for member in self.members])
 
-    @cached_property
-    def _model(self) -> SlideModel:
-        return self.checkpoint.build_model(self._device)
+    def __enter__(self) -> Predictor:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._reader.close()
 
     def slide(self, record: SlideRecord) -> SlideAttention:
-        """One slide's attention, which holds its prediction.
+        """One slide's attention, which holds its prediction; an ensemble's is that of its members `together`.
 
         Raises:
-            PredictionError: If the slide's cache holds no patch, or the model's output is not finite.
-            CacheError: If the cache is missing, damaged, or of another kind than the model was trained on.
+            PredictionError: If the slide's cache holds no patch, or a model's output is not finite.
+            CacheError: If the cache is missing, damaged, or of another kind than a model was trained on.
         """
-        cache = self.cache(record)
-        if not len(cache):
-            raise PredictionError(f"{cache.path}: holds no patch (no tissue was found): nothing to predict from")
-        draws = torch.Generator().manual_seed(zlib.crc32(record.slide_id.encode()))  # for random selection: by slide
-        output = self._model.predict(CacheBag(record, cache, self._reader), draws)
-        if not torch.isfinite(output.logits_C).all():
-            raise PredictionError(f"{self.checkpoint.path}: its output is not finite; the checkpoint is damaged")
-        role_N = np.zeros(len(cache), np.uint8)
-        role_N[output.selection.salient_M] = 1
-        role_N[output.selection.subsalient_S] = 2
-        probabilities = tuple(float(p) for p in output.logits_C.double().softmax(dim=0))
-        return SlideAttention(
-            slide_id=record.slide_id,
-            prediction=Prediction(
-                record.slide_id, record.case_id, record.split, record.label, len(cache), probabilities
-            ),
-            classes=self.checkpoint.classes,
-            coords_N2=cache.coords_N2,
-            tile_lv0=cache.tile_lv0,
-            logits_NR=output.attention_RN.T.contiguous().numpy(),
-            weights_N=output.weights_N.numpy(),
-            role_N=role_N,
-            cache_fingerprint=cache.fingerprint,
-            checkpoint_fingerprint=self.fingerprint,
-        )
+        return together([member.slide(record) for member in self.members])
 
     def kept(self, record: SlideRecord, folder: Path) -> SlideAttention:
         """One slide's attention as a folder of predictions has it.
@@ -139,7 +145,8 @@ class Predictor:
         path = attention_path(folder, record.slide_id)
         attention = read_attention(path)
         if attention.checkpoint_fingerprint != self.fingerprint:
-            raise PredictionError(f"{path}: comes from another checkpoint than {self.checkpoint.path}; predict again")
+            asked = ", ".join(str(member.checkpoint.path) for member in self.members)
+            raise PredictionError(f"{path}: comes from another checkpoint than {asked}; predict again")
         if attention.cache_fingerprint != self.cache(record).fingerprint:
             raise PredictionError(f"{path}: comes from another cache of the slide; predict again")
         return attention
@@ -159,7 +166,125 @@ class Predictor:
         Raises:
             CacheError: If it is missing, damaged, or of another kind than the model was trained on.
         """
+        return self.members[0].cache(record)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of a predictor, loaded when it is first needed."""
+
+    checkpoint: Checkpoint
+    caches: Path
+    reader: PatchReader
+    device: torch.device
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the checkpoint's content."""
+        return self.checkpoint.fingerprint()
+
+    @cached_property
+    def model(self) -> SlideModel:
+        """In evaluation mode."""
+        return self.checkpoint.build_model(self.device)
+
+    def cache(self, record: SlideRecord) -> BagFile:
+        """As `Predictor.cache`."""
         return open_cache(self.caches, record, self.checkpoint.patch_kind, self.checkpoint.config.patches)
+
+    def bag(self, record: SlideRecord) -> CacheBag:
+        """A slide as this model sees it.
+
+        Raises:
+            PredictionError: If its cache holds no patch.
+            CacheError: If the cache is missing, damaged, or of another kind than the model was trained on.
+        """
+        cache = self.cache(record)
+        if not len(cache):
+            raise PredictionError(f"{cache.path}: holds no patch (no tissue was found): nothing to predict from")
+        return CacheBag(record, cache, self.reader)
+
+    def slide(self, record: SlideRecord) -> SlideAttention:
+        """As `Predictor.slide`, by this model alone."""
+        bag = self.bag(record)
+        cache = bag.cache
+        output = self.model.predict(bag, slide_draws(record), explain=True)
+        if not torch.isfinite(output.logits_C).all():
+            raise PredictionError(f"{self.checkpoint.path}: its output is not finite; the checkpoint is damaged")
+        assert output.evidence_NC is not None
+        assert output.empty_logits_C is not None
+        assert output.embedding_D is not None
+        role_N = np.zeros(len(cache), np.uint8)
+        role_N[output.selection.salient_M] = ROLES.index("salient")
+        role_N[output.selection.subsalient_S] = ROLES.index("recycled")
+        probabilities = tuple(float(p) for p in output.logits_C.double().softmax(dim=0))
+        return SlideAttention(
+            slide_id=record.slide_id,
+            prediction=Prediction(
+                record.slide_id, record.case_id, record.split, record.label, len(cache), probabilities
+            ),
+            classes=self.checkpoint.classes,
+            coords_N2=cache.coords_N2,
+            tile_lv0=cache.tile_lv0,
+            logits_NR=output.attention_RN.T.contiguous().numpy(),
+            weights_N=output.weights_N.numpy(),
+            role_N=role_N,
+            cache_fingerprint=cache.fingerprint,
+            checkpoint_fingerprint=self.fingerprint,
+            evidence_NC=output.evidence_NC.numpy(),
+            class_logits_C=output.logits_C.numpy(),
+            empty_logits_C=output.empty_logits_C.numpy(),
+            embedding_D=output.embedding_D.numpy(),
+        )
+
+
+def slide_draws(record: SlideRecord) -> torch.Generator:
+    """What is random in the prediction of a slide: by the slide alone."""
+    return torch.Generator().manual_seed(zlib.crc32(record.slide_id.encode()))
+
+
+def together(members: Sequence[SlideAttention]) -> SlideAttention:
+    """What an ensemble made of one slide.
+
+    Probabilities, weights, evidence and logits are means over the members; the rows of attention logits stand side by
+    side. A patch is salient if it is to any member, recycled if it only is recycled. There is no embedding, as the
+    members' spaces differ.
+
+    Raises:
+        PredictionError: If the members looked at different patches.
+    """
+    first = members[0]
+    if len(members) == 1:
+        return first
+    if not all(np.array_equal(member.coords_N2, first.coords_N2) for member in members):
+        raise PredictionError(
+            f"{first.slide_id}: the runs of the ensemble take different patches; predict with each alone"
+        )
+
+    def mean(field: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+        stacked = np.stack([getattr(member, field) for member in members])
+        return np.asarray(stacked.mean(axis=0, dtype=np.float64), np.float32)
+
+    roles = [[member.role_N == ROLES.index(name) for member in members] for name in ("salient", "recycled")]
+    salient_N, recycled_N = (np.any(of, axis=0) for of in roles)
+    probabilities = np.mean([member.prediction.probabilities for member in members], axis=0)
+    return replace(
+        first,
+        prediction=replace(first.prediction, probabilities=tuple(probabilities.tolist())),
+        logits_NR=np.concatenate([member.logits_NR for member in members], axis=1),
+        weights_N=mean("weights_N"),
+        role_N=np.select([salient_N, recycled_N], [1, 2], 0).astype(np.uint8),
+        checkpoint_fingerprint=_joined([member.checkpoint_fingerprint for member in members]),
+        evidence_NC=mean("evidence_NC"),
+        class_logits_C=mean("class_logits_C"),
+        empty_logits_C=mean("empty_logits_C"),
+        embedding_D=None,
+    )
+
+
+def _joined(fingerprints: Sequence[str]) -> str:
+    """The fingerprint of an ensemble, whatever the order of its members; of one member its own."""
+    return fingerprints[0] if len(fingerprints) == 1 else digest(sorted(fingerprints))
 
 
 def attention_path(out: Path, slide_id: str) -> Path:

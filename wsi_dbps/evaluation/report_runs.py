@@ -6,7 +6,7 @@ import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from wsi_dbps.cohort.manifest import read_manifest
 from wsi_dbps.errors import CheckpointError
@@ -37,7 +37,7 @@ class RunRecord:
 
     name: str
     cohort: Cohort | None
-    """The slides it learnt from and was chosen on; None where the folder does not hold them."""
+    """The slides it learnt from and was chosen on; None where they are not known."""
     history: tuple[Epoch, ...] = ()
     chosen: int | None = None
     """The epoch that best.pt is of."""
@@ -69,47 +69,56 @@ def read_run(run: Path, case_ids: Collection[str] | None = None) -> tuple[RunRec
 def runs_behind(
     pred: Path, case_ids: Collection[str], given: Sequence[Path] = ()
 ) -> tuple[tuple[RunRecord, ...], str | None]:
-    """The runs that made a folder of predictions, and why there are none.
+    """The runs that made a folder of predictions, and why some are not there.
 
-    Without `given`, the run that predict.json names, if it is still there and has not been trained anew. A given run is
-    held against the checkpoint's fingerprint in predict.json; one whose checkpoint is gone is taken at its word.
+    Without `given`, those that predict.json names, if still there and not trained anew. A given run is held against the
+    fingerprints of the checkpoints in predict.json; one whose checkpoint is gone is taken at its word.
 
     Raises:
         CheckpointError: If none of the given runs made the predictions, or one is no run.
         ManifestError: If a run's cohort.csv cannot be used.
     """
-    made = read_made(pred)
-    checkpoint, fingerprint = Path(made.get("checkpoint", "best.pt")), made.get("checkpoint_fingerprint")
+    members = _members(pred)
+    fingerprints = {fingerprint for _, fingerprint in members}
+    known = frozenset(case_ids)
 
-    def is_it(folder: Path) -> bool:
-        path = folder / checkpoint.name
-        return not fingerprint or not path.is_file() or file_digest(path) == fingerprint
+    def is_one(checkpoint: Path) -> bool:
+        return not fingerprints or not checkpoint.is_file() or file_digest(checkpoint) in fingerprints
 
     if given:
-        behind = [folder for run in given for folder in _folders(run) if is_it(folder)]
+        behind = [folder for run in given for folder in _folders(run) if is_one(folder / "best.pt")]
         if not behind:
             raise CheckpointError(
-                f"{given[0]}: its {checkpoint.name} is not what {pred} was predicted with ({fingerprint}); "
-                "give the run that was, or leave --run out"
+                f"{given[0]}: its best.pt is not what {pred} was predicted with "
+                f"({', '.join(sorted(fingerprints))}); give the run that was, or leave --run out"
             )
-        return tuple(_record(folder, frozenset(case_ids)) for folder in behind), None
-    if not made:
-        return (), "no predict.json names the run; give it with --run"
-    run = checkpoint.parent
-    if not _is_run(run):
-        return (), f"the run is no longer at {run}; give it with --run"
-    if not is_it(run):
-        return (), f"the run at {run} has been trained anew since"
-    return read_run(run, case_ids), None
+        missing = len(members) - len(behind)
+        why = f"{missing} of {len(members)} runs behind {pred} not given" if missing > 0 else None
+        return tuple(_record(folder, known) for folder in behind) + (RunRecord("the others", None),) * bool(why), why
+    if not members:
+        return (), f"no predict.json in {pred} names the run; give it with --run"
+    found, reasons = [], []
+    for checkpoint, _ in members:
+        run = checkpoint.parent
+        if _is_run(run) and is_one(checkpoint):
+            found.append(_record(run, known))
+            continue
+        reasons.append(
+            f"the run at {run} has been trained anew since"
+            if _is_run(run)
+            else f"the run is no longer at {run}; give it with --run"
+        )
+        found.append(RunRecord(run.name, None, case_ids=known))
+    return (() if len(reasons) == len(members) else tuple(found)), "; ".join(reasons) or None
 
 
-def read_made(pred: Path) -> dict[str, Any]:
-    """What predict.json says; nothing where it is missing or is not JSON."""
+def _members(pred: Path) -> list[tuple[Path, str]]:
+    """Checkpoint and fingerprint of every run behind predictions; nothing where predict.json is missing or is none."""
     try:
         made = json.loads((pred / "predict.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
-    return made if isinstance(made, dict) else {}
+        return [(Path(m["checkpoint"]), str(m["checkpoint_fingerprint"])) for m in made.get("members", [made])]
+    except (FileNotFoundError, json.JSONDecodeError, AttributeError, KeyError, TypeError):
+        return []
 
 
 def find_leaks(predictions: Predictions, runs: Sequence[RunRecord]) -> tuple[Leak, ...]:

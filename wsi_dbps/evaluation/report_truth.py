@@ -98,10 +98,17 @@ def _rows(kind: str, values: dict[str, Any]) -> list[tuple[str, Estimate, str]]:
             for name in ("deletion", "insertion")
         ]
     else:
-        seeds = f" over {values['num_seeds']} seeds" if values.get("num_seeds") else ""
+        seeds = f", {values['num_seeds']} drop seeds" if values.get("num_seeds") else ""
         named = [
-            (f"Rank correlation{seeds}", values.get("rank_correlation"), "of heatmaps made again; 1 is the same order"),
-            (f"Overlap of salient patches{seeds}", values.get("salient_overlap"), "when chosen again; 1 is the same"),
+            (
+                "Spread of the probability" + seeds,
+                values.get("probability_sd"),
+                "standard deviation; 0 is always the same",
+            ),
+            ("Share of changed predictions" + seeds, values.get("flipped"), "another class is predicted; 0 is never"),
+            ("Rank correlation" + seeds, values.get("rank_correlation"), "of heatmaps made again; 1 is the same order"),
+            ("Overlap of salient patches" + seeds, values.get("salient_overlap"), "when chosen again; 1 is the same"),
+            ("Rank correlation of runs", values.get("runs_rank_correlation"), "of their heatmaps; 1 is the same order"),
         ]
     return [(name, estimate, words) for name, value, words in named if (estimate := _estimate(value))]
 

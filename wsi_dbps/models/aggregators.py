@@ -14,6 +14,7 @@ Shapes: B bags, M salient, S sub-salient, N patches, D embedding, H heads, d = D
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -60,8 +61,36 @@ class CrossAttention(nn.Module):
         return self.to_out(pooled_BHd.flatten(1)), weights_BHN
 
 
+PATH_POINTS: Final = 64
+"""Points at which the gradient along the path from nothing to the whole bag is taken."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How one bag's buffers became logits, and what each patch did to them; on the aggregator's device.
+
+    Source: M. Sundararajan et al., "Axiomatic attribution for deep networks", ICML 2017 (integrated gradients), along
+    the straight line from nothing pooled to what was pooled, with the attention weights as they are. Where the layers
+    after pooling are linear (`abmil`, `abmilx`) that is the weight of a patch times what the head makes of it.
+    """
+
+    logits_C: torch.Tensor
+    empty_logits_C: torch.Tensor
+    """Logits where nothing is pooled."""
+    embedding_D: torch.Tensor
+    """What the last linear layer sees."""
+    contribution: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    """(L, C) signed contributions of patches to the logits, from their (L, D) embeddings and (L,) roles, 1 salient and
+    2 recycled: over both buffers they sum to `logits_C - empty_logits_C`. A patch of role 0 counts as if it alone were
+    added to the recycled ones (where there are none, to the salient)."""
+
+
 class Aggregator(nn.Module):
-    """What selection and the slide model ask of an aggregator."""
+    """What selection, prediction and the slide model ask of an aggregator."""
+
+    def reading(self, salient_MD: torch.Tensor, subsalient_SD: torch.Tensor) -> Reading:
+        """How a bag with these embeddings in its buffers is classified; in evaluation mode, without gradient."""
+        raise NotImplementedError
 
     def score_logits(self, embeddings_ND: torch.Tensor) -> torch.Tensor:
         """(H, N) attention logits of each patch on its own: what selection ranks by."""
@@ -94,9 +123,36 @@ class QueryAggregator(Aggregator):
         """(H, N) logits of each patch under the query."""
         return self.attention.logits(self.query[None], embeddings_ND[None])[0]
 
-    def _classify(self, pooled_BD: torch.Tensor) -> torch.Tensor:
+    def reading(self, salient_MD: torch.Tensor, subsalient_SD: torch.Tensor) -> Reading:
+        """How a bag is classified: pools add up to one vector, along whose way from the query the gradient is taken."""
+        pools = [_Pool(self.attention, *pool) for pool in self._pools(salient_MD, subsalient_SD)]
+        start_D, end_D = self.query, self.query + torch.stack([pool.pooled_D for pool in pools]).sum(dim=0)
+        ends_2C = self.head(self._embedded(torch.stack([start_D, end_D])))
+        slope_CD = _mean_gradient(lambda points: self.head(self._embedded(points)), start_D, end_D)
+        way_D = end_D - start_D
+        missing_C = ends_2C[1] - ends_2C[0] - slope_CD @ way_D  # what so many points leave out; shared along the way
+        slope_CD = slope_CD + missing_C[:, None] * way_D / way_D.square().sum().clamp(min=1e-12)
+
+        def contribution(embeddings_LD: torch.Tensor, role_L: torch.Tensor) -> torch.Tensor:
+            values_LC = torch.empty(len(embeddings_LD), len(slope_CD), device=embeddings_LD.device)
+            for role in role_L.unique().tolist():
+                pool = pools[0] if role == 1 else pools[-1]
+                values_LC[role_L == role] = pool.shares(embeddings_LD[role_L == role], member=role != 0) @ slope_CD.T
+            return values_LC
+
+        return Reading(ends_2C[1], ends_2C[0], self._embedded(end_D[None])[0], contribution)
+
+    def _pools(self, salient_MD: torch.Tensor, subsalient_SD: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """(query, its patches) of each pooling; salient patches in the first, recycled ones in the last."""
+        raise NotImplementedError
+
+    def _embedded(self, pooled_BD: torch.Tensor) -> torch.Tensor:
         z_BD = self.norm(pooled_BD)
-        logits_BC: torch.Tensor = self.head(self.norm_out(z_BD + self.drop(self.mlp(z_BD))))
+        embedding_BD: torch.Tensor = self.norm_out(z_BD + self.drop(self.mlp(z_BD)))
+        return embedding_BD
+
+    def _classify(self, pooled_BD: torch.Tensor) -> torch.Tensor:
+        logits_BC: torch.Tensor = self.head(self._embedded(pooled_BD))
         return logits_BC
 
 
@@ -116,6 +172,13 @@ class DualAttention(QueryAggregator):
         second_BD, _ = self.attention(self.norm(first_BD), subsalient_BSD, subsalient_present_BS)
         return self._classify(first_BD + self.drop(second_BD))
 
+    def _pools(self, salient_MD: torch.Tensor, subsalient_SD: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        first = (self.query, salient_MD)
+        if not len(subsalient_SD):
+            return [first]
+        first_D = self.query + _Pool(self.attention, *first).pooled_D
+        return [first, (self.norm(first_D), subsalient_SD)]
+
 
 class ConcatAttention(QueryAggregator):
     """One attention over salient and recycled patches together."""
@@ -132,6 +195,38 @@ class ConcatAttention(QueryAggregator):
         present_BN = torch.cat([salient_present_BM, subsalient_present_BS], dim=1)
         pooled_BD, _ = self.attention(self.query.expand(len(salient_BMD), -1), patches_BND, present_BN)
         return self._classify(self.query + self.drop(pooled_BD))
+
+    def _pools(self, salient_MD: torch.Tensor, subsalient_SD: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [(self.query, torch.cat([salient_MD, subsalient_SD]))]
+
+
+class _Pool:
+    """One cross-attention of one bag, taken apart into what each patch puts in."""
+
+    def __init__(self, attention: CrossAttention, query_D: torch.Tensor, patches_ND: torch.Tensor) -> None:
+        self._attention, self._query_D = attention, query_D
+        self._log_sum_H = torch.logsumexp(attention.logits(query_D[None], patches_ND[None])[0], dim=1)
+        self.pooled_D = self.shares(patches_ND, member=True).sum(dim=0)
+
+    def shares(self, patches_LD: torch.Tensor, *, member: bool) -> torch.Tensor:
+        """(L, D) what each patch puts in; of a patch that is no member, were it added alone to those that are."""
+        excess_HL = self._attention.logits(self._query_D[None], patches_LD[None])[0] - self._log_sum_H[:, None]
+        weights_LH = (excess_HL.exp() if member else excess_HL.sigmoid()).T
+        values_LHd = self._attention.to_value(patches_LD).unflatten(1, (self._attention.num_heads, -1))
+        share_LD: torch.Tensor = self._attention.to_out((weights_LH[..., None] * values_LHd).flatten(1))
+        return share_LD
+
+
+def _mean_gradient(
+    classify: Callable[[torch.Tensor], torch.Tensor], start_D: torch.Tensor, end_D: torch.Tensor
+) -> torch.Tensor:
+    """(C, D) mean gradient of each logit over the straight line, by the midpoint rule."""
+    share_T = (torch.arange(PATH_POINTS, device=start_D.device) + 0.5) / PATH_POINTS
+    with torch.enable_grad():
+        points_TD = (start_D + share_T[:, None] * (end_D - start_D)).detach().requires_grad_()
+        mean_C = classify(points_TD).mean(dim=0)
+        rows = [torch.autograd.grad(logit, points_TD, retain_graph=True)[0].sum(dim=0) for logit in mean_C]
+    return torch.stack(rows)
 
 
 class GatedAttention(Aggregator):
@@ -166,13 +261,41 @@ class GatedAttention(Aggregator):
         logits_BC: torch.Tensor = self.head(self.drop(pooled_BHd.flatten(1)))
         return logits_BC
 
+    def reading(self, salient_MD: torch.Tensor, subsalient_SD: torch.Tensor) -> Reading:
+        """How a bag is classified: the head is linear, so that a patch's weight and value are all there is."""
+        pool_1ND = torch.cat([salient_MD, subsalient_SD])[None]
+        present_1N = torch.ones(pool_1ND.shape[:2], dtype=torch.bool, device=pool_1ND.device)
+        raw_1HN = self._logits(pool_1ND)
+        log_sum_H = torch.logsumexp(self._refined(raw_1HN, pool_1ND, present_1N)[0], dim=1)
+        head_CHd = self.head.weight.unflatten(1, (self.num_heads, -1))
+
+        def shares(patches_LD: torch.Tensor, member_L: torch.Tensor) -> torch.Tensor:
+            """(L, H, d) what each patch puts in."""
+            logits_HL = self._refined(self._logits(patches_LD[None]), patches_LD[None], None, (pool_1ND, raw_1HN))[0]
+            excess_HL = logits_HL - log_sum_H[:, None]
+            weights_HL = torch.where(member_L, excess_HL.exp(), excess_HL.sigmoid())
+            return weights_HL.T[..., None] * patches_LD.unflatten(1, (self.num_heads, -1))
+
+        def contribution(embeddings_LD: torch.Tensor, role_L: torch.Tensor) -> torch.Tensor:
+            return torch.einsum("lhd,chd->lc", shares(embeddings_LD, role_L != 0), head_CHd)
+
+        embedding_D = shares(pool_1ND[0], present_1N[0]).sum(dim=0).flatten()
+        return Reading(self.head(embedding_D), self.head.bias.detach(), embedding_D, contribution)
+
     def _logits(self, patches_BND: torch.Tensor) -> torch.Tensor:
         gated = torch.tanh(self.to_content(patches_BND)) * torch.sigmoid(self.to_gate(patches_BND))
         logits_BNH: torch.Tensor = self.to_attention(gated)
         return logits_BNH.transpose(1, 2)
 
-    def _refined(self, logits_BHN: torch.Tensor, patches_BND: torch.Tensor, present_BN: torch.Tensor) -> torch.Tensor:
-        del patches_BND, present_BN
+    def _refined(
+        self,
+        logits_BHN: torch.Tensor,
+        patches_BND: torch.Tensor,
+        present_BN: torch.Tensor | None,
+        pool: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """(B, H, N) logits as they are pooled by; `pool`: patches and raw logits to refine from, if not these."""
+        del patches_BND, present_BN, pool
         return logits_BHN
 
 
@@ -188,15 +311,22 @@ class RefinedGatedAttention(GatedAttention):
         self.to_query, self.to_key = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)
         self.alpha = nn.Parameter(torch.ones(1))
 
-    def _refined(self, logits_BHN: torch.Tensor, patches_BND: torch.Tensor, present_BN: torch.Tensor) -> torch.Tensor:
+    def _refined(
+        self,
+        logits_BHN: torch.Tensor,
+        patches_BND: torch.Tensor,
+        present_BN: torch.Tensor | None,
+        pool: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        pool_BND, raw_BHN = pool or (patches_BND, logits_BHN)
         query_BHNd, key_BHNd = (
-            to(patches_BND).unflatten(2, (self.num_heads, -1)).transpose(1, 2) for to in (self.to_query, self.to_key)
+            to(of_BND).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+            for to, of_BND in ((self.to_query, patches_BND), (self.to_key, pool_BND))
         )
         # fused attention wants values as wide as the keys: A is the first column, the others are 0
-        value_BHNd = nn.functional.pad(logits_BHN[..., None], (0, key_BHNd.shape[-1] - 1)).to(key_BHNd.dtype)
-        spread_BHNd = nn.functional.scaled_dot_product_attention(
-            query_BHNd, key_BHNd, value_BHNd, attn_mask=present_BN[:, None, None]
-        )
+        value_BHNd = nn.functional.pad(raw_BHN[..., None], (0, key_BHNd.shape[-1] - 1)).to(key_BHNd.dtype)
+        mask = None if present_BN is None else present_BN[:, None, None]
+        spread_BHNd = nn.functional.scaled_dot_product_attention(query_BHNd, key_BHNd, value_BHNd, attn_mask=mask)
         return logits_BHN + self.alpha * spread_BHNd[..., 0]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import torch
 from torch import nn
@@ -30,6 +30,7 @@ from wsi_dbps.errors import ConfigError
 from wsi_dbps.models.aggregators import AGGREGATORS
 from wsi_dbps.models.encoders import batch_norms, build_encoder
 from wsi_dbps.models.position import sinusoids
+from wsi_dbps.models.spill import EmbeddingSpill
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -105,6 +106,16 @@ class BagOutput:
     weights_N: torch.Tensor
     """(N,) softmax of them over the whole bag, averaged over R."""
     selection: Selection
+    evidence_NC: torch.Tensor | None = None
+    """(N, C) contribution of each patch to each logit (`Reading.contribution`), where asked for, as the next two."""
+    empty_logits_C: torch.Tensor | None = None
+    """Logits where nothing is pooled."""
+    embedding_D: torch.Tensor | None = None
+    """What the last linear layer sees."""
+
+
+_PART: Final = 4096
+"""Embeddings looked at once for their evidence."""
 
 
 class SlideModel(nn.Module):
@@ -291,36 +302,82 @@ class SlideModel(nn.Module):
         return torch.cat(logits_BC)
 
     @torch.no_grad()
-    def predict(self, bag: PatchSource, generator: torch.Generator) -> BagOutput:
+    def predict(self, bag: PatchSource, generator: torch.Generator, *, explain: bool = False) -> BagOutput:
         """The prediction for a whole bag: nothing dropped, nothing augmented, and memory for one chunk of pixels.
 
         Every patch is scored, and the embeddings of the selected are pooled.
+
+        Args:
+            bag: Where the pixels come from.
+            generator: For random selection.
+            explain: Find every patch's contribution too.
+        """
+        with EmbeddingSpill(self.encoder.dim) as spill:
+            if explain:
+                return self.explained(bag, generator, spill)
+            attention_RN = self.encode(bag, spill)
+            logits_C, selection = self.classify(spill, attention_RN, torch.arange(bag.num_patches), generator)
+        return BagOutput(logits_C, attention_RN, log_scores(attention_RN).exp().float(), selection)
+
+    @torch.no_grad()
+    def explained(self, bag: PatchSource, generator: torch.Generator, spill: EmbeddingSpill) -> BagOutput:
+        """`predict` with every patch's contribution, leaving the embeddings in `spill`, for `classify`."""
+        attention_RN = self.encode(bag, spill)
+        logits_C, selection = self.classify(spill, attention_RN, torch.arange(bag.num_patches), generator)
+        weights_N = log_scores(attention_RN).exp().float()
+        return BagOutput(logits_C, attention_RN, weights_N, selection, *self._evidence(spill, selection))
+
+    @torch.no_grad()
+    def encode(self, bag: PatchSource, spill: EmbeddingSpill) -> torch.Tensor:
+        """(R, N) attention logits of every patch, on the CPU; row i of `spill` becomes the embedding of patch i."""
+        seen = []
+        with evaluation_mode(self):
+            for chunk in self._encode(bag, self.first_reads(torch.arange(bag.num_patches))):
+                seen.append(chunk.logits_RL.float().cpu())
+                spill.append(chunk.embeddings_LD)
+        return torch.cat(seen, dim=1)
+
+    @torch.no_grad()
+    def classify(
+        self, spill: EmbeddingSpill, attention_RN: torch.Tensor, ids_K: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, Selection]:
+        """What is predicted from some patches of a bag that was encoded: (C,) logits on the CPU, and what was selected.
+
+        Args:
+            spill: As `encode` filled it.
+            attention_RN: As `encode` returned it.
+            ids_K: The patches that there are, at least one.
+            generator: For random selection.
         """
         config = self.config
         m, s = config.num_salient, config.most_subsalient
-        ids_N = torch.arange(bag.num_patches)
+        if config.predict_selector == "streaming":
+            chunks = (Chunk(ids, attention_RN[:, ids], spill.rows(ids)) for ids in self.first_reads(ids_K))
+            selection = select_streaming(chunks, m, s).selection
+        elif config.predict_selector == "global":
+            selection = select_global(attention_RN[:, ids_K], ids_K, m, s)
+        elif config.predict_selector == "random":
+            selection = select_random(ids_K, m, s, generator)
+        else:
+            selection = Selection(ids_K, ids_K[:0])
         with evaluation_mode(self):
-            seen: list[torch.Tensor] = []
-            chunks = _noting(self._encode(bag, self.first_reads(ids_N)), seen)
-            if config.predict_selector == "streaming":
-                buffers = select_streaming((chunk.without_pixels() for chunk in chunks), m, s)
-                selection = _on_cpu(buffers.selection)
-                salient_MD, subsalient_SD = buffers.salient.embeddings_LD, buffers.subsalient.embeddings_LD
-            else:
-                scored = gathered(chunks)
-                if config.predict_selector == "global":
-                    selection = select_global(scored.logits_RL.float().cpu(), ids_N, m, s)
-                elif config.predict_selector == "random":
-                    selection = select_random(ids_N, m, s, generator)
-                else:
-                    selection = Selection(ids_N, ids_N[:0])
-                salient_MD, subsalient_SD = (
-                    scored.of(ids.to(self.device)).embeddings_LD
-                    for ids in (selection.salient_M, selection.subsalient_S)
-                )
-            attention_RN = torch.cat(seen, dim=1).float().cpu()
-            logits_C = self._aggregate([salient_MD], [subsalient_SD])[0].float().cpu()
-        return BagOutput(logits_C, attention_RN, log_scores(attention_RN).exp().float(), selection)
+            logits_1C = self._aggregate(*([of] for of in self._embeddings_of(spill, selection)))
+        return logits_1C[0].float().cpu(), selection
+
+    def _embeddings_of(self, spill: EmbeddingSpill, selection: Selection) -> list[torch.Tensor]:
+        return [spill.rows(ids).to(self.device) for ids in (selection.salient_M, selection.subsalient_S)]
+
+    def _evidence(self, spill: EmbeddingSpill, selection: Selection) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The last three fields of `BagOutput`."""
+        with evaluation_mode(self):
+            reading = self.aggregator.reading(*self._embeddings_of(spill, selection))
+            role_N = torch.zeros(spill.num_rows, dtype=torch.int8)
+            role_N[selection.salient_M], role_N[selection.subsalient_S] = 1, 2
+            parts = [
+                reading.contribution(part_LD.to(self.device), role_N[at : at + len(part_LD)].to(self.device)).cpu()
+                for at, part_LD in spill.parts(_PART)
+            ]
+        return torch.cat(parts).float(), reading.empty_logits_C.float().cpu(), reading.embedding_D.float().cpu()
 
     def _pixels(self, bag: PatchSource, id_lists: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
         for pixels in bag.read([ids for ids in id_lists if len(ids)]):
@@ -405,12 +462,6 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 def _split(ids: torch.Tensor, config: Any) -> list[torch.Tensor]:
     return list(ids.split(config.chunk_size))
-
-
-def _noting(chunks: Iterable[Chunk], seen: list[torch.Tensor]) -> Iterator[Chunk]:
-    for chunk in chunks:
-        seen.append(chunk.logits_RL)
-        yield chunk
 
 
 def _on_cpu(selection: Selection) -> Selection:

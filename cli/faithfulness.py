@@ -1,0 +1,47 @@
+"""`wsi-dbps faithfulness`: are the heatmaps true?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from wsi_dbps_cli.options import Bags, CohortCsv, Columns, Device, Fold, Runs, Split, cohort_part, member_runs
+
+
+def command(
+    runs: Runs,
+    cohort: CohortCsv,
+    caches: Bags,
+    out: Annotated[Path, typer.Option(help="Folder for faithfulness.json and stability.json.")],
+    split: Annotated[Split, typer.Option(help="Which slides.")] = Split.TEST,
+    fold: Fold = None,
+    score: Annotated[str, typer.Option(help="What ranks the patches: attention or evidence.")] = "attention",
+    orders: Annotated[int, typer.Option(help="Random orders to hold the curves against.")] = 5,
+    drop: Annotated[float, typer.Option(help="Share of the patches that a drop seed takes away.")] = 0.5,
+    seeds: Annotated[int, typer.Option(help="Drop seeds.")] = 5,
+    seed: Annotated[int, typer.Option(help="Of all that is random.")] = 0,
+    device: Device = "auto",
+    columns: Columns = [],
+) -> None:
+    """Delete and insert each slide's top patches, beside patches in random order, and drop patches at random.
+
+    With several runs, how far their scores agree is said too.
+    """
+    from wsi_dbps.config import build
+    from wsi_dbps.evaluation.faithfulness import FaithfulnessConfig, faithfulness, faithfulness_json
+    from wsi_dbps.training.checkpoint import load_checkpoint
+
+    given = {"score": score, "num_random": orders, "drop": drop, "num_seeds": seeds, "seed": seed}
+    config = build(FaithfulnessConfig, given, "faithfulness")
+    slides = cohort_part(cohort, columns, split, fold)
+    checkpoints = [load_checkpoint(run / "best.pt") for run in member_runs(runs, fold)]
+    found, failed = faithfulness(checkpoints, slides, caches, out, config, device=device)
+    areas = faithfulness_json(found, config)
+    for name in ("deletion", "insertion"):
+        area = areas[name]["area"]
+        interval = f" ({area['low']:.3f} to {area['high']:.3f})" if "low" in area else ""
+        print(f"{name}: {area['value']:+.3f}{interval} between top and random order")
+    print(f"{len(found)} slides tested, {len(failed)} failed: {out / 'faithfulness.json'}")
+    if failed:
+        raise typer.Exit(1)
