@@ -22,7 +22,7 @@ def test_all_that_is_there_is_shown_and_what_is_absent_is_not(tmp_path):
         patch_auroc={"value": 0.8, "low": 0.7, "high": 0.9},
         dice=None,
         froc={"score": 0.5, "low": 0.4, "high": 0.6, "false_positives_per_slide": [0, 1], "sensitivity": [0.2, 0.8]},
-        reasons={"dice": "no annotation"},
+        reasons={"dice_of_b": "no annotation"},
     )
     write(tmp_path, "stability", rank_correlation={"value": 0.9}, num_seeds=5)
     truth = read_truth(tmp_path)
@@ -32,7 +32,7 @@ def test_all_that_is_there_is_shown_and_what_is_absent_is_not(tmp_path):
         ("Rank correlation, 5 drop seeds", Estimate(0.9)),
     ]
     assert truth.curves == {"froc": Curve((0, 1), (0.2, 0.8), (), Estimate(0.5, 0.4, 0.6))}
-    assert truth.reasons == (("dice", "no annotation"),)
+    assert truth.reasons == (("dice of b", "no annotation"),)
     assert truth.slide_auroc == {"a": 0.7}
 
 

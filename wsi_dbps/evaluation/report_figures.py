@@ -119,7 +119,7 @@ def froc_figure(curve: Curve, colour: str) -> str:
 def order_figure(curve: Curve, kind: str, colour: str) -> str:
     """The model's confidence as patches go (deletion) or come (insertion): the top first, beside a random order."""
     figure, axes = _axes(f"Share of the patches {kind}", "Probability of the predicted class")
-    axes.plot(curve.x, curve.y, color=colour, lw=2, label="highest attention first", clip_on=False)
+    axes.plot(curve.x, curve.y, color=colour, lw=2, label="highest score first", clip_on=False)
     if curve.random:
         axes.plot(curve.x, curve.random, color=_OTHER, lw=2, ls="--", label="random order", clip_on=False)
         axes.fill_between(curve.x, curve.y, curve.random, color=colour, alpha=0.12, lw=0)
@@ -228,8 +228,7 @@ def _axes(x_name: str, y_name: str, height_inch: float = 3.4) -> tuple[Figure, A
     axes.set_xlabel(x_name, color=_INK, fontsize=10, parse_math=False)
     axes.set_ylabel(y_name, color=_INK, fontsize=10, parse_math=False)
     axes.tick_params(colors=_SOFT, labelsize=9, length=3)
-    if x_name == "Epoch":
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=x_name == "Epoch"))
     axes.grid(color="#eef1f4", lw=0.8)
     axes.set_axisbelow(True)
     axes.spines[:].set_visible(False)

@@ -44,13 +44,18 @@ def cell(estimate: Estimate | None, delong: Estimate | None = None) -> Cell | No
     """A value and its interval in words; None where there is no value."""
     if estimate is None:
         return None
-    return {"value": f"{estimate.value:.3f}", "interval": _interval(estimate), "delong": _interval(delong)}
+    return {
+        "value": f"{estimate.value:.3f}".replace("-", "−"),
+        "interval": _interval(estimate),
+        "delong": _interval(delong),
+    }
 
 
 def _interval(estimate: Estimate | None) -> str:
     if estimate is None or estimate.low is None or estimate.high is None:
         return ""
-    return f"{estimate.low:.3f}–{estimate.high:.3f}"
+    between = "–" if estimate.low >= 0 else " to "
+    return f"{estimate.low:.3f}{between}{estimate.high:.3f}".replace("-", "−")
 
 
 def score_rows(cases: LevelMetrics, slides: LevelMetrics) -> list[tuple[str, list[Cell | None]]]:

@@ -61,7 +61,9 @@ def read_truth(folder: Path) -> Truth:
         try:
             rows += _rows(kind, values)
             curves |= _curves(kind, values)
-            reasons |= dict.fromkeys((str(what), str(why)) for what, why in (values.get("reasons") or {}).items())
+            reasons |= dict.fromkeys(
+                (str(k).replace("_", " "), str(v)) for k, v in (values.get("reasons") or {}).items()
+            )
             known = [slide for slide in values.get("slides") or () if slide.get("patch_auroc") is not None]
             slide_auroc |= {str(slide["slide_id"]): float(slide["patch_auroc"]) for slide in known}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
