@@ -113,13 +113,13 @@ def _compare(manifest: Path, caches: Path, folder: Path) -> Comparison:
     import numpy as np
     from sklearn.metrics import roc_auc_score
 
+    from wsi_dbps.cohort.annotations import lesion_shares, read_lesion
     from wsi_dbps.cohort.manifest import read_manifest
     from wsi_dbps.evaluation.colour_baseline import ColourBaseline, patch_colours
     from wsi_dbps.evaluation.localisation import patch_auroc
     from wsi_dbps.evaluation.predict import attention_path
     from wsi_dbps.patches.cache import PatchCache
     from wsi_dbps.records import read_attention, read_predictions
-    from wsi_dbps.synth.cohort import lesion_share
 
     cohort = read_manifest(manifest)
     positive = cohort.classes[1]
@@ -139,8 +139,8 @@ def _compare(manifest: Path, caches: Path, folder: Path) -> Comparison:
 
     def of(record: SlideRecord) -> tuple[float | None, float | None]:
         attention = read_attention(attention_path(folder, record.slide_id))
-        assert record.path is not None
-        share_N = lesion_share(record.path.with_suffix(".geojson"), attention.coords_N2, attention.tile_lv0)
+        lesion = read_lesion(record, PatchCache(caches / f"{record.slide_id}.h5").slide_lv0)
+        share_N = lesion_shares(lesion, attention.coords_N2, attention.tile_lv0)
         scores_N = baseline.patch_scores(test[record.slide_id])
         return patch_auroc(attention.weights_N, share_N), patch_auroc(scores_N, share_N)
 

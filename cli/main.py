@@ -6,6 +6,7 @@ import sys
 
 import typer
 from wsi_dbps_cli import (
+    atlas,
     compare,
     demo,
     embed,
@@ -14,6 +15,7 @@ from wsi_dbps_cli import (
     faithfulness,
     heatmap,
     inspect,
+    localise,
     plan,
     predict,
     split,
@@ -42,8 +44,10 @@ for module in (
     predict,
     evaluate,
     compare,
-    heatmap,
+    localise,
     faithfulness,
+    heatmap,
+    atlas,
 ):
     app.command(module.__name__.rpartition(".")[2])(module.command)
 

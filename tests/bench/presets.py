@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from wsi_dbps.cohort.cohort import Cohort
+from wsi_dbps.cohort.annotations import lesion_shares, read_lesion
+from wsi_dbps.cohort.cohort import Cohort, SlideRecord
 from wsi_dbps.cohort.manifest import read_manifest
 from wsi_dbps.config import read_toml
 from wsi_dbps.evaluation.colour_baseline import ColourBaseline, patch_colours
@@ -127,7 +128,7 @@ def report(cohort: Cohort, caches: Path, runs: Path, rates: dict[str, float], se
         found = [read_predictions(folder / "pred" / "predictions.csv") for folder in folders]
         each = [auroc(run).value for run in found]
         mean = auroc(Predictions(found[0].classes, mean_of(found), pool_cases(mean_of(found), found[0].classes)))
-        located = [located_auroc(cohort, folder / "pred") for folder in folders]
+        located = [located_auroc(cohort, caches, folder / "pred") for folder in folders]
         taken = [float(f.read_text()) for folder in folders if (f := folder / "seconds.txt").exists()]
         seconds = f"{np.median(taken):.0f}" if taken else ""
         row(name, each, mean, float(np.mean([v for v in located if v is not None] or [np.nan])), seconds)
@@ -160,20 +161,21 @@ def mean_of(runs: list[Predictions]) -> tuple[Prediction, ...]:
     )
 
 
-def lesion_share(record_path: Path, coords_N2: np.ndarray, tile_lv0: float) -> np.ndarray | None:
-    """Share of each tile in the lesion drawn beside the slide; None where there is none."""
-    from wsi_dbps.synth.cohort import lesion_share
+def lesion_share(record: SlideRecord, cache: PatchCache) -> np.ndarray | None:
+    """Share of each tile in the lesion drawn on the slide, or beside it; None where there is none."""
+    drawn = record.annotations or record.path.with_suffix(".geojson")
+    if not drawn.exists():
+        return None
+    lesion = read_lesion(replace(record, annotations=drawn), cache.slide_lv0)
+    return lesion_shares(lesion, cache.coords_N2, cache.tile_lv0)
 
-    outline = record_path.with_suffix(".geojson")
-    return lesion_share(outline, coords_N2, tile_lv0) if outline.exists() else None
 
-
-def located_auroc(cohort: Cohort, folder: Path) -> float | None:
+def located_auroc(cohort: Cohort, caches: Path, folder: Path) -> float | None:
     """Mean over positive test slides of the patch AUROC of attention."""
     found = []
     for record in cohort.part("test").records:
         attention = read_attention(attention_path(folder, record.slide_id))
-        share_N = lesion_share(record.path, attention.coords_N2, attention.tile_lv0)
+        share_N = lesion_share(record, PatchCache(caches / f"{record.slide_id}.h5"))
         if share_N is not None and (value := patch_auroc(attention.weights_N, share_N)) is not None:
             found.append(value)
     return float(np.mean(found)) if found else None
@@ -192,7 +194,7 @@ def colour_only(cohort: Cohort, caches: Path) -> tuple[Estimate, float]:
         p = model.slide_score(colours_N6)
         rows.append(Prediction(record.slide_id, record.case_id, "test", record.label, len(colours_N6), (1 - p, p)))
         cache = PatchCache(caches / f"{record.slide_id}.h5")
-        share_N = lesion_share(record.path, cache.coords_N2, cache.tile_lv0)
+        share_N = lesion_share(record, cache)
         if share_N is not None and (value := patch_auroc(model.patch_scores(colours_N6), share_N)) is not None:
             located.append(value)
     predictions = Predictions(cohort.classes, tuple(rows), pool_cases(rows, cohort.classes))

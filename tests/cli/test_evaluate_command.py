@@ -144,6 +144,9 @@ def test_metrics_json_has_no_key_that_its_page_lacks_and_no_nan(table, wsi_dbps,
     names = {*found, *found["config"], *level, *level["scores"], *level["calibration"][0], *level["scores"]["auroc"]}
     names |= {*next(iter(level["roc"].values())), *found.get("threshold", {}), *found.get("temperature", {})}
     assert names <= keys("metrics.md")
+    (code,) = re.findall(r"```python\n(.*?)```", (PAGES / "metrics.md").read_text(encoding="utf-8"), re.S)
+    exec(code, given := {"path": pred / "metrics.json"})
+    assert given["text"] == f"{level['scores']['auroc']['value']:.3f}"
 
 
 def test_one_class_only_gives_reasons_and_no_nan(table, wsi_dbps):

@@ -43,6 +43,7 @@ def cohorts(draw: st.DrawFn, folder: Path) -> Cohort:
             split=split_of.setdefault(case_id, draw(st.sampled_from([None, "train", "val", "test"]))),
             mpp_um=draw(st.none() | st.floats(min_value=0, exclude_min=True, allow_infinity=False)),
             mask=draw(st.none() | st.builds(Path.joinpath, folders, slide_ids)),
+            annotations=draw(st.none() | st.builds(Path.joinpath, folders, slide_ids)),
             extra={name: draw(hard_text) for name in columns},
         )
         records.append(record)
@@ -77,9 +78,9 @@ def test_a_cohort_written_elsewhere_still_names_the_same_files(data: st.DataObje
 def test_every_column_is_read(tmp_path: Path) -> None:
     path = written(
         tmp_path,
-        "slide_id,path,case_id,label,split,mpp,mask,fold,site\n"
-        "s1,slides/a.svs,p1,tumour,train,0.25,masks/a.png,0,Ulm\n"
-        "s2,/data/b.svs,p2,,,,,, Köln \n",
+        "slide_id,path,case_id,label,split,mpp,mask,annotations,fold,site\n"
+        "s1,slides/a.svs,p1,tumour,train,0.25,masks/a.png,drawn/a.xml,0,Ulm\n"
+        "s2,/data/b.svs,p2,,,,,,, Köln \n",
     )
     cohort = read_manifest(path)
     assert cohort.classes == ("tumour",)
@@ -92,6 +93,7 @@ def test_every_column_is_read(tmp_path: Path) -> None:
             split="train",
             mpp_um=0.25,
             mask=tmp_path / "masks/a.png",
+            annotations=tmp_path / "drawn/a.xml",
             extra={"fold": "0", "site": "Ulm"},
         ),
         SlideRecord("s2", "p2", path=Path("/data/b.svs"), extra={"fold": "", "site": " Köln "}),

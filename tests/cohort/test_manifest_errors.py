@@ -104,6 +104,10 @@ EXAMPLES = [
         "line 2: 3 cells under 2 column names; a value with a comma needs quotes, a number takes a decimal point",
     ),
     ("slide_id,mask\na,s3://b/m.png\n", "line 2: mask 's3://b/m.png' is a URL; masks are read from local files"),
+    (
+        "slide_id,annotations\na,https://b/a.xml\n",
+        "line 2: annotations 'https://b/a.xml' is a URL; annotations are read from local files",
+    ),
     ("slide_id,label\na,N/A\n", "line 2: label 'N/A' reads as a missing value; empty the cell or rename the class"),
     ('slide_id\na\n"b\nc\n', "line 3: not CSV: unexpected end of data; a quote that opens here is never closed"),
     ('slide_id\n"a"b\n', "line 2: not CSV: ',' expected after '\"'"),
@@ -164,7 +168,7 @@ def test_a_rename_to_a_column_that_is_not_there_is_refused(tmp_path: Path) -> No
     columns = {"slide_id": "FILENAME", "id": "wsi"}
     assert problems(tmp_path, "wsi,label\na,x\n", columns=columns) == [
         "line 1: 'id' is no column of a manifest and cannot be renamed; "
-        "known: slide_id, path, case_id, label, split, mpp, mask, fold, site",
+        "known: slide_id, path, case_id, label, split, mpp, mask, annotations, fold, site",
         "line 1: no column 'FILENAME' to use as slide_id; found: 'wsi', 'label'",
     ]
 

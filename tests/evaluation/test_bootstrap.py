@@ -28,7 +28,7 @@ def test_two_classes_are_two_samples_as_in_scipy():
     left_out = [share(np.delete(x, i), y) for i in range(20)] + [share(x, np.delete(y, j)) for j in range(30)]
     drawn, label = theirs.bootstrap_distribution, np.repeat([0, 1], [20, 30])
     found = bca_interval(share(x, y), drawn, np.array(left_out), label, 0.95)
-    assert found == pytest.approx(tuple(theirs.confidence_interval), abs=2e-3)
+    assert found == pytest.approx(tuple(theirs.confidence_interval), abs=1e-6)
 
 
 def test_without_spread_the_interval_is_the_value():

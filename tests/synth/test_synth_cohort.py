@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsi_dbps.errors import ConfigError, SlideError, SpecMismatchError
-from wsi_dbps.files import write_json
-from wsi_dbps.synth.cohort import lesion_geojson, lesion_share, make_cohort, plan_cohort, read_lesion
+from wsi_dbps.cohort.annotations import read_annotations
+from wsi_dbps.errors import ConfigError, SpecMismatchError
+from wsi_dbps.synth.cohort import make_cohort, plan_cohort
 
 SMALL = {"num_slides": 6, "size_px": 1024, "seed": 5}
 
@@ -52,7 +52,7 @@ def test_forty_slides_are_split_60_15_25_with_a_fifth_of_the_cases_doubled() -> 
 def test_every_row_is_a_slide_and_every_positive_one_has_an_outline(cohort: Path) -> None:
     with open(cohort, newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["slide_id", "case_id", "path", "label", "split", "mpp"]
+    assert list(rows[0]) == ["slide_id", "case_id", "path", "label", "split", "mpp", "annotations"]
     for row in rows:
         path = cohort.parent / row["path"]
         with openslide.OpenSlide(path) as slide:
@@ -60,9 +60,13 @@ def test_every_row_is_a_slide_and_every_positive_one_has_an_outline(cohort: Path
             assert float(slide.properties["openslide.mpp-x"]) == float(row["mpp"]) == 0.5
         outline = path.with_suffix(".geojson")
         assert outline.exists() == (row["label"] == "tumour")
+        assert row["annotations"] == ("slides/" + outline.name if outline.exists() else "")
         if outline.exists():
             features = json.loads(outline.read_text())["features"]
             assert {feature["properties"]["classification"]["name"] for feature in features} == {"Tumor"}
+            rings = np.array([feature["geometry"]["coordinates"][0] for feature in features])
+            rectangles = np.ptp(rings, axis=1).prod(axis=1).sum()
+            assert sum(area.shape.area for area in read_annotations(outline)) == rectangles
 
 
 def test_the_bytes_do_not_depend_on_the_number_of_workers(cohort: Path, tmp_path: Path) -> None:
@@ -92,35 +96,3 @@ def test_too_few_slides_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"a cohort of 5 slides .* ask for 6"):
         make_cohort(tmp_path / "out", num_slides=5)
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("tile", [64, 100, 256])
-def test_shares_of_covering_tiles_sum_to_the_lesion(cohort: Path, tile: int) -> None:
-    for outline in (cohort.parent / "slides").glob("*.geojson"):
-        lesion = read_lesion(outline)
-        area = (lesion[:, 2:] - lesion[:, :2]).prod(axis=1).sum()
-        tiles = np.stack(np.meshgrid(np.arange(0, 1024, tile), np.arange(0, 1024, tile)), axis=-1).reshape(-1, 2)
-        shares = lesion_share(outline, tiles, tile)
-        assert shares.sum() * tile**2 == pytest.approx(area)
-        assert 0 <= shares.min() <= shares.max() <= 1
-
-
-def test_a_share_by_hand(tmp_path: Path) -> None:
-    path = tmp_path / "a.geojson"
-    write_json(path, lesion_geojson(np.array([[10, 0, 20, 10], [0, 10, 20, 20]])))
-    assert lesion_share(path, [[0, 0], [0, 10], [15, 5], [20, 0]], 10).tolist() == [0, 1, 0.5, 0]
-    assert lesion_share(path, np.empty((0, 2)), 10).tolist() == []
-
-
-def test_an_outline_that_is_not_rectangles_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "a.geojson"
-    slanted = lesion_geojson(np.array([[0, 0, 8, 8]]))
-    slanted["features"][0]["geometry"]["coordinates"][0][2] = [9, 8]
-    write_json(path, slanted)
-    with pytest.raises(SlideError, match=r"a.geojson: feature 0 is not an upright rectangle"):
-        read_lesion(path)
-    path.write_text("{}")
-    with pytest.raises(SlideError, match=r"a.geojson: not a GeoJSON lesion outline: KeyError\('features'\)"):
-        read_lesion(path)
-    with pytest.raises(SlideError, match=r"b.geojson: no such file; only positive slides have a lesion outline"):
-        read_lesion(tmp_path / "b.geojson")

@@ -35,6 +35,8 @@ class SlideRecord:
     """µm per level-0 pixel, where the manifest overrides the file."""
     mask: Path | None = None
     """A tissue mask to use instead of segmentation."""
+    annotations: Path | None = None
+    """What a person has drawn on the slide; see docs/formats/annotations.md."""
     coords: Path | None = None
     """A folder in which another tool has left this slide's tiles, to cut those (`tile --coords`); no column."""
     url: str | None = None

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["parse_columns", "read_manifest", "write_manifest"]
 
+_PLURAL = {"mask": "masks", "annotations": "annotations"}
 _MISSING_WORDS = ("nan", "na", "n/a", "null")
 
 
@@ -35,7 +36,7 @@ def read_manifest(
     slide is its own case.
 
     Args:
-        path: The CSV file; slide and mask paths in it are relative to its folder.
+        path: The CSV file; slide, mask and annotation paths in it are relative to its folder.
         columns: Our column name to the file's, where they differ.
         need_path: Every slide needs a path, and slides and masks must exist (a URL is not looked up).
         need_label: Slides to learn from need a label: those in train or val or in a fold, or all if the table has
@@ -99,6 +100,7 @@ def _record(row: Row, slide_id: str, folder: Path, table: Table) -> SlideRecord:
         split=cells["split"] or None,
         mpp_um=finite_number(cells["mpp"]),
         mask=folder / cells["mask"] if cells["mask"] else None,
+        annotations=folder / cells["annotations"] if cells["annotations"] else None,
         url=url,
         extra=row.extra,
     )
@@ -113,6 +115,7 @@ def _cells(record: SlideRecord, folder: Path) -> dict[str, str]:
         "split": record.split or "",
         "mpp": "" if record.mpp_um is None else repr(record.mpp_um),
         "mask": _written_path(record.mask, folder),
+        "annotations": _written_path(record.annotations, folder),
     }
 
 
@@ -190,12 +193,12 @@ def _file_problems(table: Table, folder: Path, *, need_path: bool) -> Iterator[P
     for row in table.rows:
         if need_path and not row.ours["path"] and "slide_id" in table.columns:
             yield row.line, "path is empty"
-        for name in ("path", "mask"):
+        for name in ("path", "mask", "annotations"):
             cell = row.ours[name]
             if _is_url(cell):
-                if name == "mask":
-                    yield row.line, f"mask {quoted(cell)} is a URL; masks are read from local files"
-            elif need_path and cell and not os.path.exists(folder / cell):
+                if name != "path":
+                    yield row.line, f"{name} {quoted(cell)} is a URL; {_PLURAL[name]} are read from local files"
+            elif need_path and cell and name != "annotations" and not os.path.exists(folder / cell):
                 where = "" if Path(cell).is_absolute() else f" in {folder}"
                 yield row.line, f"{name} {quoted(cell)}: no such file{where}"
 

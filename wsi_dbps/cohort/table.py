@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-OURS = ("slide_id", "path", "case_id", "label", "split", "mpp", "mask")
+OURS = ("slide_id", "path", "case_id", "label", "split", "mpp", "mask", "annotations")
 RENAMED = (*OURS, "fold", "site")  # what --columns can name
 
 MAX_SHOWN = 50

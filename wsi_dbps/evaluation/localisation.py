@@ -1,15 +1,41 @@
-"""Does attention lie on the lesion? Patch scores against a known lesion."""
+"""Does a heatmap lie on the lesion? Scores of tiles against what a person has drawn, by slide and over a cohort.
+
+Documented in docs/formats/localisation.md. N: tiles of a slide, S: slides, B: bootstrap samples.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+
+from wsi_dbps.cohort.annotations import lesion_shares, read_lesion
+from wsi_dbps.errors import PredictionError
+from wsi_dbps.evaluation import froc
+from wsi_dbps.records import read_attention, read_predictions
 
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Callable, Collection, Sequence
+    from pathlib import Path
+
     import numpy.typing as npt
 
+    from wsi_dbps.cohort.cohort import Cohort, SlideRecord
+    from wsi_dbps.geometry import Size
+    from wsi_dbps.records import SlideAttention
+
+    Frame = Callable[[SlideRecord], tuple[Size, float]]
+    """A slide's size, and µm per pixel, at level 0."""
+
+Score = Literal["attention", "evidence"]
 LESION_SHARE: Final = 0.5
 """A patch with at least this share of lesion is lesion; one with none is not; those between are left out."""
+FIXED_PERCENTILE: Final = 0.9
+"""The share of a slide's tiles left out of its predicted lesion, where no validation slides say better."""
+_GRID: Final = np.arange(50, 100) / 100
+FORMAT: Final = "wsi-dbps localisation"
+FORMAT_VERSION: Final = 1
 
 
 def patch_auroc(scores_N: npt.NDArray[np.floating], lesion_share_N: npt.NDArray[np.floating]) -> float | None:
@@ -27,3 +53,213 @@ def patch_auroc(scores_N: npt.NDArray[np.floating], lesion_share_N: npt.NDArray[
     if lesion_n.all() or not lesion_n.any():
         return None
     return float(roc_auc_score(lesion_n, scores_N[clear_N]))
+
+
+def dice(
+    scores_N: npt.NDArray[np.floating], lesion_share_N: npt.NDArray[np.floating], percentile: float
+) -> float | None:
+    """Dice coefficient, by area, of the tiles from a percentile of the slide's scores up and the lesion in all tiles.
+
+    A tile that is half lesion is half right. None where no tile has lesion.
+
+    Examples:
+        >>> import numpy as np
+        >>> dice(np.array([1.0, 2.0, 3.0, 4.0]), np.array([0.0, 0.0, 0.5, 1.0]), 0.75)
+        0.8
+    """
+    if not lesion_share_N.any():
+        return None
+    called_N = scores_N >= np.quantile(scores_N, percentile, method="higher")
+    return float(2 * lesion_share_N[called_N].sum() / (called_N.sum() + lesion_share_N.sum()))
+
+
+@dataclass(frozen=True)
+class LocatedSlide:
+    """One slide's tiles beside the truth."""
+
+    slide_id: str
+    case_id: str
+    label: str | None
+    scores_N: npt.NDArray[np.float64]
+    lesion_share_N: npt.NDArray[np.float64]
+    hits: froc.SlideHits
+
+
+def tile_scores(attention: SlideAttention, score: Score) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """(N,) what ranks the tiles within their slide, and (N,) their confidence, which is comparable between slides.
+
+    Attention says where a slide was looked at, not whether anything is there. Its confidence is the probability of
+    anything but the first class, for the tile of highest weight, and in proportion for the others. Evidence is a tile's
+    contribution to the mean logit of the other classes minus that to the first class's, and its own confidence.
+
+    Raises:
+        PredictionError: If evidence is asked for and was not written, or a score is not finite.
+    """
+    if score == "evidence":
+        if attention.evidence_NC is None:
+            raise PredictionError(
+                f"{attention.slide_id}: its attention file holds no evidence; predict again, or use --score attention"
+            )
+        scores_N = attention.evidence_NC[:, 1:].mean(axis=1, dtype=np.float64) - attention.evidence_NC[:, 0]
+        confidence_N = scores_N
+    else:
+        scores_N = attention.weights_N.astype(np.float64)
+        confidence_N = (1 - attention.prediction.probabilities[0]) * scores_N / scores_N.max(initial=1e-300)
+    if not np.isfinite(scores_N).all():
+        raise PredictionError(f"{attention.slide_id}: {score} is not finite everywhere; the model has diverged")
+    return scores_N, confidence_N
+
+
+def locate_slides(
+    folder: Path, cohort: Cohort, frame: Frame, score: Score = "attention", names: Collection[str] = ()
+) -> tuple[list[LocatedSlide], list[str]]:
+    """The predicted slides whose truth is known, and the ids of the others.
+
+    A slide is known by its annotations, or by its label if that is the model's first class: it is then free of lesion.
+
+    Raises:
+        PredictionError: If a slide's attention is missing, or a predicted slide is not in the cohort.
+        SlideError: If annotations cannot be used, or a slide of another class has a file without an area.
+    """
+    records = {record.slide_id: record for record in cohort.records}
+    known, unknown = [], []
+    predictions = read_predictions(folder / "predictions.csv")
+    for row in predictions.slides:
+        if (record := records.get(str(row.slide_id))) is None:
+            raise PredictionError(
+                f"{folder}: predicts {row.slide_id}, which is not in the cohort; give its own manifest"
+            )
+        is_free = record.label == predictions.classes[0]
+        if record.annotations is None and not is_free:
+            unknown.append(record.slide_id)
+            continue
+        attention = read_attention(folder / "attention" / f"{record.slide_id}.h5")
+        known.append(_located(record, attention, frame, score, names, is_free=is_free))
+    return known, unknown
+
+
+def _located(
+    record: SlideRecord, attention: SlideAttention, frame: Frame, score: Score, names: Collection[str], *, is_free: bool
+) -> LocatedSlide:
+    slide_lv0, mpp_lv0_um = frame(record)
+    lesion = read_lesion(record, slide_lv0, names) if record.annotations is not None else None
+    if lesion is not None and lesion.is_empty and not is_free:
+        raise PredictionError(
+            f"{record.slide_id}: {record.annotations} holds no area of lesion, though the slide is labelled "
+            f"{record.label}; empty its cell in the manifest if it was not annotated"
+        )
+    scores_N, confidence_N = tile_scores(attention, score)
+    coords_N2, tile_lv0 = attention.coords_N2, attention.tile_lv0
+    shares_N = np.zeros(len(coords_N2)) if lesion is None else lesion_shares(lesion, coords_N2, tile_lv0)
+    rows = froc.peaks(coords_N2, tile_lv0, confidence_N)
+    hits = froc.slide_hits(coords_N2[rows] + tile_lv0 / 2, confidence_N[rows], lesion, mpp_lv0_um)
+    return LocatedSlide(record.slide_id, record.case_id, record.label, scores_N, shares_N, hits)
+
+
+def best_percentile(slides: Sequence[LocatedSlide]) -> float | None:
+    """The percentile of highest mean Dice, of 50, 51 ... 99 %; None if no slide has lesion."""
+    with_lesion = [slide for slide in slides if slide.lesion_share_N.any()]
+    if not with_lesion:
+        return None
+    means = [np.mean([dice(s.scores_N, s.lesion_share_N, p) or 0.0 for s in with_lesion]) for p in _GRID]
+    return float(_GRID[int(np.argmax(means))])
+
+
+def summarise(
+    slides: Sequence[LocatedSlide],
+    unknown: Sequence[str],
+    score: Score,
+    *,
+    percentile: float | None = None,
+    num_bootstrap: int = 2000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The content of localisation.json; what does not exist is absent, and `reasons` says why.
+
+    Args:
+        slides: Of `locate_slides`.
+        unknown: Likewise.
+        score: What the slides were scored by.
+        percentile: The threshold of Dice as chosen on validation slides; None for `FIXED_PERCENTILE` alone.
+        num_bootstrap: Samples of cases behind each 95 % interval.
+        seed: Of the samples.
+    """
+    threshold = FIXED_PERCENTILE if percentile is None else percentile
+    aurocs = [patch_auroc(slide.scores_N, slide.lesion_share_N) for slide in slides]
+    dices = [dice(slide.scores_N, slide.lesion_share_N, threshold) for slide in slides]
+    found: dict[str, Any] = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "score": score,
+        "slides": [
+            {
+                "slide_id": slide.slide_id,
+                "case_id": slide.case_id,
+                "label": slide.label,
+                "patch_auroc": auroc,
+                "dice": overlap,
+                "lesion_share": float(slide.lesion_share_N.mean()) if len(slide.lesion_share_N) else 0.0,
+            }
+            for slide, auroc, overlap in zip(slides, aurocs, dices, strict=True)
+        ],
+        "num_slides": len(slides),
+    }
+    reasons = {}
+    if unknown:
+        reasons["slides"] = f"{len(unknown)} predicted slides are not annotated and left out: {', '.join(unknown)}"
+
+    def interval(used: Sequence[LocatedSlide], of: Callable[[npt.NDArray[np.float64]], Any]) -> dict[str, float]:
+        if (weights_BS := _samples(used, num_bootstrap, seed)) is None:
+            reasons["intervals"] = "a single case with lesion, or without; an interval needs two or more of each"
+            return {}
+        low, high = np.quantile(of(weights_BS), (0.025, 0.975)).tolist()
+        return {"low": low, "high": high}
+
+    def mean_of(values: Sequence[float | None]) -> dict[str, float]:
+        used = [slide for slide, value in zip(slides, values, strict=True) if value is not None]
+        some_S = np.array([value for value in values if value is not None])
+        return {
+            "value": float(some_S.mean()),
+            **interval(used, lambda weights_BS: weights_BS @ some_S / weights_BS.sum(axis=1)),
+        }
+
+    if any(auroc is not None for auroc in aurocs):
+        found["patch_auroc"] = mean_of(aurocs)
+    else:
+        reasons["patch_auroc"] = "no slide has both a tile that is at least half lesion and one without"
+    if any(overlap is not None for overlap in dices):
+        found["dice"] = mean_of(dices) | {"threshold": threshold}
+        if percentile is not None:
+            fixed = mean_of([dice(s.scores_N, s.lesion_share_N, FIXED_PERCENTILE) for s in slides])
+            found["dice_fixed"] = fixed | {"threshold": FIXED_PERCENTILE}
+    else:
+        reasons["dice"] = "no tile has lesion"
+    hits = [slide.hits for slide in slides]
+    if any(len(hit.found) for hit in hits):
+        sensitivity = froc.sensitivities(hits)[0]
+        found["froc"] = {
+            "score": float(sensitivity.mean()),
+            **interval(slides, lambda weights_BS: froc.sensitivities(hits, weights_BS).mean(axis=1)),
+            "false_positives_per_slide": list(froc.RATES),
+            "sensitivity": sensitivity.tolist(),
+        }
+    else:
+        reasons["froc"] = "no slide has a lesion that counts; those of isolated tumour cells do not"
+    return found | {"reasons": reasons}
+
+
+def _samples(slides: Sequence[LocatedSlide], num: int, seed: int) -> npt.NDArray[np.float64] | None:
+    """(B, S) how often each slide's case was drawn, cases with a lesion that counts and others apart.
+
+    None where either kind is a single case.
+    """
+    cases, case_S = np.unique([slide.case_id for slide in slides], return_inverse=True)
+    counts_K = np.bincount(case_S, [len(slide.hits.found) for slide in slides], len(cases))
+    drawn_BK = np.zeros((num, len(cases)))
+    random = np.random.default_rng(seed)
+    for kind in (counts_K > 0, counts_K == 0):
+        if kind.sum() == 1:
+            return None
+        if kind.any():
+            drawn_BK[:, kind] = random.multinomial(kind.sum(), np.full(kind.sum(), 1 / kind.sum()), size=num)
+    return drawn_BK[:, case_S]

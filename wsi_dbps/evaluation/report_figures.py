@@ -111,8 +111,11 @@ def val_auroc_figure(run: RunRecord, colour: str) -> str | None:
 def froc_figure(curve: Curve, colour: str) -> str:
     """Share of lesions found over false alarms per slide."""
     figure, axes = _axes("False alarms per slide", "Share of lesions found")
-    axes.step(curve.x, curve.y, where="post", color=colour, lw=2, clip_on=False)
-    axes.set(xlim=(0, max(8.0, *(x for x in curve.x if x <= 16), 0)), ylim=(0, 1))
+    axes.plot(curve.x, curve.y, color=colour, lw=2, marker="o", clip_on=False)
+    if min(curve.x) > 0:
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(curve.x, [f"{x:g}" for x in curve.x], minor=False)
+    axes.set_ylim(0, 1)
     return _inline(figure)
 
 

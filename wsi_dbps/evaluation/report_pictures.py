@@ -51,7 +51,8 @@ def atlas_pictures(folder: Path, num_slides: int = 4) -> list[tuple[str, str]]:
     """
     curves = folder / "churn_entropy.png"
     paths = [path for path in sorted(folder.glob("*.png")) if path != curves][:num_slides]
-    found = [(path.stem, image) for path in (curves, *paths) if (image := inline_picture(path))]
+    named = [("Churn and entropy of the choice", curves), *((path.stem.removesuffix(".atlas"), path) for path in paths)]
+    found = [(name, image) for name, path in named if (image := inline_picture(path))]
     if not found:
         raise PredictionError(f"{folder}: holds no PNG file of a selection atlas")
     return found

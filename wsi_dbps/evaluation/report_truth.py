@@ -87,7 +87,7 @@ def _rows(kind: str, values: dict[str, Any]) -> list[tuple[str, Estimate, str]]:
     named: list[tuple[str, Any, str]]
     if kind == "localisation":
         dice = _part(values, "dice")
-        at = f" at a threshold of {float(dice['threshold']):.3g}" if dice.get("threshold") is not None else ""
+        at = f", patches from percentile {100 * float(dice['threshold']):g} up" if dice.get("threshold") else ""
         named = [
             ("Patch AUROC", values.get("patch_auroc"), "a patch in an annotation outranks one outside; 0.5 is chance"),
             (f"Dice{at}", dice, "overlap of the marked patches and the annotation; 1 is the same area"),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wsi_dbps.errors import ConfigError, SlideError, SpecMismatchError
+from wsi_dbps.errors import ConfigError, SpecMismatchError
 from wsi_dbps.files import write_json, write_text
 from wsi_dbps.geometry import Size
 from wsi_dbps.synth.spec import TissueSpec
@@ -28,7 +28,7 @@ LABELS = ("normal", "tumour")
 TEST_SHARE, VAL_SHARE = 0.25, 0.15
 MIN_SLIDES = 6
 FORMAT_VERSION = 1
-_COLUMNS = ("slide_id", "case_id", "path", "label", "split", "mpp")
+_COLUMNS = ("slide_id", "case_id", "path", "label", "split", "mpp", "annotations")
 
 
 @dataclass(frozen=True)
@@ -172,46 +172,6 @@ def lesion_geojson(lesion_M4: npt.NDArray[np.int64]) -> dict[str, Any]:
     }
 
 
-def read_lesion(geojson_path: Path) -> npt.NDArray[np.float64]:
-    """(M, 4) float64 of (x0, y0, x1, y1): the rectangles of a lesion outline, in level-0 pixels.
-
-    Raises:
-        SlideError: If the file is missing, is not GeoJSON, or holds anything but upright rectangles.
-    """
-    try:
-        features = json.loads(geojson_path.read_text(encoding="utf-8"))["features"]
-        rings = [np.asarray(feature["geometry"]["coordinates"][0], np.float64) for feature in features]
-    except FileNotFoundError:
-        raise SlideError(f"{geojson_path}: no such file; only positive slides have a lesion outline") from None
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise SlideError(f"{geojson_path}: not a GeoJSON lesion outline: {error!r}") from None
-    rectangles = np.empty((len(rings), 4))
-    for row, ring in enumerate(rings):
-        corners = set(map(tuple, ring.tolist()))
-        if ring.shape != (5, 2) or len(corners) != 4 or any(np.unique(ring[:, axis]).size != 2 for axis in (0, 1)):
-            raise SlideError(f"{geojson_path}: feature {row} is not an upright rectangle; lesions are unions of those")
-        rectangles[row] = [*ring.min(axis=0), *ring.max(axis=0)]
-    return rectangles
-
-
-def lesion_share(geojson_path: Path, coords_N2: npt.ArrayLike, tile_lv0: float) -> npt.NDArray[np.float64]:
-    """(N,) float64: the share of each tile's area that is lesion, 0 to 1; exact, as rectangles do not overlap.
-
-    Args:
-        geojson_path: A lesion outline as `make_cohort` writes it.
-        coords_N2: (N, 2) top-left corners (x, y) in level-0 pixels.
-        tile_lv0: Tile side in level-0 pixels; not always whole.
-
-    Raises:
-        SlideError: If the outline cannot be read; see `read_lesion`.
-    """
-    lesion_M4 = read_lesion(geojson_path)
-    low_N12 = np.asarray(coords_N2, np.float64).reshape(-1, 1, 2)
-    overlap_NM2 = np.minimum(low_N12 + tile_lv0, lesion_M4[:, 2:]) - np.maximum(low_N12, lesion_M4[:, :2])
-    areas_N: npt.NDArray[np.float64] = overlap_NM2.clip(0).prod(axis=2).sum(axis=1)
-    return areas_N / tile_lv0**2
-
-
 def _case_id(index: int) -> str:
     """Slides 4 and 5 of every 6 of a class share a case."""
     block, place = divmod(index // 2, 6)
@@ -224,7 +184,9 @@ def _manifest_text(slides: tuple[SyntheticSlide, ...], mpp_um: float) -> str:
     writer.writerow(_COLUMNS)
     for slide in slides:
         path = f"slides/{slide.slide_id}.svs"
-        writer.writerow([slide.slide_id, slide.case_id, path, LABELS[slide.has_lesion], slide.split, f"{mpp_um:g}"])
+        drawn = f"slides/{slide.slide_id}.geojson" if slide.has_lesion else ""
+        label = LABELS[slide.has_lesion]
+        writer.writerow([slide.slide_id, slide.case_id, path, label, slide.split, f"{mpp_um:g}", drawn])
     return text.getvalue()
 
 

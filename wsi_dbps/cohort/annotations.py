@@ -1,0 +1,198 @@
+"""What a person has drawn on a slide: areas in level-0 pixels, from GeoJSON (QuPath) or XML (ASAP, CAMELYON).
+
+Documented in docs/formats/annotations.md.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+from xml.etree import ElementTree
+
+import numpy as np
+
+from wsi_dbps.errors import SlideError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+    from pathlib import Path
+
+    import numpy.typing as npt
+    from shapely.geometry.base import BaseGeometry
+
+    from wsi_dbps.cohort.cohort import SlideRecord
+    from wsi_dbps.geometry import Size
+
+EXCLUSIONS: Final = ("exclusion", "_2", "normal", "ignore*")
+"""Classes, in any case of letters, whose areas are taken out of the lesion: of CAMELYON16 and 17, and of QuPath."""
+OVERHANG: Final = 0.01
+"""How far beyond the slide's edge a hand may have drawn, as a share of the slide's longer side."""
+_ASAP_AREAS: Final = ("Polygon", "Spline", "Rectangle")
+_FEW, _PARTS = 32, 16
+
+
+@dataclass(frozen=True)
+class Area:
+    """One area that was drawn."""
+
+    name: str
+    """Its class; empty where it has none."""
+    shape: BaseGeometry
+    """A valid polygon or several, in level-0 pixels."""
+
+
+def read_annotations(path: Path) -> tuple[Area, ...]:
+    """All areas of a file, in its order; points, lines and cells are left out. Which format it is its content says.
+
+    A ring that crosses itself encloses what lies inside it an odd number of times.
+
+    Raises:
+        SlideError: If the file is missing, or is neither GeoJSON nor ASAP's XML, or a coordinate is no number.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise SlideError(f"{path}: annotations cannot be read: {error.strerror}") from None
+    if not content.strip():
+        raise SlideError(f"{path}: the file of annotations is empty; export it again, or empty its cell")
+    try:
+        rings = _from_xml(content) if content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") else _from_json(content)
+        with np.errstate(invalid="ignore"):
+            return tuple(Area(name, shape) for name, drawn in rings if not (shape := _areas_of(drawn)).is_empty)
+    except (ValueError, KeyError, TypeError, AttributeError, ElementTree.ParseError, RecursionError) as error:
+        raise SlideError(f"{path}: not annotations that can be used: {' '.join(str(error).split())[:200]}") from None
+
+
+def read_lesion(record: SlideRecord, slide_lv0: Size, names: Collection[str] = ()) -> BaseGeometry:
+    """The lesion on a slide: what was drawn together, without what is excluded, cut at the slide's edge.
+
+    Args:
+        record: A slide with annotations.
+        slide_lv0: The slide's size.
+        names: The classes that are lesion; all but `EXCLUSIONS` if none are given.
+
+    Returns:
+        A geometry in level-0 pixels; empty if nothing of these classes was drawn.
+
+    Raises:
+        SlideError: If the file cannot be used, or what is drawn does not lie on the slide.
+    """
+    import shapely
+
+    assert record.annotations is not None
+    areas = read_annotations(record.annotations)
+    where = f"{record.slide_id}: {record.annotations}"
+    kept = [area for area in areas if (area.name in names if names else area.name.lower() not in EXCLUSIONS)]
+    if names and areas and not kept:
+        found = ", ".join(sorted({area.name or "no class" for area in areas}))
+        raise SlideError(f"{where}: nothing is classified {' or '.join(names)}; found: {found}")
+    lesion = shapely.union_all([area.shape for area in kept])
+    if lesion.is_empty:
+        return lesion
+    low_x, low_y, high_x, high_y = lesion.bounds
+    over = OVERHANG * max(slide_lv0.width, slide_lv0.height)
+    if min(low_x, low_y) < -over or high_x > slide_lv0.width + over or high_y > slide_lv0.height + over:
+        raise SlideError(
+            f"{where}: annotations from ({low_x:.0f}, {low_y:.0f}) to ({high_x:.0f}, {high_y:.0f}) lie off the slide "
+            f"of {slide_lv0} px; they must be of this slide, in its level-0 pixels"
+        )
+    if lesion.area < 1:
+        raise SlideError(
+            f"{where}: all areas together are {lesion.area:.2g} square pixels; coordinates must be level-0 pixels"
+        )
+    excluded = shapely.union_all([area.shape for area in areas if area.name.lower() in EXCLUSIONS and area not in kept])
+    on_slide = shapely.box(0, 0, slide_lv0.width, slide_lv0.height)
+    return _polygons(shapely.intersection(shapely.difference(lesion, excluded), on_slide))
+
+
+def lesion_shares(lesion: BaseGeometry, coords_N2: npt.ArrayLike, tile_lv0: float) -> npt.NDArray[np.float64]:
+    """(N,) the share of each tile's area that is lesion, 0 to 1, exact.
+
+    Tiles are parted into strips and the lesion cut to each, again and again, until few tiles are left with the edges
+    that concern them; so the time grows with tiles plus vertices, not with their product.
+
+    Args:
+        lesion: A geometry in level-0 pixels.
+        coords_N2: (N, 2) top-left corners (x, y) in level-0 pixels.
+        tile_lv0: Tile side in level-0 pixels; not always whole.
+
+    Examples:
+        >>> import shapely
+        >>> lesion_shares(shapely.box(0, 0, 10, 5), [[0, 0], [5, 0], [20, 0]], 10).tolist()
+        [0.5, 0.25, 0.0]
+    """
+    import shapely
+
+    low_N2 = np.asarray(coords_N2, np.float64).reshape(-1, 2)
+    boxes_N4 = np.concatenate([low_N2, low_N2 + tile_lv0], axis=1)
+    area_N = np.zeros(len(boxes_N4))
+    todo = [(lesion, np.arange(len(boxes_N4)))]
+    while todo:
+        part, rows = todo.pop()
+        if part.is_empty or not len(rows):
+            continue
+        boxes = boxes_N4[rows]
+        if len(rows) <= _FEW or shapely.get_num_coordinates(part) <= _FEW:
+            area_N[rows] = shapely.area(shapely.intersection(part, shapely.box(*boxes.T)))
+            continue
+        order = np.argsort(boxes[:, np.ptp(boxes[:, :2], axis=0).argmax()], kind="stable")
+        for some in np.array_split(order, _PARTS):
+            frame = shapely.box(*boxes[some, :2].min(axis=0), *boxes[some, 2:].max(axis=0))
+            todo.append((_polygons(shapely.intersection(part, frame)), rows[some]))
+    shares_N: npt.NDArray[np.float64] = (area_N / tile_lv0**2).clip(0, 1)
+    return shares_N
+
+
+def _from_json(content: bytes) -> Iterator[tuple[str, BaseGeometry]]:
+    from shapely.errors import ShapelyError
+    from shapely.geometry import shape
+
+    found = json.loads(content)
+    features = found if isinstance(found, list) else found.get("features", [found])
+    for i, feature in enumerate(features):
+        about = feature.get("properties") or {}
+        if about.get("objectType", "annotation") != "annotation":
+            continue
+        try:
+            yield _class_of(about), shape(feature.get("geometry", feature))
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, ShapelyError) as error:
+            raise ValueError(f"feature {i}: {type(error).__name__}: {error}") from None
+
+
+def _class_of(about: dict[str, Any]) -> str:
+    drawn = about.get("classification") or ""
+    if isinstance(drawn, dict):
+        drawn = drawn.get("name") or ": ".join(drawn.get("names") or [])
+    return str(drawn)
+
+
+def _from_xml(content: bytes) -> Iterator[tuple[str, BaseGeometry]]:
+    from shapely import Polygon
+
+    root = ElementTree.fromstring(content)
+    if root.tag != "ASAP_Annotations":
+        raise ValueError(f"XML of <{root.tag}>, not of <ASAP_Annotations>")
+    for drawn in root.iter("Annotation"):
+        points: Sequence[ElementTree.Element] = sorted(drawn.iter("Coordinate"), key=lambda c: float(c.attrib["Order"]))
+        if drawn.get("Type") in _ASAP_AREAS and len(points) > 2:
+            group = drawn.get("PartOfGroup", "None")
+            ring = [(float(point.attrib["X"]), float(point.attrib["Y"])) for point in points]
+            yield "" if group == "None" else group, Polygon(ring)
+
+
+def _areas_of(drawn: BaseGeometry) -> BaseGeometry:
+    """What a geometry encloses, whatever is wrong with it."""
+    import shapely
+
+    if not np.isfinite(shapely.get_coordinates(drawn)).all():
+        raise ValueError("a coordinate is not a finite number")
+    return shapely.union_all(shapely.get_parts(_polygons(shapely.make_valid(shapely.force_2d(drawn)))))
+
+
+def _polygons(valid: BaseGeometry) -> BaseGeometry:
+    """A valid geometry without its points and lines."""
+    import shapely
+
+    parts = shapely.get_parts(shapely.get_parts(valid))
+    return shapely.multipolygons(parts[shapely.get_type_id(parts) == shapely.GeometryType.POLYGON])
