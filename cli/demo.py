@@ -80,10 +80,10 @@ def command(
     train.command(cohort, caches, run, config=config, set_=changes, resume=resume)
     _say(f"predict {run} {cohort} --caches {caches} --out {predictions}")
     predict.command([run], cohort, caches, predictions)
-    _say(f"evaluate {predictions} --out {report}")
-    evaluate.command([predictions], report)
     _say(f"heatmap {run} {cohort} --caches {caches} --predictions {predictions} --split test --out {maps}")
     heatmap.command([run], cohort, caches, maps, predictions=predictions, split=Split.TEST)
+    _say(f"evaluate {predictions} --out {report} --heatmaps {maps}")
+    evaluate.command([predictions], report, heatmaps=maps)
 
     found = _compare(cohort, caches, predictions)
     print(f"\n{'on the test slides':<44} {'dbps':>6} {'colour only':>12}")

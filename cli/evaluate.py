@@ -9,9 +9,10 @@ import typer
 from wsi_dbps_cli.options import Columns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from wsi_dbps.evaluation.metrics import Metrics
+    from wsi_dbps.evaluation.report_runs import RunRecord
     from wsi_dbps.records import Predictions
 
 
@@ -37,8 +38,19 @@ def command(
     columns: Columns = [],
     bootstrap: Annotated[int, typer.Option(help="Resamples of the cases for each interval.")] = 2000,
     seed: Annotated[int, typer.Option(help="Of the resampling.")] = 0,
+    run: Annotated[
+        list[Path], typer.Option(help="Run that made the predictions, if it has moved since. May be repeated.")
+    ] = [],
+    heatmaps: Annotated[Path | None, typer.Option(help="Folder of `wsi-dbps heatmap`: pictures of the errors.")] = None,
+    truth: Annotated[
+        Path | None, typer.Option(help="Folder with localisation.json, faithfulness.json, stability.json, or some.")
+    ] = None,
+    atlas: Annotated[Path | None, typer.Option(help="Folder of pictures of what was selected in training.")] = None,
 ) -> None:
-    """Write metrics.json and report.html, by case and by slide, with 95 % intervals resampled by case."""
+    """Write metrics.json and report.html, by case and by slide, with 95 % intervals resampled by case.
+
+    The report holds a leak check and the training curves where the run of the predictions is still there.
+    """
     from wsi_dbps.config import build
     from wsi_dbps.errors import ConfigError
     from wsi_dbps.evaluation.metrics import MetricsConfig, evaluate_folds
@@ -62,7 +74,21 @@ def command(
     folder = out or preds[0]
     write_metrics(metrics, folder / "metrics.json")
     title = ", ".join(pred.resolve().name for pred in preds)
-    write_report(folder / "report.html", evaluated, metrics, title=title, facts=_facts(preds[0]))
+    fold_of_case = {row.case_id: name for name, fold in folds.items() for row in fold.cases}
+    runs, why_none = _runs(preds, folds, run)
+    write_report(
+        folder / "report.html",
+        evaluated,
+        metrics,
+        title=title,
+        facts=_facts(preds[0])
+        | ({"Leak check": f"{'in part' if runs else 'not made'}: {why_none}"} if why_none else {}),
+        runs=runs,
+        fold_of_case=fold_of_case,
+        heatmaps=heatmaps,
+        truth=truth,
+        atlas=atlas,
+    )
     print(f"{headline(metrics)}: {folder / 'report.html'}")
 
 
@@ -75,6 +101,16 @@ def _names(preds: list[Path]) -> list[str]:
     if len(set(names)) < len(names):
         raise ConfigError(f"a folder of predictions is given twice: {', '.join(names)}")
     return names
+
+
+def _runs(preds: list[Path], folds: Mapping[str, Predictions], given: list[Path]) -> tuple[tuple[RunRecord, ...], str]:
+    """The runs behind all predictions; and why some are not there, if so."""
+    from wsi_dbps.evaluation.report_runs import runs_behind
+
+    cases = [{row.case_id for row in fold.cases} for fold in folds.values()]
+    found = [runs_behind(pred, of, given) for pred, of in zip(preds, cases, strict=True)]
+    reasons = dict.fromkeys(why for _, why in found if why)
+    return tuple(record for records, _ in found for record in records), "; ".join(reasons)
 
 
 def _subgroups(predictions: Predictions, cohort: Path, columns: list[str], by: list[str]) -> dict[str, dict[str, str]]:

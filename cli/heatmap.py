@@ -65,8 +65,10 @@ def command(
     device: Device = "auto",
     columns: Columns = [],
 ) -> None:
-    """Draw how the model, or several together, looked at each slide. The slides themselves are opened for --overlay-level and --crops only:
-    for all else the caches, or features of `wsi-dbps embed`, hold all it takes.
+    """Draw how the model, or several together, looked at each slide.
+
+    The slides themselves are opened for --overlay-level and --crops only: for all else the caches, or features of
+    `wsi-dbps embed`, hold all it takes.
 
     Attention that is there already, from the same checkpoint and cache, is not computed again.
     """

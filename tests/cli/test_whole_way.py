@@ -66,6 +66,11 @@ def test_the_whole_way_from_slides_to_heatmaps(small_cohort, tmp_path, wsi_dbps)
     assert sorted(p.name for p in maps.iterdir()) == sorted(
         f"slide_{i:02d}.{suffix}" for i in range(4) for suffix in ("png", "geojson")
     )
+    code, out, _ = wsi_dbps("evaluate", pred, "--out", tmp_path / "report", "--heatmaps", maps)
+    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert code == 0
+    for part in ("No case of train or val is among the 4 evaluated cases", '<section id="training">', 'id="map-0"'):
+        assert part in page
     with Image.open(maps / "slide_00.png") as picture:
         assert np.asarray(picture.convert("L")).std() > 5
     code, out, _ = wsi_dbps(
@@ -213,6 +218,9 @@ def test_what_cannot_be_met_is_one_line_and_exit_code_2(trained, tmp_path, wsi_d
     )
     refused(wsi_dbps("predict", run, tmp_path / "no.csv", "--caches", caches, "--out", tmp_path), "no.csv")
     refused(wsi_dbps("evaluate", tmp_path), "predictions.csv: no such file; run `wsi-dbps predict` first")
+    wsi_dbps("predict", run, manifest, "--caches", caches, "--out", tmp_path / "pred")
+    refused(wsi_dbps("evaluate", tmp_path / "pred", "--run", caches), "holds no run (no run.json)")
+    refused(wsi_dbps("evaluate", tmp_path / "pred", "--truth", caches), "holds none of localisation.json")
     leak = altered(manifest, Path("leak.csv"), lambda row: row | {"case_id": "one"})
     refused(wsi_dbps("train", leak, "--caches", caches, "--out", tmp_path / "run"), "case", "one")
     refused(
@@ -239,6 +247,6 @@ def test_a_quick_demo_runs_to_its_table(tmp_path, wsi_dbps) -> None:
     assert code == 0
     assert "slide AUROC" in out
     assert "attention on the lesion, mean patch AUROC of" in out
-    assert (tmp_path / "demo" / "report" / "report.html").exists()
+    assert "data:image/webp" in (tmp_path / "demo" / "report" / "report.html").read_text(encoding="utf-8")
     again, out, _ = wsi_dbps("demo", tmp_path / "demo", "--slides", 16, "--epochs", 1)
     assert (again, "16 kept as they were" in out) == (0, True)
