@@ -68,20 +68,21 @@ def command(
     config = build(MetricsConfig, {"num_bootstrap": bootstrap, "seed": seed}, "evaluate")
     folds = dict(zip(_names(preds), (read_predictions(pred / "predictions.csv") for pred in preds), strict=True))
     given = [read_predictions(pred / "predictions.csv") for pred in val]
-    evaluated = pool_folds({name: parts(fold, None)[0] for name, fold in folds.items()})
+    tested = {name: parts(fold, None)[0] for name, fold in folds.items()}  # one fold's val cases are another's test
+    evaluated = pool_folds(tested)
     groups = _subgroups(evaluated, cohort, columns, by) if cohort else None
     metrics = evaluate_folds(folds, config, validation=dict(zip(folds, given, strict=False)), subgroups=groups)
     folder = out or preds[0]
     write_metrics(metrics, folder / "metrics.json")
     title = ", ".join(pred.resolve().name for pred in preds)
-    fold_of_case = {row.case_id: name for name, fold in folds.items() for row in fold.cases}
-    runs, why_none = _runs(preds, folds, run)
+    fold_of_case = {row.case_id: name for name, fold in tested.items() for row in fold.cases}
+    runs, why_none = _runs(preds, tested, run)
     write_report(
         folder / "report.html",
         evaluated,
         metrics,
         title=title,
-        facts=_facts(preds[0])
+        facts=_facts(preds)
         | ({"Leak check": f"{'in part' if runs else 'not made'}: {why_none}"} if why_none else {}),
         runs=runs,
         fold_of_case=fold_of_case,
@@ -130,17 +131,22 @@ def headline(metrics: Metrics) -> str:
     return f"AUROC {auroc.value:.3f}{interval} over {cases.num} cases"
 
 
-def _facts(pred: Path) -> dict[str, str]:
+def _facts(preds: list[Path]) -> dict[str, str]:
     """What predict.json knows of the making of the predictions, where it is there."""
     import json
 
-    try:
-        made = json.loads((pred / "predict.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    made = []
+    for pred in preds:
+        try:
+            made.append(json.loads((pred / "predict.json").read_text(encoding="utf-8")))
+        except (FileNotFoundError, json.JSONDecodeError):
+            continue
+    if not made:
         return {}
+    members = [member for one in made for member in one.get("members", [one])]
 
-    def each(say: Callable[[dict[str, Any]], str]) -> str:
-        return "; ".join(dict.fromkeys(say(member) for member in made.get("members", [made])))
+    def each(say: Callable[[dict[str, Any]], str], of: list[dict[str, Any]] = members) -> str:
+        return "; ".join(dict.fromkeys(map(say, of)))
 
     def selection(member: dict[str, Any]) -> str:
         of = member["settings"]["selection"]
@@ -151,5 +157,5 @@ def _facts(pred: Path) -> dict[str, str]:
         "Encoder": each(lambda m: m["settings"]["encoder"]["name"]),
         "Selection": each(selection),
         "Seed": each(lambda m: str(m["settings"]["training"]["seed"])),
-        "wsi-dbps": made["wsi_dbps_version"],
+        "wsi-dbps": each(lambda one: str(one["wsi_dbps_version"]), made),
     }

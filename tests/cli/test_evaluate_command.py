@@ -2,13 +2,14 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from wsi_dbps.evaluation.pooling import pool_cases
-from wsi_dbps.records import Prediction, Predictions
+from wsi_dbps.records import Prediction, Predictions, read_predictions
 
 QUICK = ("--bootstrap", 100)
 PAGES = Path(__file__).parents[2] / "docs" / "formats"
@@ -53,6 +54,41 @@ def test_test_rows_are_evaluated_at_the_threshold_of_val_rows(table, wsi_dbps):
     assert wsi_dbps("evaluate", pred, *QUICK)[0] == 0
     found = metrics_of(pred)
     assert (found["cases"]["num"], found["threshold"]["num_cases"], found["temperature"]["num_cases"]) == (20, 20, 20)
+
+
+def test_folds_with_their_own_val_rows_are_no_leak_and_each_case_has_its_own_threshold(table, tmp_path, wsi_dbps):
+    """Every case is a test case of one fold and a val case of another, as `predict --folds all --split all` has it."""
+    blocks = [
+        read_predictions(table(f"block{i}", num=20, seed=i, prefix=f"b{i}.") / "predictions.csv") for i in range(2)
+    ]
+    for k in range(2):
+        rows = [replace(row, split=split) for i, split in ((k, "test"), (1 - k, "val")) for row in blocks[i].slides]
+        shift = [replace(row, probabilities=(p := row.probabilities[0] ** (1 + 4 * k), 1 - p)) for row in rows]
+        Predictions(blocks[k].classes, tuple(shift), pool_cases(shift, blocks[k].classes)).write_csv(
+            tmp_path / f"fold{k}" / "predictions.csv"
+        )
+        run = tmp_path / "cv" / f"fold{k}"
+        run.mkdir(parents=True)
+        (run / "run.json").write_text("{}")
+        seen = [f"{row.slide_id},{row.case_id},{row.label},val" for row in blocks[1 - k].slides]
+        (run / "cohort.csv").write_text("\n".join(["slide_id,case_id,label,split", *seen]) + "\n")
+        settings = {
+            "encoder": {"name": f"encoder{k}"},
+            "selection": {"preset": "dbps", "num_salient": 1, "num_subsalient": 1},
+            "training": {"seed": k},
+        }
+        member = {"checkpoint": str(run / "best.pt"), "checkpoint_fingerprint": "f", "epoch": 1, "settings": settings}
+        made = {"members": [member], "wsi_dbps_version": "1"}
+        (tmp_path / f"fold{k}" / "predict.json").write_text(json.dumps(made))
+    preds = [tmp_path / f"fold{k}" for k in range(2)]
+    assert wsi_dbps("evaluate", *preds, "--out", tmp_path / "report", *QUICK)[0] == 0
+    found = metrics_of(tmp_path / "report")
+    assert found["fold_thresholds"]["fold0"]["value"] < 0.6 < 0.8 < found["fold_thresholds"]["fold1"]["value"]
+    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert "✓ None." in page
+    assert "encoder0; encoder1" in page
+    (_, wrong), (missed, _) = found["slides"]["confusion"]
+    assert page.count("✗ wrong") == wrong + missed
 
 
 @pytest.fixture
