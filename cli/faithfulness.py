@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from wsi_dbps_cli.options import Bags, CohortCsv, Columns, Device, Fold, Runs, Split, cohort_part, member_runs
+from wsi_dbps_cli.options import Bags, CohortCsv, Columns, Device, Fold, Runs, Split, cohort_part, member_runs, warn_of_seen
 
 
 def command(
@@ -35,7 +35,10 @@ def command(
     given = {"score": score, "num_random": orders, "drop": drop, "num_seeds": seeds, "seed": seed}
     config = build(FaithfulnessConfig, given, "faithfulness")
     slides = cohort_part(cohort, columns, split, fold)
-    checkpoints = [load_checkpoint(run / "best.pt") for run in member_runs(runs, fold)]
+    members = member_runs(runs, fold)
+    for run in members:
+        warn_of_seen(run, slides)
+    checkpoints = [load_checkpoint(run / "best.pt") for run in members]
     found, failed = faithfulness(checkpoints, slides, caches, out, config, device=device)
     areas = faithfulness_json(found, config)
     for name in ("deletion", "insertion"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -34,18 +35,21 @@ class Split(StrEnum):
     ALL = "all"
 
 
-def fold_runs(run: Path) -> list[Path]:
-    """The runs of `train --folds all` in a folder, in the order of the folds; none if it holds no folds."""
-    return sorted(run.glob("fold[0-9]*"), key=lambda fold: (len(fold.name), fold.name))
+def fold_runs(run: Path) -> dict[int, Path]:
+    """The runs of `train --folds all` in a folder by their fold, in order; none if it holds no folds."""
+    numbers = [path.name.removeprefix("fold") for path in run.glob("fold[0-9]*")]
+    return {fold: run / f"fold{fold}" for fold in sorted(int(number) for number in numbers if number.isdecimal())}
 
 
 def member_runs(runs: list[Path], fold: int | None) -> list[Path]:
     """Runs with those of folds in place of their folder: the one of `fold`, or all."""
     found = []
     for run in runs:
-        folds = [] if (run / "best.pt").exists() else fold_runs(run)
-        wanted = f"fold{fold}"
-        found += ([k for k in folds if fold is None or k.name == wanted] or [run / wanted]) if folds else [run]
+        folds = {} if (run / "best.pt").exists() else fold_runs(run)
+        if not folds:
+            found.append(run)
+        else:
+            found += [run / f"fold{fold}"] if fold is not None else folds.values()
     return found
 
 
@@ -59,6 +63,22 @@ def cohort_part(
     if fold is not None:
         whole = whole.with_fold(fold)
     return whole if split is Split.ALL else whole.part(split.value)
+
+
+def warn_of_seen(run: Path, slides: Cohort) -> None:
+    """Say how many slides are of cases that the run has learnt from, or was chosen on, without being marked so."""
+    from wsi_dbps.cohort.manifest import read_manifest
+
+    if not (run / "cohort.csv").is_file():
+        return
+    seen = {record.case_id for record in read_manifest(run / "cohort.csv").records}
+    known = [r.slide_id for r in slides.records if r.case_id in seen and r.split not in ("train", "val")]
+    if known:
+        print(
+            f"wsi-dbps: {len(known)} of {len(slides)} slides, the first {known[0]}, are of cases that {run} was "
+            "trained or chosen on, and are not marked so; results on them are no test",
+            file=sys.stderr,
+        )
 
 
 def num_cores() -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from wsi_dbps_cli.options import (
@@ -17,10 +17,8 @@ from wsi_dbps_cli.options import (
     cohort_part,
     fold_runs,
     member_runs,
+    warn_of_seen,
 )
-
-if TYPE_CHECKING:
-    from wsi_dbps.cohort.cohort import Cohort
 
 
 def command(
@@ -49,7 +47,7 @@ def command(
             raise ConfigError("--folds takes `all`, one folder of `train --folds all`, and no --fold beside it")
         failed = sum(
             predicted([run], cohort, caches, out / run.name, split, k, device, columns)
-            for k, run in enumerate(fold_runs(runs[0]))
+            for k, run in fold_runs(runs[0]).items()
         )
     if failed:
         raise typer.Exit(1)
@@ -82,21 +80,3 @@ def predicted(
         f"{out / 'predictions.csv'}"
     )
     return len(result.failed)
-
-
-def warn_of_seen(run: Path, slides: Cohort) -> None:
-    """Say how many slides are of cases that the run has learnt from, or was chosen on, without being marked so."""
-    import sys
-
-    from wsi_dbps.cohort.manifest import read_manifest
-
-    if not (run / "cohort.csv").is_file():
-        return
-    seen = {record.case_id for record in read_manifest(run / "cohort.csv").records}
-    known = [r.slide_id for r in slides.records if r.case_id in seen and r.split not in ("train", "val")]
-    if known:
-        print(
-            f"wsi-dbps: {len(known)} of {len(slides)} slides, the first {known[0]}, are of cases that {run} was "
-            "trained or chosen on, and are not marked so; results on them are no test",
-            file=sys.stderr,
-        )

@@ -1,6 +1,7 @@
 """Several runs as one predictor, and the same slide whatever its company."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -117,3 +118,23 @@ def test_a_folder_of_folds_predicts_together_or_each_fold_its_own(made, tmp_path
         assert {row.split for row in rows} == {"test"}
     code, _, err = wsi_dbps("predict", folds_run, cohort, "--caches", caches, "--out", tmp_path / "x", "--folds", "2")
     assert (code, err.count("\n")) == (2, 1)
+
+
+def test_a_fold_is_told_by_its_folder_where_others_are_missing(made, tmp_path, wsi_dbps):
+    folder, caches, _, _ = made
+    for k in (0, 2):
+        (tmp_path / "run" / f"fold{k}").mkdir(parents=True)
+        for name in ("best.pt", "cohort.csv"):
+            shutil.copy(folder / "run" / f"fold{k}" / name, tmp_path / "run" / f"fold{k}" / name)
+    (tmp_path / "run" / "fold2-old").mkdir()
+    code, _, err = wsi_dbps(
+        *("predict", tmp_path / "run", folder / "cohort.csv", "--caches", caches, "--out", tmp_path / "each"),
+        *("--folds", "all"),
+    )
+    assert code == 0
+    assert "results on them are no test" not in err
+    folds = read_manifest(folder / "cohort.csv").folds()
+    for k in (0, 2):
+        rows = read_predictions(tmp_path / "each" / f"fold{k}" / "predictions.csv").slides
+        assert {folds[row.slide_id] for row in rows} == {k}
+    assert not (tmp_path / "each" / "fold1").exists()
