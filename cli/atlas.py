@@ -44,12 +44,13 @@ def command(
     from wsi_dbps.training.config import build_run_config
 
     courses = {course.slide_id: course for course in read_courses(run)}
-    labels = {record.slide_id: record.label for record in read_manifest(run / "cohort.csv").records}
+    records = read_manifest(run / "cohort.csv").records
+    labels, mpps_um = ({record.slide_id: getattr(record, of) for record in records} for of in ("label", "mpp_um"))
     patch_filter = build_run_config(read_toml(run / "run.toml"), str(run / "run.toml")).patches
     if unknown := [slide_id for slide_id in slide if slide_id not in courses]:
         raise CheckpointError(f"{run}: never trained on {', '.join(unknown)}; the record is of training slides only")
     drawn = tuple(dict.fromkeys(slide)) or spread_over_classes(list(courses), labels, NUM_SLIDES)
-    found = {slide_id: _cache(caches, courses[slide_id], patch_filter) for slide_id in drawn}
+    found = {slide_id: _cache(caches, courses[slide_id], patch_filter, mpps_um.get(slide_id)) for slide_id in drawn}
 
     epochs = quartiles(list(courses.values()))
     for slide_id, cache in found.items():
@@ -69,7 +70,9 @@ def command(
     print(f"{len(epochs)} epochs of {len(courses)} slides, {len(drawn)} of them drawn: {out}")
 
 
-def _cache(caches: Path, course: SlideCourse, patch_filter: PatchFilter) -> PatchCache | FeatureFile:
+def _cache(
+    caches: Path, course: SlideCourse, patch_filter: PatchFilter, mpp_um: float | None
+) -> PatchCache | FeatureFile:
     """The patches that the record's ids are rows of.
 
     Raises:
@@ -77,11 +80,14 @@ def _cache(caches: Path, course: SlideCourse, patch_filter: PatchFilter) -> Patc
     """
     from wsi_dbps.errors import CacheError
     from wsi_dbps.patches.cache import PatchCache
-    from wsi_dbps.patches.features import FeatureFile, holds_features
+    from wsi_dbps.patches.features import open_bag
     from wsi_dbps.patches.quality import filtered
 
-    path = caches / f"{course.slide_id}.h5"
-    cache = FeatureFile(path) if holds_features(path) else filtered(PatchCache(path), patch_filter)
-    if len(cache) != len(course.times_N):
-        raise CacheError(f"{path}: {len(cache)} patches, where the run saw {len(course.times_N)}; give its own caches")
-    return cache
+    bag = open_bag(caches, course.slide_id, mpp_lv0_um=mpp_um)
+    if isinstance(bag, PatchCache):
+        bag = filtered(bag, patch_filter)
+    if len(bag) != len(course.times_N):
+        raise CacheError(
+            f"{bag.path}: {len(bag)} patches, where the run saw {len(course.times_N)}; give its own caches"
+        )
+    return bag

@@ -117,9 +117,8 @@ def _compare(manifest: Path, caches: Path, folder: Path) -> Comparison:
     from wsi_dbps.cohort.manifest import read_manifest
     from wsi_dbps.evaluation.colour_baseline import ColourBaseline, patch_colours
     from wsi_dbps.evaluation.localisation import patch_auroc
-    from wsi_dbps.evaluation.predict import attention_path
     from wsi_dbps.patches.cache import PatchCache
-    from wsi_dbps.records import read_attention, read_predictions
+    from wsi_dbps.records import attention_path, read_attention, read_predictions
 
     cohort = read_manifest(manifest)
     positive = cohort.classes[1]

@@ -82,8 +82,7 @@ def command(
         evaluated,
         metrics,
         title=title,
-        facts=_facts(preds)
-        | ({"Leak check": f"{'in part' if runs else 'not made'}: {why_none}"} if why_none else {}),
+        facts=_facts(preds) | ({"Leak check": f"{'in part' if runs else 'not made'}: {why_none}"} if why_none else {}),
         runs=runs,
         fold_of_case=fold_of_case,
         heatmaps=heatmaps,

@@ -6,7 +6,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from wsi_dbps_cli.options import Bags, CohortCsv, Columns, Device, Fold, Runs, Split, cohort_part, member_runs, warn_of_seen
+from wsi_dbps_cli.options import (
+    Bags,
+    CohortCsv,
+    Columns,
+    Device,
+    Fold,
+    Runs,
+    Split,
+    cohort_part,
+    member_runs,
+    warn_of_seen,
+)
 
 
 def command(

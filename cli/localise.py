@@ -94,14 +94,12 @@ def slide_frame(record: SlideRecord, caches: Path | None) -> tuple[Size, float]:
         MissingMppError: If nothing says how large a pixel is.
     """
     from wsi_dbps.errors import SlideError
-    from wsi_dbps.patches.cache import PatchCache
-    from wsi_dbps.patches.features import FeatureFile, holds_features
+    from wsi_dbps.patches.features import open_bag
     from wsi_dbps.slides.reader import open_slide
     from wsi_dbps.tiling.plan import resolve_mpp
 
     if caches is not None:
-        path = caches / f"{record.slide_id}.h5"
-        cache = FeatureFile(path, mpp_lv0_um=record.mpp_um) if holds_features(path) else PatchCache(path)
+        cache = open_bag(caches, record.slide_id, mpp_lv0_um=record.mpp_um)
         return cache.slide_lv0, cache.mpp_lv0_um
     if record.file is None:
         raise SlideError(f"{record.slide_id}: neither --caches nor a path in the manifest say how large the slide is")

@@ -217,6 +217,11 @@ ATTENTION_FORMAT: Final = "wsi-dbps attention"
 ATTENTION_VERSION: Final = 1
 
 
+def attention_path(folder: Path, slide_id: str) -> Path:
+    """Where a slide's attention lies in a folder of predictions, or of heatmaps."""
+    return folder / "attention" / f"{slide_id}.h5"
+
+
 def read_attention(path: Path) -> SlideAttention:
     """Read an attention file.
 

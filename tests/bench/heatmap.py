@@ -21,7 +21,7 @@ import numpy as np
 from wsi_dbps.models.config import AggregatorConfig, EncoderConfig
 from wsi_dbps.models.slide_model import SlideModel
 from wsi_dbps.patches.cache import PatchCache
-from wsi_dbps.records import Prediction, SlideAttention
+from wsi_dbps.records import Prediction, SlideAttention, attention_path
 from wsi_dbps.training.bags import PatchKind
 from wsi_dbps.training.checkpoint import load_checkpoint, save_checkpoint
 from wsi_dbps.training.config import RunConfig
@@ -67,7 +67,7 @@ def prepare(folder: Path, cache: PatchCache, num_classes: int) -> None:
     path = folder / "run" / "best.pt"
     save_checkpoint(path, model, config=config, classes=classes, patch_kind=kind, epoch=1, loop_state={})
     attention = made_up(cache, classes, load_checkpoint(path).fingerprint())
-    attention.write(folder / "pred" / "attention" / f"{cache.slide_id}.h5")
+    attention.write(attention_path(folder / "pred", cache.slide_id))
     (folder / "cohort.csv").write_text(f"slide_id\n{cache.slide_id}\n")
 
 

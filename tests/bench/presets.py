@@ -28,9 +28,9 @@ from wsi_dbps.evaluation.colour_baseline import ColourBaseline, patch_colours
 from wsi_dbps.evaluation.localisation import patch_auroc
 from wsi_dbps.evaluation.metrics import Estimate, evaluate
 from wsi_dbps.evaluation.pooling import pool_cases
-from wsi_dbps.evaluation.predict import attention_path, predict
+from wsi_dbps.evaluation.predict import predict
 from wsi_dbps.patches.cache import PatchCache
-from wsi_dbps.records import Prediction, Predictions, read_attention, read_predictions
+from wsi_dbps.records import Prediction, Predictions, attention_path, read_attention, read_predictions
 from wsi_dbps.training.checkpoint import load_checkpoint
 from wsi_dbps.training.config import build_run_config
 from wsi_dbps.training.loop import train

@@ -9,8 +9,8 @@ import pytest
 from wsi_dbps.cohort.cohort import Cohort
 from wsi_dbps.cohort.manifest import read_manifest, write_manifest
 from wsi_dbps.errors import PredictionError
-from wsi_dbps.evaluation.predict import attention_path, predict, together
-from wsi_dbps.records import read_attention, read_predictions
+from wsi_dbps.evaluation.predict import predict, together
+from wsi_dbps.records import attention_path, read_attention, read_predictions
 from wsi_dbps.training.checkpoint import load_checkpoint
 from wsi_dbps.training.config import build_run_config
 from wsi_dbps.training.folds import train_folds

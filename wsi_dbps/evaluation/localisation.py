@@ -13,7 +13,7 @@ import numpy as np
 from wsi_dbps.cohort.annotations import lesion_shares, read_lesion
 from wsi_dbps.errors import PredictionError
 from wsi_dbps.evaluation import froc
-from wsi_dbps.records import read_attention, read_predictions
+from wsi_dbps.records import attention_path, read_attention, read_predictions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -133,7 +133,7 @@ def locate_slides(
         if record.annotations is None and not is_free:
             unknown.append(record.slide_id)
             continue
-        attention = read_attention(folder / "attention" / f"{record.slide_id}.h5")
+        attention = read_attention(attention_path(folder, record.slide_id))
         known.append(_located(record, attention, frame, score, names, is_free=is_free))
     return known, unknown
 

@@ -15,7 +15,7 @@ from wsi_dbps.errors import OutputError, PredictionError, WsiDbpsError
 from wsi_dbps.evaluation.pooling import pool_cases
 from wsi_dbps.files import digest, write_json
 from wsi_dbps.progress import Progress
-from wsi_dbps.records import ROLES, Prediction, Predictions, SlideAttention, read_attention
+from wsi_dbps.records import ROLES, Prediction, Predictions, SlideAttention, attention_path, read_attention
 from wsi_dbps.training.bags import CacheBag, PatchReader, open_cache
 from wsi_dbps.training.loop import pick_device
 from wsi_dbps.version import __version__
@@ -285,11 +285,6 @@ def together(members: Sequence[SlideAttention]) -> SlideAttention:
 def _joined(fingerprints: Sequence[str]) -> str:
     """The fingerprint of an ensemble, whatever the order of its members; of one member its own."""
     return fingerprints[0] if len(fingerprints) == 1 else digest(sorted(fingerprints))
-
-
-def attention_path(out: Path, slide_id: str) -> Path:
-    """Where a slide's attention lies in a folder of predictions."""
-    return out / "attention" / f"{slide_id}.h5"
 
 
 def check_labels(checkpoint: Checkpoint, cohort: Cohort) -> None:

@@ -18,6 +18,7 @@ import simplejpeg
 from wsi_dbps.errors import CacheError, SpecMismatchError
 from wsi_dbps.files import digest, written_whole
 from wsi_dbps.geometry import Size
+from wsi_dbps.patches.cache import PatchCache
 from wsi_dbps.patches.spec import FORMAT as CACHE_FORMAT
 from wsi_dbps.slides.reader import sampled_fingerprint
 
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy.typing as npt
-
-    from wsi_dbps.patches.cache import PatchCache
 
 FORMAT: Final = "wsi-dbps features"
 FORMAT_VERSION: Final = 1
@@ -301,6 +300,30 @@ class FeatureFile:
             yield read
         finally:
             os.close(handle)
+
+
+def open_bag(caches: Path, slide_id: str, *, mpp_lv0_um: float | None = None) -> PatchCache | FeatureFile:
+    """A slide's patch cache, or file of features, in a folder: which of the two its content says.
+
+    CLAM's features may also lie in the folder `h5_files`.
+
+    Args:
+        caches: The folder.
+        slide_id: Whose.
+        mpp_lv0_um: µm per level-0 pixel as the manifest has it, for features that do not say.
+
+    Raises:
+        CacheError: If it is missing or damaged, or belongs to another slide.
+    """
+    path = caches / f"{slide_id}.h5"
+    if not path.exists() and (clam := caches / "h5_files" / path.name).exists():
+        path = clam
+    if not path.exists() and path.with_suffix(".pt").exists():
+        raise CacheError(f"{path.with_suffix('.pt')}: features without coordinates; give the folder h5_files beside")
+    found = FeatureFile(path, mpp_lv0_um=mpp_lv0_um) if holds_features(path) else PatchCache(path)
+    if found.slide_id not in (None, slide_id):
+        raise CacheError(f"{path}: holds slide {found.slide_id!r}, not {slide_id!r}")
+    return found
 
 
 def _line(error: Exception) -> str:

@@ -15,7 +15,7 @@ import torch
 
 from wsi_dbps.errors import CacheError
 from wsi_dbps.patches.cache import PatchCache
-from wsi_dbps.patches.features import FeatureFile, holds_features
+from wsi_dbps.patches.features import FeatureFile, open_bag
 from wsi_dbps.patches.quality import PatchFilter, filtered
 from wsi_dbps.training.gpu_decode import decode_jpegs
 
@@ -195,15 +195,7 @@ def open_cache(
         CacheError: If it is missing or damaged, belongs to another slide, holds patches of another kind, or lacks the
             measures that the filter needs.
     """
-    path = caches / f"{record.slide_id}.h5"
-    if not path.exists() and (clam := caches / "h5_files" / path.name).exists():
-        path = clam
-    if not path.exists() and path.with_suffix(".pt").exists():
-        raise CacheError(f"{path.with_suffix('.pt')}: features without coordinates; give the folder h5_files beside")
-    cache: BagFile
-    cache = FeatureFile(path, mpp_lv0_um=record.mpp_um) if holds_features(path) else PatchCache(path)
-    if cache.slide_id not in (None, record.slide_id):
-        raise CacheError(f"{cache.path}: holds slide {cache.slide_id!r}, not {record.slide_id!r}")
+    cache = open_bag(caches, record.slide_id, mpp_lv0_um=record.mpp_um)
     if kind is not None and (found := patch_kind(cache)) != kind:
         what = "patches of " * isinstance(found, PatchKind) + str(found)
         repair = "tile with one spec" if isinstance(kind, PatchKind) else "embed all slides with one encoder"
