@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from wsi_dbps_cli import evaluate, heatmap, predict, tile, train
+from wsi_dbps_cli import atlas, evaluate, faithfulness, heatmap, localise, predict, tile, train
 from wsi_dbps_cli.options import Split
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def command(
     seed: Annotated[int, typer.Option(help="Of the slides and of training.")] = 0,
     epochs: Annotated[int | None, typer.Option(help="Fewer epochs, for a quick look.")] = None,
 ) -> None:
-    """Make a cohort of synthetic slides, tile it, train, predict, evaluate and draw heatmaps: CPU, offline, minutes.
+    """Make a cohort of synthetic slides, tile it, train, predict, draw heatmaps and put them to the test: CPU, offline,
+    minutes.
 
     Each step is a command of its own, and is printed as you would type it. Run again, it goes on where it was stopped.
     """
@@ -78,12 +79,21 @@ def command(
     flags = "".join(f" --set {change}" for change in changes) + " --resume" * resume
     _say(f"train {cohort} --caches {caches} --out {run} --config {config}{flags}")
     train.command(cohort, caches, run, config=config, set_=changes, resume=resume)
-    _say(f"predict {run} {cohort} --caches {caches} --out {predictions}")
-    predict.command([run], cohort, caches, predictions)
+    validation, truth, atlas_out = out / "validation", out / "truth", out / "atlas"
+    for part, folder in ((Split.TEST, predictions), (Split.VAL, validation)):
+        _say(f"predict {run} {cohort} --caches {caches} --split {part} --out {folder}")
+        predict.command([run], cohort, caches, folder, split=part)
     _say(f"heatmap {run} {cohort} --caches {caches} --predictions {predictions} --split test --out {maps}")
     heatmap.command([run], cohort, caches, maps, predictions=predictions, split=Split.TEST)
-    _say(f"evaluate {predictions} --out {report} --heatmaps {maps}")
-    evaluate.command([predictions], report, heatmaps=maps)
+    _say(f"localise {predictions} {cohort} --caches {caches} --val {validation} --out {truth}")
+    localise.command(predictions, cohort, truth, caches=caches, val=validation)
+    _say(f"faithfulness {run} {cohort} --caches {caches} --out {truth}")
+    faithfulness.command([run], cohort, caches, truth)
+    _say(f"atlas {run} --caches {caches} --out {atlas_out}")
+    atlas.command(run, caches, atlas_out)
+    about = f"--val {validation} --heatmaps {maps} --truth {truth} --atlas {atlas_out}"
+    _say(f"evaluate {predictions} --out {report} {about}")
+    evaluate.command([predictions], report, val=[validation], heatmaps=maps, truth=truth, atlas=atlas_out)
 
     found = _compare(cohort, caches, predictions)
     print(f"\n{'on the test slides':<44} {'dbps':>6} {'colour only':>12}")

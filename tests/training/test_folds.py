@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import pytest
 from wsi_dbps.cohort.cohort import Cohort
 from wsi_dbps.cohort.manifest import write_manifest
 from wsi_dbps.config import to_toml
-from wsi_dbps.errors import ManifestError
+from wsi_dbps.errors import ManifestError, StoppedError
 from wsi_dbps.training import folds as folds_module
 from wsi_dbps.training.checkpoint import load_checkpoint
 from wsi_dbps.training.folds import train_folds
@@ -52,6 +53,20 @@ def test_every_fold_is_trained_and_listed_and_nothing_is_done_twice(
         with open(tmp_path / "out" / f"fold{fold}" / "cohort.csv", newline="") as file:
             used = {row["slide_id"] for row in csv.DictReader(file)}
         assert used == {r.slide_id for r in folded.records if r.extra["fold"] != str(fold)}
+
+
+def test_sigterm_between_two_folds_ends_the_run(folded, caches, tmp_path, make_config, monkeypatch) -> None:
+    whole = folds_module.train
+
+    def last_moment(*arguments: object, **named: object) -> object:
+        result = whole(*arguments, **named)  # type: ignore[arg-type]
+        signal.raise_signal(signal.SIGTERM)
+        return result
+
+    monkeypatch.setattr(folds_module, "train", last_moment)
+    with pytest.raises(StoppedError, match="1 of 3 folds are done; the same command goes on"):
+        train_folds(folded, caches, tmp_path / "out", make_config(training={"epochs": 1}))
+    assert (tmp_path / "out" / "folds.csv").exists()
 
 
 def test_a_manifest_without_folds_is_refused(cohort, caches, tmp_path, make_config) -> None:

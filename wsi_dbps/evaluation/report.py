@@ -201,6 +201,9 @@ def _pictures(
     for why, slide in tables.worth_seeing(slides, classes):
         row, slide_id = slide.row, slide.row.slide_id or ""
         words = f"{why}: label {row.label}, predicted {slide.predicted} ({slide.probability:.3f})"
+        if slide.threshold is not None:  # the picture itself names the more probable class
+            words = f"{why}: label {row.label}, called {slide.predicted}, as the probability of {classes[1]} is "
+            words += f"{row.probabilities[1]:.3f} and the threshold {slide.threshold:.3f}"
         if truth and slide_id in truth.slide_auroc:
             words += f", patch AUROC {truth.slide_auroc[slide_id]:.3f}"
         found.append((slide_id, words, inline_picture(folder / f"{slide_id}.png")))

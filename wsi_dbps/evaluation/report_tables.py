@@ -173,6 +173,8 @@ class SlideRow:
     """Of the predicted class."""
     sureness: float
     """The probability of the predicted class; with a threshold, stretched so that it is 0.5 there and 1 at the end."""
+    threshold: float | None
+    """Of two classes, the probability from which the second is predicted, if not 0.5."""
 
 
 def slide_rows(predictions: Predictions, threshold_of_case: Mapping[str, float]) -> list[SlideRow]:
@@ -194,7 +196,9 @@ def slide_rows(predictions: Predictions, threshold_of_case: Mapping[str, float])
             above, room = p - threshold, max(1 - threshold, 1e-12)
             sureness = 0.5 + 0.5 * (above / room if above >= 0 else -above / threshold)
         right = None if row.label is None else predicted == row.label
-        return SlideRow(row, predicted, right, row.probabilities[predictions.classes.index(predicted)], sureness)
+        return SlideRow(
+            row, predicted, right, row.probabilities[predictions.classes.index(predicted)], sureness, threshold
+        )
 
     def rank(slide: SlideRow) -> tuple[int, float, str]:
         name = slide.row.slide_id or ""
