@@ -13,6 +13,7 @@ from wsi_dbps_cli.options import (
     Device,
     Fold,
     Runs,
+    Score,
     Split,
     cohort_part,
     member_runs,
@@ -27,7 +28,7 @@ def command(
     out: Annotated[Path, typer.Option(help="Folder for faithfulness.json and stability.json.")],
     split: Annotated[Split, typer.Option(help="Which slides.")] = Split.TEST,
     fold: Fold = None,
-    score: Annotated[str, typer.Option(help="What ranks the patches: attention or evidence.")] = "attention",
+    score: Annotated[Score, typer.Option(help="What ranks the patches.")] = Score.ATTENTION,
     orders: Annotated[int, typer.Option(help="Random orders to hold the curves against.")] = 5,
     drop: Annotated[float, typer.Option(help="Share of the patches that a drop seed takes away.")] = 0.5,
     seeds: Annotated[int, typer.Option(help="Drop seeds.")] = 5,
@@ -43,7 +44,7 @@ def command(
     from wsi_dbps.evaluation.faithfulness import FaithfulnessConfig, faithfulness, faithfulness_json
     from wsi_dbps.training.checkpoint import load_checkpoint
 
-    given = {"score": score, "num_random": orders, "drop": drop, "num_seeds": seeds, "seed": seed}
+    given = {"score": score.value, "num_random": orders, "drop": drop, "num_seeds": seeds, "seed": seed}
     config = build(FaithfulnessConfig, given, "faithfulness")
     slides = cohort_part(cohort, columns, split, fold)
     members = member_runs(runs, fold)

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from wsi_dbps_cli.options import CohortCsv, Columns
+from wsi_dbps_cli.options import CohortCsv, Columns, Score
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from wsi_dbps.cohort.cohort import SlideRecord
     from wsi_dbps.geometry import Size
-
-
-class By(StrEnum):
-    """What a tile is scored by."""
-
-    ATTENTION = "attention"
-    EVIDENCE = "evidence"
 
 
 def command(
@@ -31,7 +23,7 @@ def command(
     out: Annotated[
         Path | None, typer.Option(help="Folder for localisation.json; the predictions' own if not given.")
     ] = None,
-    score: Annotated[By, typer.Option(help="What a tile is scored by.")] = By.ATTENTION,
+    score: Annotated[Score, typer.Option(help="What a tile is scored by.")] = Score.ATTENTION,
     caches: Annotated[
         Path | None, typer.Option(help="Caches or features, for size and mpp of the slides, which are then not opened.")
     ] = None,
@@ -48,27 +40,34 @@ def command(
     The manifest's `annotations` column names what was drawn; slides of the first class need none.
     """
     from wsi_dbps.cohort.manifest import parse_columns, read_manifest
-    from wsi_dbps.errors import ConfigError, PredictionError
+    from wsi_dbps.config import build
+    from wsi_dbps.errors import PredictionError
     from wsi_dbps.evaluation.localisation import best_percentile, locate_slides, summarise
+    from wsi_dbps.evaluation.metrics import MetricsConfig
+    from wsi_dbps.evaluation.validation import check_validation, parts
     from wsi_dbps.files import write_json
+    from wsi_dbps.records import read_predictions
 
-    if bootstrap < 1:
-        raise ConfigError(f"--bootstrap must be at least 1, found {bootstrap}")
+    config = build(MetricsConfig, {"num_bootstrap": bootstrap, "seed": seed}, "localise")
     whole = read_manifest(cohort, columns=parse_columns(columns))
     if not any(record.annotations for record in whole.records):
         raise PredictionError(f"{cohort}: no slide has annotations; name their files in a column annotations")
+    predicted = read_predictions(pred / "predictions.csv")
+    evaluated, validation = parts(predicted, read_predictions(val / "predictions.csv") if val else None)
 
     def frame(record: SlideRecord) -> tuple[Size, float]:
         return slide_frame(record, caches)
 
-    slides, unknown = locate_slides(pred, whole, frame, score.value, lesion)
+    slides, unknown = locate_slides(evaluated, pred, whole, frame, score.value, lesion)
     percentile = None
-    if (
-        val is not None
-        and (percentile := best_percentile(locate_slides(val, whole, frame, score.value, lesion)[0])) is None
-    ):
-        raise PredictionError(f"{val}: no slide has annotated lesion, so no threshold can be chosen on them")
-    found = summarise(slides, unknown, score.value, percentile=percentile, num_bootstrap=bootstrap, seed=seed)
+    if validation is not None:
+        check_validation(evaluated, validation)
+        percentile = best_percentile(locate_slides(validation, val or pred, whole, frame, score.value, lesion)[0])
+        if percentile is None and val is not None:
+            raise PredictionError(f"{val}: no slide has annotated lesion, so no threshold can be chosen on them")
+    found = summarise(slides, unknown, score.value, percentile=percentile, config=config)
+    if left_out := len(predicted.slides) - len(evaluated.slides):
+        found["reasons"]["splits"] = f"{left_out} predicted slides are not of split test and are left out"
     path = (out or pred) / "localisation.json"
     write_json(path, found)
     said = [

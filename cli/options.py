@@ -35,6 +35,13 @@ class Split(StrEnum):
     ALL = "all"
 
 
+class Score(StrEnum):
+    """What a tile is scored by."""
+
+    ATTENTION = "attention"
+    EVIDENCE = "evidence"
+
+
 def fold_runs(run: Path) -> dict[int, Path]:
     """The runs of `train --folds all` in a folder by their fold, in order; none if it holds no folds."""
     numbers = [path.name.removeprefix("fold") for path in run.glob("fold[0-9]*")]

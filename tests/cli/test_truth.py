@@ -17,7 +17,7 @@ from wsi_dbps.config import to_toml
 from wsi_dbps.evaluation.pooling import pool_cases
 from wsi_dbps.files import write_json, write_text
 from wsi_dbps.patches.cache import PatchCache
-from wsi_dbps.records import Prediction, Predictions, SlideAttention
+from wsi_dbps.records import Prediction, Predictions, SlideAttention, read_attention, read_predictions
 from wsi_dbps.synth.cohort import lesion_geojson
 from wsi_dbps.training.config import build_run_config
 from wsi_dbps.training.record import VisitRecord, record_path, write_selection_record
@@ -86,6 +86,33 @@ def test_attention_on_the_corner_is_located(scene, small_cohort, wsi_dbps) -> No
     assert again["patch_auroc"] == found["patch_auroc"]
     assert again["dice"] == found["dice"]
     assert again["reasons"] == {"froc": "no slide has a lesion that counts; those of isolated tumour cells do not"}
+
+
+def test_predictions_of_all_splits_are_parted_as_evaluate_does(scene, wsi_dbps) -> None:
+    both = [read_predictions(scene / name / "predictions.csv") for name in ("pred", "val")]
+    rows = [row for of in both for row in of.slides]
+    Predictions(CLASSES, tuple(rows), pool_cases(rows, CLASSES)).write_csv(scene / "all" / "predictions.csv")
+    for name in ("pred", "val"):
+        shutil.copytree(scene / name / "attention", scene / "all" / "attention", dirs_exist_ok=True)
+    for pred, more in (("pred", ("--val", scene / "val")), ("all", ())):
+        code, _, _ = wsi_dbps("localise", scene / pred, scene / "cohort.csv", "--bootstrap", 50, *more)
+        assert code == 0
+    found, whole = (json.loads((scene / name / "localisation.json").read_text()) for name in ("pred", "all"))
+    assert whole["reasons"].pop("splits") == "4 predicted slides are not of split test and are left out"
+    assert whole == found
+
+
+def test_a_threshold_is_not_chosen_on_the_slides_it_is_judged_on(scene, wsi_dbps) -> None:
+    assert "in validation and among the evaluated cases" in refused(wsi_dbps, scene, "--val", scene / "pred")
+
+
+def test_attention_of_another_prediction_or_without_tile_size_is_refused(scene, wsi_dbps) -> None:
+    path = scene / "pred" / "attention" / "slide_00.h5"
+    attention = read_attention(path)
+    replace(attention, prediction=replace(attention.prediction, probabilities=(0.7, 0.3))).write(path)
+    assert f"{path}: is not of the prediction in predictions.csv; predict again" in refused(wsi_dbps, scene)
+    replace(attention, tile_lv0=float("nan")).write(path)
+    assert f"{path}: the features do not say how large a tile is" in refused(wsi_dbps, scene)
 
 
 def refused(wsi_dbps, scene, *more) -> str:

@@ -125,8 +125,17 @@ def test_what_does_not_exist_is_absent_and_has_its_reason() -> None:
     assert alone["patch_auroc"] == {"value": 1}
     assert "low" not in alone["froc"]
     assert alone["reasons"] == {
-        "intervals": "a single case with lesion, or without; an interval needs two or more of each"
+        "intervals": "patch_auroc, dice: an interval needs two cases or more; "
+        "froc: an interval needs two cases or more with a lesion that counts, and so without"
     }
+
+
+def test_one_case_of_isolated_tumour_cells_takes_no_interval_from_the_means() -> None:
+    slides = [slide("a", *GOOD, found=[0.9]), slide("b", *BAD, found=[0.1]), slide("itc", *GOOD)]
+    found = summarise(slides, [], "attention")
+    assert {"value", "low", "high"} == set(found["patch_auroc"])
+    assert "low" not in found["froc"]
+    assert found["reasons"]["intervals"].startswith("froc: ")
 
 
 def test_patches_between_lesion_and_none_are_left_out() -> None:

@@ -10,13 +10,14 @@ a weight per row, how often its case was drawn, so all samples are computed at o
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterator, Mapping
+    from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -35,6 +36,10 @@ class Estimate:
     value: float
     low: float | None = None
     high: float | None = None
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain values for JSON; what is None is left out."""
+        return {name: end for name, end in dataclasses.asdict(self).items() if end is not None}
 
 
 def estimates(
@@ -68,6 +73,15 @@ def estimates(
         low, high = bca_interval(values[name], drawn[name], left_out[name], case_label_K, config.confidence)
         found[name] = Estimate(values[name], low, high)
     return found
+
+
+def mean_estimate(values: Sequence[float], case_ids: Sequence[str], config: MetricsConfig) -> Estimate:
+    """The mean of a value per row, with its interval by case; without one where there is a single case."""
+    value_N = np.asarray(values, np.float64)
+    _, case_N = np.unique(case_ids, return_inverse=True)
+    of_one_kind_K = np.zeros(int(case_N.max()) + 1, np.intp)
+    mean = {"mean": lambda weights_BN: weights_BN @ value_N / weights_BN.sum(axis=1)}
+    return estimates(mean, case_N, of_one_kind_K, config)["mean"]
 
 
 def bca_interval(

@@ -19,6 +19,8 @@ import torch
 
 from wsi_dbps.config import settings
 from wsi_dbps.errors import OutputError, PredictionError, WsiDbpsError
+from wsi_dbps.evaluation.bootstrap import mean_estimate
+from wsi_dbps.evaluation.metrics import MetricsConfig
 from wsi_dbps.evaluation.predict import Predictor, slide_draws
 from wsi_dbps.files import write_json
 from wsi_dbps.models.spill import EmbeddingSpill
@@ -296,14 +298,5 @@ def _reasons(found: Sequence[SlideTruth]) -> dict[str, str]:
 
 
 def _estimate(found: Sequence[SlideTruth], values: Sequence[float], config: FaithfulnessConfig) -> dict[str, float]:
-    """The mean over slides, with the 95 % interval of cases drawn with replacement."""
-    _, case_N = np.unique([slide.case_id for slide in found], return_inverse=True)
-    num_cases, value_N = int(case_N.max()) + 1, np.asarray(values)
-    estimate = {"value": float(value_N.mean())}
-    if num_cases > 1:
-        random = np.random.default_rng(config.seed)
-        drawn_BK = random.multinomial(num_cases, np.full(num_cases, 1 / num_cases), size=config.num_bootstrap)
-        weights_BN = drawn_BK[:, case_N].astype(np.float64)
-        low, high = np.quantile((weights_BN @ value_N) / weights_BN.sum(axis=1), [0.025, 0.975]).tolist()
-        estimate |= {"low": low, "high": high}
-    return estimate
+    how = MetricsConfig(num_bootstrap=config.num_bootstrap, seed=config.seed)
+    return mean_estimate(values, [slide.case_id for slide in found], how).to_dict()

@@ -13,7 +13,9 @@ import numpy as np
 from wsi_dbps.cohort.annotations import lesion_shares, read_lesion
 from wsi_dbps.errors import PredictionError
 from wsi_dbps.evaluation import froc
-from wsi_dbps.records import attention_path, read_attention, read_predictions
+from wsi_dbps.evaluation.bootstrap import estimates, mean_estimate
+from wsi_dbps.evaluation.metrics import MetricsConfig
+from wsi_dbps.records import attention_path, read_attention
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
     from wsi_dbps.cohort.cohort import Cohort, SlideRecord
     from wsi_dbps.geometry import Size
-    from wsi_dbps.records import SlideAttention
+    from wsi_dbps.records import Prediction, Predictions, SlideAttention
 
     Frame = Callable[[SlideRecord], tuple[Size, float]]
     """A slide's size, and µm per pixel, at level 0."""
@@ -33,6 +35,7 @@ LESION_SHARE: Final = 0.5
 """A patch with at least this share of lesion is lesion; one with none is not; those between are left out."""
 FIXED_PERCENTILE: Final = 0.9
 """The share of a slide's tiles left out of its predicted lesion, where no validation slides say better."""
+_TWO_CASES: Final = "an interval needs two cases or more"
 _GRID: Final = np.arange(50, 100) / 100
 FORMAT: Final = "wsi-dbps localisation"
 FORMAT_VERSION: Final = 1
@@ -111,19 +114,32 @@ def tile_scores(attention: SlideAttention, score: Score) -> tuple[npt.NDArray[np
 
 
 def locate_slides(
-    folder: Path, cohort: Cohort, frame: Frame, score: Score = "attention", names: Collection[str] = ()
+    predictions: Predictions,
+    folder: Path,
+    cohort: Cohort,
+    frame: Frame,
+    score: Score = "attention",
+    names: Collection[str] = (),
 ) -> tuple[list[LocatedSlide], list[str]]:
     """The predicted slides whose truth is known, and the ids of the others.
 
     A slide is known by its annotations, or by its label if that is the model's first class: it is then free of lesion.
 
+    Args:
+        predictions: Which slides.
+        folder: Where their attention is.
+        cohort: Their labels and annotations.
+        frame: The size and mpp of a slide.
+        score: What tiles are scored by.
+        names: As in `read_lesion`.
+
     Raises:
-        PredictionError: If a slide's attention is missing, or a predicted slide is not in the cohort.
+        PredictionError: If a slide's attention is missing, or of another prediction, or does not say how large a tile
+            is; or a predicted slide is not in the cohort.
         SlideError: If annotations cannot be used, or a slide of another class has a file without an area.
     """
     records = {record.slide_id: record for record in cohort.records}
     known, unknown = [], []
-    predictions = read_predictions(folder / "predictions.csv")
     for row in predictions.slides:
         if (record := records.get(str(row.slide_id))) is None:
             raise PredictionError(
@@ -133,9 +149,23 @@ def locate_slides(
         if record.annotations is None and not is_free:
             unknown.append(record.slide_id)
             continue
-        attention = read_attention(attention_path(folder, record.slide_id))
+        attention = _attention_of(row, predictions.classes, attention_path(folder, record.slide_id))
         known.append(_located(record, attention, frame, score, names, is_free=is_free))
     return known, unknown
+
+
+def _attention_of(row: Prediction, classes: tuple[str, ...], path: Path) -> SlideAttention:
+    """The attention behind a row of predictions, of tiles whose size is known."""
+    attention = read_attention(path)
+    found = attention.prediction.probabilities
+    if attention.classes != classes or not np.allclose(found, row.probabilities, rtol=0, atol=1e-6):
+        raise PredictionError(f"{path}: is not of the prediction in predictions.csv; predict again")
+    if not attention.tile_lv0 > 0:
+        raise PredictionError(
+            f"{path}: the features do not say how large a tile is, so none can be laid on annotations; make them with "
+            "`wsi-dbps embed`"
+        )
+    return attention
 
 
 def _located(
@@ -171,8 +201,7 @@ def summarise(
     score: Score,
     *,
     percentile: float | None = None,
-    num_bootstrap: int = 2000,
-    seed: int = 0,
+    config: MetricsConfig | None = None,
 ) -> dict[str, Any]:
     """The content of localisation.json; what does not exist is absent, and `reasons` says why.
 
@@ -181,12 +210,14 @@ def summarise(
         unknown: Likewise.
         score: What the slides were scored by.
         percentile: The threshold of Dice as chosen on validation slides; None for `FIXED_PERCENTILE` alone.
-        num_bootstrap: Samples of cases behind each 95 % interval.
-        seed: Of the samples.
+        config: Samples of cases behind each interval, its confidence, and the seed.
     """
+    config = config or MetricsConfig()
     threshold = FIXED_PERCENTILE if percentile is None else percentile
-    aurocs = [patch_auroc(slide.scores_N, slide.lesion_share_N) for slide in slides]
-    dices = [dice(slide.scores_N, slide.lesion_share_N, threshold) for slide in slides]
+    aurocs, dices, fixed = (
+        [patch_auroc(slide.scores_N, slide.lesion_share_N) for slide in slides],
+        *([dice(s.scores_N, s.lesion_share_N, at) for s in slides] for at in (threshold, FIXED_PERCENTILE)),
+    )
     found: dict[str, Any] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -207,59 +238,56 @@ def summarise(
     reasons = {}
     if unknown:
         reasons["slides"] = f"{len(unknown)} predicted slides are not annotated and left out: {', '.join(unknown)}"
-
-    def interval(used: Sequence[LocatedSlide], of: Callable[[npt.NDArray[np.float64]], Any]) -> dict[str, float]:
-        if (weights_BS := _samples(used, num_bootstrap, seed)) is None:
-            reasons["intervals"] = "a single case with lesion, or without; an interval needs two or more of each"
-            return {}
-        low, high = np.quantile(of(weights_BS), (0.025, 0.975)).tolist()
-        return {"low": low, "high": high}
-
-    def mean_of(values: Sequence[float | None]) -> dict[str, float]:
-        used = [slide for slide, value in zip(slides, values, strict=True) if value is not None]
-        some_S = np.array([value for value in values if value is not None])
-        return {
-            "value": float(some_S.mean()),
-            **interval(used, lambda weights_BS: weights_BS @ some_S / weights_BS.sum(axis=1)),
-        }
-
-    if any(auroc is not None for auroc in aurocs):
-        found["patch_auroc"] = mean_of(aurocs)
+    if auroc := _mean_of(slides, aurocs, config):
+        found["patch_auroc"] = auroc
     else:
         reasons["patch_auroc"] = "no slide has both a tile that is at least half lesion and one without"
-    if any(overlap is not None for overlap in dices):
-        found["dice"] = mean_of(dices) | {"threshold": threshold}
+    if overlap := _mean_of(slides, dices, config):
+        found["dice"] = overlap | {"threshold": threshold}
         if percentile is not None:
-            fixed = mean_of([dice(s.scores_N, s.lesion_share_N, FIXED_PERCENTILE) for s in slides])
-            found["dice_fixed"] = fixed | {"threshold": FIXED_PERCENTILE}
+            found["dice_fixed"] = _mean_of(slides, fixed, config) | {"threshold": FIXED_PERCENTILE}
     else:
         reasons["dice"] = "no tile has lesion"
-    hits = [slide.hits for slide in slides]
-    if any(len(hit.found) for hit in hits):
-        sensitivity = froc.sensitivities(hits)[0]
-        found["froc"] = {
-            "score": float(sensitivity.mean()),
-            **interval(slides, lambda weights_BS: froc.sensitivities(hits, weights_BS).mean(axis=1)),
-            "false_positives_per_slide": list(froc.RATES),
-            "sensitivity": sensitivity.tolist(),
-        }
+    if curve := _froc(slides, config):
+        found["froc"] = curve
     else:
         reasons["froc"] = "no slide has a lesion that counts; those of isolated tumour cells do not"
-    return found | {"reasons": reasons}
+    return found | {"reasons": reasons | _no_intervals(found)}
 
 
-def _samples(slides: Sequence[LocatedSlide], num: int, seed: int) -> npt.NDArray[np.float64] | None:
-    """(B, S) how often each slide's case was drawn, cases with a lesion that counts and others apart.
+def _mean_of(slides: Sequence[LocatedSlide], values: Sequence[float | None], config: MetricsConfig) -> dict[str, float]:
+    """The mean over the slides that have a value, with its interval; empty where none has."""
+    known = [(slide.case_id, value) for slide, value in zip(slides, values, strict=True) if value is not None]
+    if not known:
+        return {}
+    case_ids, some = zip(*known, strict=True)
+    return mean_estimate(some, case_ids, config).to_dict()
 
-    None where either kind is a single case.
-    """
+
+def _froc(slides: Sequence[LocatedSlide], config: MetricsConfig) -> dict[str, Any]:
+    """Score and curve; cases with a lesion that counts and others are drawn apart, so that every sample has one."""
+    hits = [slide.hits for slide in slides]
+    if not any(len(hit.found) for hit in hits):
+        return {}
     cases, case_S = np.unique([slide.case_id for slide in slides], return_inverse=True)
-    counts_K = np.bincount(case_S, [len(slide.hits.found) for slide in slides], len(cases))
-    drawn_BK = np.zeros((num, len(cases)))
-    random = np.random.default_rng(seed)
-    for kind in (counts_K > 0, counts_K == 0):
-        if kind.sum() == 1:
-            return None
-        if kind.any():
-            drawn_BK[:, kind] = random.multinomial(kind.sum(), np.full(kind.sum(), 1 / kind.sum()), size=num)
-    return drawn_BK[:, case_S]
+    has_lesion_K = np.bincount(case_S, [len(hit.found) for hit in hits], len(cases)) > 0
+    mean = {"score": lambda weights_BS: froc.sensitivities(hits, weights_BS).mean(axis=1)}
+    found = estimates(mean, case_S, has_lesion_K.astype(np.intp), config)["score"].to_dict()
+    return {"score": found.pop("value"), **found} | {
+        "false_positives_per_slide": list(froc.RATES),
+        "sensitivity": froc.sensitivities(hits)[0].tolist(),
+    }
+
+
+def _no_intervals(found: dict[str, Any]) -> dict[str, str]:
+    needs = {
+        "patch_auroc": _TWO_CASES,
+        "dice": _TWO_CASES,
+        "froc": f"{_TWO_CASES} with a lesion that counts, and so without",
+    }
+    lacking = {name: why for name, why in needs.items() if name in found and "low" not in found[name]}
+    said = [
+        f"{', '.join(name for name in lacking if lacking[name] == why)}: {why}"
+        for why in dict.fromkeys(lacking.values())
+    ]
+    return {"intervals": "; ".join(said)} if said else {}
