@@ -28,7 +28,7 @@ def predicted(small_cohort, tmp_path_factory) -> tuple[Path, Path, Path, Path]:
     manifest, caches = small_cohort
     run, pred = (tmp_path_factory.mktemp("drawn") / name for name in ("run", "pred"))
     train.command(manifest, caches, run, set_=QUICK)
-    predict.command(run, manifest, caches, pred, split=Split.TEST)
+    predict.command([run], manifest, caches, pred, split=Split.TEST)
     for path in (pred / "attention").iterdir():
         attention = read_attention(path)
         n = len(attention.coords_N2)
