@@ -242,13 +242,20 @@ def read_attention(path: Path) -> SlideAttention:
                 raise PredictionError(f"{path}: {len(coords_N2)} coordinates for {rows} rows; predict again")
             if (role_N := file["role"][:]).max(initial=0) >= len(ROLES):
                 raise PredictionError(f"{path}: role {role_N.max()} is none of 0 to {len(ROLES) - 1}; predict again")
+            classes = tuple(json.loads(a["classes"]))
+            if len(probabilities) != len(classes) or (
+                "evidence" in file and file["evidence"].shape[1:] != (len(classes),)
+            ):
+                raise PredictionError(
+                    f"{path}: probabilities or evidence for other than its {len(classes)} classes; predict again"
+                )
             prediction = Prediction(
                 a["slide_id"], a["case_id"], a["split"] or None, a["label"] or None, len(coords_N2), probabilities
             )
             return SlideAttention(
                 slide_id=a["slide_id"],
                 prediction=prediction,
-                classes=tuple(json.loads(a["classes"])),
+                classes=classes,
                 coords_N2=coords_N2,
                 tile_lv0=float(a["tile_lv0"]),
                 logits_NR=file["logits"][:],

@@ -96,7 +96,7 @@ def test_runs_of_other_classes_are_no_ensemble(made, tmp_path):
 def test_members_that_looked_at_other_patches_are_no_ensemble(made):
     folder, _, some, _ = made
     a, b = (read(folder / name, some.records[0]) for name in "ab")
-    with pytest.raises(PredictionError, match="take different patches"):
+    with pytest.raises(PredictionError, match="the runs take different patches"):
         together([a, dataclasses.replace(b, coords_N2=b.coords_N2 + 1)])
 
 

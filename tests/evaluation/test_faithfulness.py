@@ -19,6 +19,8 @@ from wsi_dbps.evaluation.faithfulness import (
     _jaccard,
     faithfulness,
 )
+from wsi_dbps.evaluation.predict import Member
+from wsi_dbps.patches.cache import PatchCache
 from wsi_dbps.training.checkpoint import load_checkpoint
 from wsi_dbps.training.config import build_run_config
 from wsi_dbps.training.loop import train
@@ -129,6 +131,20 @@ def test_a_slide_without_cache_is_named_and_the_rest_go_on(checkpoints, cohort, 
     assert failed[0].startswith("lost: ")
     with pytest.raises(PredictionError, match="no heatmap could be tested; lost: "):
         faithfulness(checkpoints[:1], dataclasses.replace(part, records=(lost,)), caches, tmp_path, FEW, device="cpu")
+
+
+def test_a_damaged_model_and_runs_of_other_patches_are_named(checkpoints, cohort, caches, tmp_path, monkeypatch):
+    part = dataclasses.replace(cohort, records=cohort.part("test").records[:1])
+    state = {name: weights.clone() for name, weights in checkpoints[0].model_state.items()}
+    state["aggregator.head.bias"] += float("nan")
+    damaged = dataclasses.replace(checkpoints[0], model_state=state)
+    with pytest.raises(PredictionError, match="its output is not finite; the checkpoint is damaged"):
+        faithfulness([damaged], part, caches, tmp_path, FEW, device="cpu")
+    fewer = PatchCache(caches / f"{part.records[0].slide_id}.h5").only(np.arange(36) < 30, why={"test": 1})
+    monkeypatch.setattr(Member, "cache", lambda member, record: fewer if member.checkpoint is checkpoints[1] else whole)
+    whole = PatchCache(caches / f"{part.records[0].slide_id}.h5")
+    with pytest.raises(PredictionError, match="the runs take different patches of it"):
+        faithfulness(checkpoints, part, caches, tmp_path, FEW, device="cpu")
 
 
 @pytest.mark.parametrize("wrong", [{"drop": 1.0}, {"num_seeds": 1}, {"num_random": 0}])

@@ -21,7 +21,7 @@ from wsi_dbps.config import settings
 from wsi_dbps.errors import OutputError, PredictionError, WsiDbpsError
 from wsi_dbps.evaluation.bootstrap import mean_estimate
 from wsi_dbps.evaluation.metrics import MetricsConfig
-from wsi_dbps.evaluation.predict import Predictor, slide_draws
+from wsi_dbps.evaluation.predict import Predictor, check_same_patches, slide_draws
 from wsi_dbps.files import write_json
 from wsi_dbps.models.spill import EmbeddingSpill
 from wsi_dbps.progress import Progress
@@ -147,6 +147,7 @@ def faithfulness(
 
 
 def _slide(predictor: Predictor, record: SlideRecord, config: FaithfulnessConfig) -> SlideTruth:
+    check_same_patches(record.slide_id, [member.cache(record).coords_N2 for member in predictor.members])
     members = [_member(member, record, config) for member in predictor.members]
     deletion_F, deletion_random_F, insertion_F, insertion_random_F = np.mean([m.curves_4F for m in members], axis=0)
     overlaps = [member.salient_overlap for member in members if member.salient_overlap is not None]
@@ -178,6 +179,7 @@ def _member(member: Member, record: SlideRecord, config: FaithfulnessConfig) -> 
     random = np.random.default_rng([config.seed, *record.slide_id.encode()])
     with EmbeddingSpill(model.encoder.dim) as spill:
         output = model.explained(bag, slide_draws(record), spill)
+        member.check_finite(output.logits_C)
         predicted = int(output.logits_C.argmax())
 
         def classified(ids: npt.NDArray[np.intp]) -> tuple[npt.NDArray[np.float64], set[int]]:

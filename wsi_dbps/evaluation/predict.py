@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from wsi_dbps.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    import numpy.typing as npt
 
     from wsi_dbps.cohort.cohort import Cohort, SlideRecord
     from wsi_dbps.models.slide_model import SlideModel
@@ -204,13 +206,21 @@ class Member:
             raise PredictionError(f"{cache.path}: holds no patch (no tissue was found): nothing to predict from")
         return CacheBag(record, cache, self.reader)
 
+    def check_finite(self, logits_C: torch.Tensor) -> None:
+        """Refuse what a damaged model predicts.
+
+        Raises:
+            PredictionError: If a logit is not finite.
+        """
+        if not torch.isfinite(logits_C).all():
+            raise PredictionError(f"{self.checkpoint.path}: its output is not finite; the checkpoint is damaged")
+
     def slide(self, record: SlideRecord) -> SlideAttention:
         """As `Predictor.slide`, by this model alone."""
         bag = self.bag(record)
         cache = bag.cache
         output = self.model.predict(bag, slide_draws(record), explain=True)
-        if not torch.isfinite(output.logits_C).all():
-            raise PredictionError(f"{self.checkpoint.path}: its output is not finite; the checkpoint is damaged")
+        self.check_finite(output.logits_C)
         assert output.evidence_NC is not None
         assert output.empty_logits_C is not None
         assert output.embedding_D is not None
@@ -256,12 +266,9 @@ def together(members: Sequence[SlideAttention]) -> SlideAttention:
     first = members[0]
     if len(members) == 1:
         return first
-    if not all(np.array_equal(member.coords_N2, first.coords_N2) for member in members):
-        raise PredictionError(
-            f"{first.slide_id}: the runs of the ensemble take different patches; predict with each alone"
-        )
+    check_same_patches(first.slide_id, [member.coords_N2 for member in members])
 
-    def mean(field: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def mean(field: str) -> npt.NDArray[np.float32]:
         stacked = np.stack([getattr(member, field) for member in members])
         return np.asarray(stacked.mean(axis=0, dtype=np.float64), np.float32)
 
@@ -280,6 +287,16 @@ def together(members: Sequence[SlideAttention]) -> SlideAttention:
         empty_logits_C=mean("empty_logits_C"),
         embedding_D=None,
     )
+
+
+def check_same_patches(slide_id: str, coords: Sequence[npt.NDArray[np.int64]]) -> None:
+    """Refuse runs that cannot be held against each other patch by patch.
+
+    Raises:
+        PredictionError: If the (N, 2) corners differ.
+    """
+    if not all(np.array_equal(other_N2, coords[0]) for other_N2 in coords[1:]):
+        raise PredictionError(f"{slide_id}: the runs take different patches of it; take each alone")
 
 
 def _joined(fingerprints: Sequence[str]) -> str:
