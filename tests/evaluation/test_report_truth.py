@@ -24,12 +24,12 @@ def test_all_that_is_there_is_shown_and_what_is_absent_is_not(tmp_path):
         froc={"score": 0.5, "low": 0.4, "high": 0.6, "false_positives_per_slide": [0, 1], "sensitivity": [0.2, 0.8]},
         reasons={"dice_of_b": "no annotation"},
     )
-    write(tmp_path, "stability", rank_correlation={"value": 0.9}, num_seeds=5)
+    write(tmp_path, "stability", salient_overlap={"value": 0.9}, num_seeds=5)
     truth = read_truth(tmp_path)
     assert [(name, estimate) for name, estimate, _ in truth.rows] == [
         ("Patch AUROC", Estimate(0.8, 0.7, 0.9)),
         ("FROC score", Estimate(0.5, 0.4, 0.6)),
-        ("Rank correlation, 5 drop seeds", Estimate(0.9)),
+        ("Overlap of salient patches, 5 drop seeds", Estimate(0.9)),
     ]
     assert truth.curves == {"froc": Curve((0, 1), (0.2, 0.8), (), Estimate(0.5, 0.4, 0.6))}
     assert truth.reasons == (("dice of b", "no annotation"),)

@@ -13,7 +13,7 @@ import numpy as np
 
 from wsi_dbps.errors import PredictionError
 from wsi_dbps.evaluation.bootstrap import Estimate, estimates
-from wsi_dbps.evaluation.delong import AurocTest, paired_test
+from wsi_dbps.evaluation.delong import AurocTest, paired_test, reason_key, testable_classes
 from wsi_dbps.evaluation.metrics import MetricsConfig
 from wsi_dbps.evaluation.scores import NO_INTERVAL, Rows, Score, rows_of, scores_of, why_absent
 from wsi_dbps.evaluation.validation import Threshold, check_validation, choose, parts
@@ -193,19 +193,14 @@ def _differences(
 def _delong(
     rows_a: Rows, rows_b: Rows, classes: tuple[str, ...], config: MetricsConfig
 ) -> tuple[dict[str, AurocTest], dict[str, str]]:
-    found, reasons = {}, {}
-    binary = len(classes) == 2
-    for c in (1,) if binary else range(len(classes)):
-        positive_N = rows_a.label_N == c
-        name, key = ("auroc", "delong") if binary else (classes[c], f"delong.{classes[c]}")
-        if min(positive_N.sum(), (~positive_N).sum()) < 2:
-            reasons[key] = f"two or more cases of {classes[c]} and two or more of the rest are needed"
-            continue
+    testable, reasons = testable_classes(rows_a.label_N, classes)
+    found = {}
+    for name, (c, positive_N) in testable.items():
         found[name] = paired_test(
             rows_a.probability_NC[:, c], rows_b.probability_NC[:, c], positive_N, config.confidence
         )
         if found[name].p is None:
-            reasons[key] = "the difference has no variance: both rank every case alike, or without error"
+            reasons[reason_key(name)] = "the difference has no variance: both rank every case alike, or without error"
     return found, reasons
 
 

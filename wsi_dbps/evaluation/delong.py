@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
     Floats = npt.NDArray[np.float64]
@@ -53,6 +55,34 @@ def auroc_covariance(score_MN: Floats, positive_N: npt.NDArray[np.bool_]) -> tup
     above_MQ = 1 - (rank_MN[:, ~positive_N] - rankdata(other_MQ, axis=1)) / num_positive
     covariance_MM = np.atleast_2d(np.cov(below_MP)) / num_positive + np.atleast_2d(np.cov(above_MQ)) / num_other
     return below_MP.mean(axis=1), covariance_MM
+
+
+def testable_classes(
+    label_N: npt.NDArray[np.intp], classes: Sequence[str]
+) -> tuple[dict[str, tuple[int, npt.NDArray[np.bool_]]], dict[str, str]]:
+    """What there is to test: `auroc` of two classes, else each class against the rest, by its name.
+
+    Returns:
+        By name the class and which cases are of it; and why some are not there, by `reason_key` of their name.
+    """
+    found, reasons = {}, {}
+    for c in (1,) if len(classes) == 2 else range(len(classes)):
+        name, positive_N = "auroc" if len(classes) == 2 else classes[c], label_N == c
+        if min(positive_N.sum(), (~positive_N).sum()) < 2:
+            reasons[reason_key(name)] = f"two or more cases of {classes[c]} and two or more of the rest are needed"
+        else:
+            found[name] = c, positive_N
+    return found, reasons
+
+
+def reason_key(name: str) -> str:
+    """Under what a test's absence has its reason.
+
+    Examples:
+        >>> reason_key("auroc"), reason_key("tumour")
+        ('delong', 'delong.tumour')
+    """
+    return "delong" if name == "auroc" else f"delong.{name}"
 
 
 def auroc_interval(auroc: float, variance: float, confidence: float) -> tuple[float, float] | None:

@@ -17,7 +17,7 @@ import numpy as np
 from wsi_dbps.config import settings
 from wsi_dbps.evaluation.bootstrap import Estimate, estimates
 from wsi_dbps.evaluation.calibration import CalibrationBin, calibration_curve
-from wsi_dbps.evaluation.delong import auroc_covariance, auroc_interval
+from wsi_dbps.evaluation.delong import auroc_covariance, auroc_interval, reason_key, testable_classes
 from wsi_dbps.evaluation.pooling import pool_folds
 from wsi_dbps.evaluation.scores import (
     CLASS_AUPRC,
@@ -345,19 +345,14 @@ def _delong(
         return {}, {"delong": "no row has a label"}
     if by_slide:
         return {}, {"delong": "slides of one case are not independent of each other; see it by case"}
-    found, reasons = {}, {}
-    binary = len(classes) == 2
-    for c in (1,) if binary else range(len(classes)):
-        positive_N = rows.label_N == c
-        name, key = ("auroc", "delong") if binary else (classes[c], f"delong.{classes[c]}")
-        if min(positive_N.sum(), (~positive_N).sum()) < 2:
-            reasons[key] = f"two or more cases of {classes[c]} and two or more of the rest are needed"
-            continue
+    testable, reasons = testable_classes(rows.label_N, classes)
+    found = {}
+    for name, (c, positive_N) in testable.items():
         (auroc,), ((variance,),) = auroc_covariance(rows.probability_NC[None, :, c], positive_N)
         if ends := auroc_interval(auroc, variance, config.confidence):
             found[name] = Estimate(float(auroc), *ends)
         else:
-            reasons[key] = "the AUROC's variance is 0: every case of a class ranks alike against the rest"
+            reasons[reason_key(name)] = "the AUROC's variance is 0: every case of a class ranks alike against the rest"
     return found, reasons
 
 

@@ -108,7 +108,6 @@ def _rows(kind: str, values: dict[str, Any]) -> list[tuple[str, Estimate, str]]:
                 "standard deviation; 0 is always the same",
             ),
             ("Share of changed predictions" + seeds, values.get("flipped"), "another class is predicted; 0 is never"),
-            ("Rank correlation" + seeds, values.get("rank_correlation"), "of heatmaps made again; 1 is the same order"),
             ("Overlap of salient patches" + seeds, values.get("salient_overlap"), "when chosen again; 1 is the same"),
             ("Rank correlation of runs", values.get("runs_rank_correlation"), "of their heatmaps; 1 is the same order"),
         ]
@@ -121,7 +120,7 @@ def _part(values: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _froc(values: dict[str, Any]) -> dict[str, Any]:
     froc = _part(values, "froc")
-    return {**froc, "value": froc.get("value", froc.get("score"))}
+    return {**froc, "value": froc.get("score")}
 
 
 def _estimate(value: dict[str, Any] | None) -> Estimate | None:

@@ -8,7 +8,8 @@ import numpy as np
 
 from wsi_dbps.files import written_whole
 from wsi_dbps.geometry import Size
-from wsi_dbps.heatmaps.placement import picture_mpp_um, round_length_um
+from wsi_dbps.heatmaps.colours import GREY, INK
+from wsi_dbps.heatmaps.placement import length_text, picture_mpp_um, round_length_um
 from wsi_dbps.heatmaps.raster import rasterize
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI: Final = 150
-_INK, _GREY = "#1a1a1a", "#666666"
 _SALIENT, _RECYCLED = "#b30000", "#0072b2"
 
 
@@ -37,25 +37,25 @@ def draw_curves(path: Path, epochs: Sequence[Mapping[str, Any]], title: str) -> 
     """
     figure = _figure(9.0, 3.9)
     left, right = figure.subplots(1, 2)
-    text = figure.suptitle(title, fontsize=12, weight="bold", color=_INK, x=0.01, ha="left")
+    text = figure.suptitle(title, fontsize=12, weight="bold", color=INK, x=0.01, ha="left")
     text.set_parse_math(False)
     at = [row["epoch"] for row in epochs]
     _band(left, epochs, "churn", _SALIENT, "salient")
     _band(left, epochs, "recycled_churn", _RECYCLED, "recycled")
-    left.plot(at, [row["explored"] for row in epochs], color=_GREY, lw=1, ls=":", label="slides explored at random")
+    left.plot(at, [row["explored"] for row in epochs], color=GREY, lw=1, ls=":", label="slides explored at random")
     left.set(title="Churn: share replaced since the last visit", ylim=(0, 1.02))
     left.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
-    _band(right, epochs, "entropy", _INK, "")
+    _band(right, epochs, "entropy", INK, "")
     right.set(title="Entropy of attention over the chosen (1: even)", ylim=(0, 1.02))
     if not right.lines:
-        right.text(0.5, 0.5, "nothing was scored", transform=right.transAxes, ha="center", color=_GREY)
+        right.text(0.5, 0.5, "nothing was scored", transform=right.transAxes, ha="center", color=GREY)
     for panel in (left, right):
         panel.set_xlim(min(at) - 0.5, max(at) + 0.5)
-        panel.set_xlabel("epoch", color=_GREY)
+        panel.set_xlabel("epoch", color=GREY)
         panel.xaxis.get_major_locator().set_params(integer=True)
-        panel.title.set(fontsize=9.5, color=_INK)
+        panel.title.set(fontsize=9.5, color=INK)
         panel.spines[["top", "right"]].set_visible(False)
-        panel.tick_params(labelsize=8, color=_GREY, labelcolor=_INK)
+        panel.tick_params(labelsize=8, color=GREY, labelcolor=INK)
     _save(path, figure)
 
 
@@ -99,7 +99,7 @@ def draw_maps(
     width = min({4: 3.4, 2: 5.5, 1: 9.0}[columns], max(6.2 * aspect, 1.6))
     figure = _figure(columns * (width + 0.1), rows * (min(max(width / aspect, 0.4), 6.2) + 0.95) + 0.4)
     slide, often, early, late = figure.subplots(rows, columns).flat
-    text = figure.suptitle(title, fontsize=12, weight="bold", color=_INK, x=0.01, ha="left")
+    text = figure.suptitle(title, fontsize=12, weight="bold", color=INK, x=0.01, ha="left")
     text.set_parse_math(False)
     edges = (0, picture.width, picture.height, 0)
     slide.imshow(thumbnail_HWC, extent=edges)
@@ -117,14 +117,14 @@ def draw_maps(
         panel.imshow(0.45 + 0.55 * grey_HW, extent=edges, cmap="gray", vmin=0, vmax=1)
         shown = panel.imshow(heatmap.values_HW, extent=edges, cmap=colours, vmin=1, vmax=max(highest, 2), alpha=0.9,
                              interpolation="nearest")  # fmt: skip
-        panel.set_title(name, fontsize=9.5, color=_INK)
+        panel.set_title(name, fontsize=9.5, color=INK)
         bar = figure.colorbar(shown, ax=panel, location="bottom", fraction=0.05, pad=0.03, aspect=30)
         bar.locator = _whole_numbers()
         bar.update_ticks()
-        bar.set_label(unit, fontsize=8, color=_GREY)
+        bar.set_label(unit, fontsize=8, color=GREY)
         bar.ax.tick_params(labelsize=7.5)
         bar.outline.set(linewidth=0.5, edgecolor="#bbbbbb")
-    slide.set_title("Slide", fontsize=9.5, color=_INK)
+    slide.set_title("Slide", fontsize=9.5, color=INK)
     for panel in (slide, often, early, late):
         panel.set(xticks=[], yticks=[], xlim=(0, picture.width), ylim=(picture.height, 0), anchor="N")
         panel.spines[:].set(color="#bbbbbb", linewidth=0.5)
@@ -163,9 +163,7 @@ def _scale_bar(panel: Axes, picture: Size, mpp_um: float) -> None:
     from matplotlib.transforms import offset_copy
 
     length_um = round_length_um(picture.width / 3 * mpp_um)
-    panel.set_xlabel(f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm", fontsize=8, labelpad=7)
+    panel.set_xlabel(length_text(length_um), fontsize=8, labelpad=7)
     half = length_um / mpp_um / picture.width / 2
     below = offset_copy(panel.transAxes, panel.get_figure(root=True), y=-4, units="points")
-    panel.plot(
-        [0.5 - half, 0.5 + half], [0, 0], color=_INK, lw=2, transform=below, clip_on=False, solid_capstyle="butt"
-    )
+    panel.plot([0.5 - half, 0.5 + half], [0, 0], color=INK, lw=2, transform=below, clip_on=False, solid_capstyle="butt")
