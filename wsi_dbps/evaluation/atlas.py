@@ -63,45 +63,68 @@ def read_courses(run: Path) -> tuple[SlideCourse, ...]:
     paths = sorted((run / "selection").glob("epoch_*.npz"))
     if not paths:
         raise CheckpointError(f"{run}: no selection record; train with training.record = true")
-    visits: dict[str, list[tuple[int, VisitRecord]]] = defaultdict(list)
+    running: dict[str, _Running] = {}
     for path in paths:
         for visit in read_selection_record(path):
-            visits[visit.slide_id].append((int(path.stem.removeprefix("epoch_")), visit))
-    for slide_id, those in visits.items():
-        if len({len(visit.kept_N) for _, visit in those}) > 1:
-            raise CheckpointError(
-                f"{run}: {slide_id} has another number of patches in some epochs; records of two runs?"
-            )
-    return tuple(course(slide_id, visits[slide_id]) for slide_id in sorted(visits))
+            of = running.setdefault(visit.slide_id, _Running(len(visit.kept_N)))
+            if len(visit.kept_N) != len(of.times_N):
+                raise CheckpointError(
+                    f"{run}: {visit.slide_id} has another number of patches in some epochs; records of two runs?"
+                )
+            of.add(int(path.stem.removeprefix("epoch_")), visit)
+    return tuple(running[slide_id].course(slide_id) for slide_id in sorted(running))
 
 
 def course(slide_id: str, visits: Sequence[tuple[int, VisitRecord]]) -> SlideCourse:
     """The course of one slide from its visits and their epochs, in order."""
-    epochs_V = np.array([epoch for epoch, _ in visits])
-    salient = [visit.salient_M for _, visit in visits]
-    recycled = [visit.recycled_S for _, visit in visits]
-    first_N, last_N, times_N = np.zeros((3, len(visits[0][1].kept_N)), np.int64)
-    for epoch, ids in zip(epochs_V, salient, strict=True):
-        last_N[ids] = epoch
-        first_N[ids] = np.where(first_N[ids] == 0, epoch, first_N[ids])
-        times_N[ids] += 1
-    return SlideCourse(
-        slide_id,
-        epochs_V,
-        explored_V=np.array([visit.explored for _, visit in visits]),
-        churn=_since_before(salient, lambda new, old: float(np.isin(new, old, invert=True).mean())),
-        jaccard=_since_before(salient, lambda new, old: len(np.intersect1d(new, old)) / len(np.union1d(new, old))),
-        recycled_churn=_since_before(recycled, lambda new, old: float(np.isin(new, old, invert=True).mean())),
-        entropy=np.array([entropy(visit.logits_KR) for _, visit in visits]),
-        first_N=first_N,
-        last_N=last_N,
-        times_N=times_N,
-    )
+    of = _Running(len(visits[0][1].kept_N))
+    for epoch, visit in visits:
+        of.add(epoch, visit)
+    return of.course(slide_id)
 
 
-def _since_before(chosen: Sequence[npt.NDArray[np.int64]], of: Any) -> npt.NDArray[np.float64]:
-    pairs = zip(chosen[1:], chosen[:-1], strict=True)
-    return np.array([np.nan, *(of(new, old) if len(new) and len(old) else np.nan for new, old in pairs)])
+class _Running:
+    """A course as it grows: of each visit its numbers stay, of the patches chosen only those of the last."""
+
+    def __init__(self, num_patches: int) -> None:
+        self.first_N, self.last_N, self.times_N = np.zeros((3, num_patches), np.int64)
+        self._rows: list[tuple[int, bool, float, float, float, float]] = []
+        self._before: VisitRecord | None = None
+
+    def add(self, epoch: int, visit: VisitRecord) -> None:
+        """The next visit."""
+        ids, old = visit.salient_M, self._before
+        self.last_N[ids] = epoch
+        self.first_N[ids] = np.where(self.first_N[ids] == 0, epoch, self.first_N[ids])
+        self.times_N[ids] += 1
+        churn = recycled = jaccard = float("nan")
+        if old is not None:
+            churn, recycled = _churn(ids, old.salient_M), _churn(visit.recycled_S, old.recycled_S)
+            if len(ids) and len(old.salient_M):
+                jaccard = len(np.intersect1d(ids, old.salient_M)) / len(np.union1d(ids, old.salient_M))
+        self._rows.append((epoch, visit.explored, churn, jaccard, recycled, entropy(visit.logits_KR)))
+        self._before = visit
+
+    def course(self, slide_id: str) -> SlideCourse:
+        """All visits so far."""
+        columns = (np.array(values) for values in zip(*self._rows, strict=True))
+        epochs_V, explored_V, churn, jaccard, recycled, spread = columns
+        return SlideCourse(
+            slide_id,
+            epochs_V,
+            explored_V,
+            churn=churn,
+            jaccard=jaccard,
+            recycled_churn=recycled,
+            entropy=spread,
+            first_N=self.first_N,
+            last_N=self.last_N,
+            times_N=self.times_N,
+        )
+
+
+def _churn(new: npt.NDArray[np.int64], old: npt.NDArray[np.int64]) -> float:
+    return float(np.isin(new, old, invert=True).mean()) if len(new) and len(old) else float("nan")
 
 
 def entropy(logits_KR: npt.NDArray[np.floating]) -> float:
