@@ -6,6 +6,7 @@ from scipy import stats
 from wsi_dbps.errors import PredictionError
 from wsi_dbps.evaluation.compare import compare
 from wsi_dbps.evaluation.metrics import MetricsConfig, evaluate
+from wsi_dbps.evaluation.pooling import pool_cases
 from wsi_dbps.records import Predictions
 
 FEW = MetricsConfig(num_bootstrap=200)
@@ -113,3 +114,19 @@ def test_with_one_class_what_does_not_exist_has_its_reason(scored):
 def test_without_labels_nothing_is_compared(make_predictions):
     found = compare(make_predictions(6, num_unlabelled=6), make_predictions(6, num_unlabelled=6), FEW)
     assert (found.num, found.num_unlabelled, found.scores, found.mcnemar) == (0, 6, {}, None)
+
+
+def test_a_threshold_of_one_model_alone_is_told(make_predictions):
+    a, b = make_predictions(60, seed=0), make_predictions(60, seed=1)
+    slides = tuple(
+        replace(r, slide_id=f"v{r.slide_id}", case_id=f"v{r.case_id}") for r in make_predictions(40, seed=2).slides
+    )
+    validation = Predictions(a.classes, slides, pool_cases(slides, a.classes))
+    found = compare(a, b, FEW, validation_a=validation)
+    assert (found.threshold_a is None, found.threshold_b) == (False, None)
+    assert found.reasons["threshold_b"].startswith("it has no validation")
+    of_one_class = tuple(row for row in slides if row.label == a.classes[1])
+    blind = Predictions(a.classes, of_one_class, pool_cases(of_one_class, a.classes))
+    found = compare(a, b, FEW, validation_a=validation, validation_b=blind)
+    assert found.reasons["threshold_b"] == f"no validation case is labelled {a.classes[0]}"
+    assert not {"threshold_a", "threshold_b"} & set(compare(a, b, FEW).reasons)

@@ -254,3 +254,10 @@ def test_a_subgroup_is_evaluated_as_if_alone(make_predictions):
         alone = evaluate(Predictions(predictions.classes, slides, pool_cases(slides, predictions.classes)), FEW)
         assert metrics.subgroups["site"][value] == alone.cases
     assert "4 of 40 cases have no site in the manifest and are in none of its subgroups." in metrics.caveats
+
+
+def test_validation_that_the_model_learnt_from_is_named_in_the_caveats(make_predictions):
+    seen, other = (renamed(make_predictions(), "v-", split) for split in ("train", "val"))
+    said = "40 cases of validation are of split train: the model has learnt from them"
+    assert any(c.startswith(said) for c in evaluate(make_predictions(), FEW, validation=seen).caveats)
+    assert not any("validation" in c for c in evaluate(make_predictions(), FEW, validation=other).caveats)

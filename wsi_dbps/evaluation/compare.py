@@ -16,13 +16,14 @@ from wsi_dbps.evaluation.bootstrap import Estimate, estimates
 from wsi_dbps.evaluation.delong import AurocTest, paired_test, reason_key, testable_classes
 from wsi_dbps.evaluation.metrics import MetricsConfig
 from wsi_dbps.evaluation.scores import NO_INTERVAL, Rows, Score, rows_of, scores_of, why_absent
-from wsi_dbps.evaluation.validation import Threshold, check_validation, choose, parts
+from wsi_dbps.evaluation.validation import Chosen, check_validation, choose, parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import numpy.typing as npt
 
+    from wsi_dbps.evaluation.validation import Threshold
     from wsi_dbps.records import Predictions
 
     Floats = npt.NDArray[np.float64]
@@ -107,9 +108,9 @@ def compare(
         raise PredictionError(
             f"A has the classes {', '.join(a.classes)}, B has {', '.join(b.classes)}; they must be the same, in order"
         )
-    (a, threshold_a), (b, threshold_b) = _prepared(a, validation_a), _prepared(b, validation_b)
+    (a, chosen_a), (b, chosen_b) = _prepared(a, validation_a), _prepared(b, validation_b)
     shared = _shared_cases(a, b, common=common)
-    rows_a, rows_b = _rows(a, threshold_a, shared), _rows(b, threshold_b, shared)
+    rows_a, rows_b = _rows(a, chosen_a, shared), _rows(b, chosen_b, shared)
     counts = np.bincount(rows_a.label_N, minlength=len(a.classes)).tolist()
     scores = scores_of(a.classes, config.num_calibration_bins)
     reasons = {name: why for name, score in scores.items() if (why := why_absent(score, counts, a.classes))}
@@ -124,21 +125,32 @@ def compare(
         num_unlabelled=len(shared) - len(rows_a.label_N),
         num_left_out=len({row.case_id for row in (*a.cases, *b.cases)}) - len(shared),
         class_counts=dict(zip(a.classes, counts, strict=True)),
-        threshold_a=threshold_a,
-        threshold_b=threshold_b,
+        threshold_a=chosen_a.threshold,
+        threshold_b=chosen_b.threshold,
         scores=_differences(there, rows_a, rows_b, config),
         delong=delong,
         mcnemar=_mcnemar(rows_a, rows_b),
-        reasons={**reasons, **why_not},
+        reasons={**reasons, **why_not, **_no_threshold(chosen_a, chosen_b)},
     )
 
 
-def _prepared(predictions: Predictions, validation: Predictions | None) -> tuple[Predictions, Threshold | None]:
+def _prepared(predictions: Predictions, validation: Predictions | None) -> tuple[Predictions, Chosen]:
     evaluated, validation = parts(predictions, validation)
     if validation is None:
-        return evaluated, None
+        return evaluated, Chosen()
     check_validation(evaluated, validation)
-    return evaluated, choose(validation).threshold
+    return evaluated, choose(validation)
+
+
+def _no_threshold(a: Chosen, b: Chosen) -> dict[str, str]:
+    """Why a model has no threshold, where that is not because neither has validation."""
+    found = {}
+    for key, own, other in (("threshold_a", a, b), ("threshold_b", b, a)):
+        if why := own.reasons.get("threshold"):
+            found[key] = why
+        elif other.threshold and not own.threshold:
+            found[key] = "it has no validation, so its most probable class is held against the other's by threshold"
+    return found
 
 
 def _shared_cases(a: Predictions, b: Predictions, *, common: bool) -> set[str]:
@@ -167,11 +179,9 @@ def _shared_cases(a: Predictions, b: Predictions, *, common: bool) -> set[str]:
     return shared
 
 
-def _rows(predictions: Predictions, threshold: Threshold | None, shared: set[str]) -> Rows:
-    from wsi_dbps.evaluation.validation import Chosen
-
-    chosen = dict.fromkeys(shared, Chosen(threshold))
-    return rows_of([row for row in predictions.cases if row.case_id in shared], predictions.classes, chosen)
+def _rows(predictions: Predictions, chosen: Chosen, shared: set[str]) -> Rows:
+    rows = [row for row in predictions.cases if row.case_id in shared]
+    return rows_of(rows, predictions.classes, dict.fromkeys(shared, Chosen(chosen.threshold)))
 
 
 def _differences(

@@ -201,12 +201,14 @@ def _evaluate(
     evaluated: dict[str, Predictions] = {}
     chosen: dict[str, Chosen] = {}
     fold_of_case: dict[str, str] = {}
+    num_learnt_from = 0
     for name, fold in folds.items():
         evaluated[name], validation = parts(fold, validations.get(name))
         chosen[name] = Chosen()
         if validation is not None:
             check_validation(evaluated[name], validation)
             chosen[name] = choose(validation)
+            num_learnt_from += sum(row.split == "train" for row in validation.cases)
         fold_of_case |= {row.case_id: name for row in evaluated[name].cases}
     pooled = pool_folds(evaluated)
     of_case = {case_id: chosen[name] for case_id, name in fold_of_case.items()}
@@ -221,7 +223,12 @@ def _evaluate(
         config=config,
         cases=dataclasses.replace(cases, reasons={**cases.reasons, **failed}),
         slides=level(pooled.slides, by_slide=True),
-        caveats=(*_caveats(pooled), *_caveats_of_parts(folds, evaluated, subgroups or {}, validated=bool(validations))),
+        caveats=(
+            *_caveats(pooled),
+            *_caveats_of_parts(
+                folds, evaluated, subgroups or {}, validated=bool(validations), num_learnt_from=num_learnt_from
+            ),
+        ),
         threshold=one.threshold,
         temperature=one.temperature,
         fold_thresholds=thresholds if len(folds) > 1 else {},
@@ -251,11 +258,17 @@ def _caveats_of_parts(
     subgroups: Mapping[str, Mapping[str, str]],
     *,
     validated: bool,
+    num_learnt_from: int,
 ) -> Iterable[str]:
     whole, rest = (sum(len(fold.cases) for fold in of.values()) for of in (folds, evaluated))
     if rest < whole:
         use = "" if validated else "; those of split val set threshold and temperature"
         yield f"{whole - rest} of {whole} cases are not of split test and are left out{use}."
+    if num_learnt_from:
+        yield (
+            f"{num_learnt_from} cases of validation are of split train: the model has learnt from them, so threshold "
+            "and temperature may not hold for others."
+        )
     if len(folds) > 1:
         yield (
             f"Cases of {len(folds)} folds are pooled: probabilities of different models are ranked together. "
