@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from wsi_dbps_cli.options import check_same_model
 
 if TYPE_CHECKING:
     from wsi_dbps.evaluation.compare import Comparison
@@ -31,6 +32,9 @@ def command(
     from wsi_dbps.records import read_predictions
 
     config = build(MetricsConfig, {"num_bootstrap": bootstrap, "seed": seed}, "compare")
+    for pred, val in ((a, val_a), (b, val_b)):
+        if val:
+            check_same_model(pred, val)
     first, second, *given = (
         read_predictions(pred / "predictions.csv") if pred else None for pred in (a, b, val_a, val_b)
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from wsi_dbps_cli.options import Columns
+from wsi_dbps_cli.options import Columns, check_same_model, made_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -66,6 +66,8 @@ def command(
     if bool(by) != (cohort is not None):
         raise ConfigError("--by and --cohort go together: the column, and the manifest that has it")
     config = build(MetricsConfig, {"num_bootstrap": bootstrap, "seed": seed}, "evaluate")
+    for pred, own in zip(preds, val, strict=False):
+        check_same_model(pred, own)
     folds = dict(zip(_names(preds), (read_predictions(pred / "predictions.csv") for pred in preds), strict=True))
     given = [read_predictions(pred / "predictions.csv") for pred in val]
     tested = {name: parts(fold, None)[0] for name, fold in folds.items()}  # one fold's val cases are another's test
@@ -132,14 +134,7 @@ def headline(metrics: Metrics) -> str:
 
 def _facts(preds: list[Path]) -> dict[str, str]:
     """What predict.json knows of the making of the predictions, where it is there."""
-    import json
-
-    made = []
-    for pred in preds:
-        try:
-            made.append(json.loads((pred / "predict.json").read_text(encoding="utf-8")))
-        except (FileNotFoundError, json.JSONDecodeError):
-            continue
+    made = [found for pred in preds if (found := made_with(pred))]
     if not made:
         return {}
     members = [member for one in made for member in one.get("members", [one])]
@@ -151,10 +146,13 @@ def _facts(preds: list[Path]) -> dict[str, str]:
         of = member["settings"]["selection"]
         return f"{of['preset']}, M = {of['num_salient']}, S = {of['num_subsalient']}"
 
-    return {
-        "Checkpoint": each(lambda m: f"{m['checkpoint']} ({m['checkpoint_fingerprint']}), epoch {m['epoch']}"),
-        "Encoder": each(lambda m: m["settings"]["encoder"]["name"]),
-        "Selection": each(selection),
-        "Seed": each(lambda m: str(m["settings"]["training"]["seed"])),
-        "wsi-dbps": each(lambda one: str(one["wsi_dbps_version"]), made),
-    }
+    try:
+        return {
+            "Checkpoint": each(lambda m: f"{m['checkpoint']} ({m['checkpoint_fingerprint']}), epoch {m['epoch']}"),
+            "Encoder": each(lambda m: m["settings"]["encoder"]["name"]),
+            "Selection": each(selection),
+            "Seed": each(lambda m: str(m["settings"]["training"]["seed"])),
+            "wsi-dbps": each(lambda one: str(one["wsi_dbps_version"]), made),
+        }
+    except (KeyError, TypeError):  # of another version, or edited
+        return {}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from wsi_dbps_cli.options import CohortCsv, Columns, Score
+from wsi_dbps_cli.options import CohortCsv, Columns, Score, check_same_model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,6 +52,8 @@ def command(
     whole = read_manifest(cohort, columns=parse_columns(columns))
     if not any(record.annotations for record in whole.records):
         raise PredictionError(f"{cohort}: no slide has annotations; name their files in a column annotations")
+    if val:
+        check_same_model(pred, val)
     predicted = read_predictions(pred / "predictions.csv")
     evaluated, validation = parts(predicted, read_predictions(val / "predictions.csv") if val else None)
 

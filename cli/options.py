@@ -6,7 +6,7 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -85,6 +85,29 @@ def warn_of_seen(run: Path, slides: Cohort) -> None:
             f"wsi-dbps: {len(known)} of {len(slides)} slides, the first {known[0]}, are of cases that {run} was "
             "trained or chosen on, and are not marked so; results on them are no test",
             file=sys.stderr,
+        )
+
+
+def made_with(pred: Path) -> dict[str, Any]:
+    """What predict.json of a folder of predictions says; nothing where it is missing or is none."""
+    import json
+
+    try:
+        made = json.loads((pred / "predict.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+    return made if isinstance(made, dict) else {}
+
+
+def check_same_model(pred: Path, val: Path) -> None:
+    """Refuse validation by another model than is judged, as far as predict.json tells."""
+    from wsi_dbps.errors import PredictionError
+
+    own, other = (made_with(folder).get("checkpoint_fingerprint") for folder in (pred, val))
+    if own and other and own != other:
+        raise PredictionError(
+            f"{val}: was predicted with another checkpoint than {pred} ({other}, not {own}); a threshold holds for the "
+            "model it was chosen with. Give each its own validation, in order"
         )
 
 

@@ -49,6 +49,15 @@ def test_folds_are_pooled_with_their_validation_into_one_report(table, tmp_path,
     assert (tmp_path / "report" / "report.html").exists()
 
 
+def test_validation_by_another_model_is_refused(table, wsi_dbps):
+    a, val = table("a"), table("val", seed=1, prefix="v")
+    for folder, fingerprint in ((a, "0a"), (val, "0b")):
+        (folder / "predict.json").write_text(json.dumps({"checkpoint_fingerprint": fingerprint}))
+    said = f"{val}: was predicted with another checkpoint than {a} (0b, not 0a)"
+    assert refusal(wsi_dbps, "evaluate", a, "--val", val).startswith(said)
+    assert refusal(wsi_dbps, "compare", a, a, "--val-b", val).startswith(said)
+
+
 def test_test_rows_are_evaluated_at_the_threshold_of_val_rows(table, wsi_dbps):
     pred = table("pred", splits=("test", "val"))
     assert wsi_dbps("evaluate", pred, *QUICK)[0] == 0
