@@ -135,10 +135,14 @@ def _facts(pred: Path) -> dict[str, str]:
     import json
 
     try:
-        made = json.loads((pred / "predict.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        return _facts_of(json.loads((pred / "predict.json").read_text(encoding="utf-8")))
+    except FileNotFoundError:
         return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return {"predict.json": f"cannot be used: {type(error).__name__}: {error}"[:200]}
 
+
+def _facts_of(made: dict[str, Any]) -> dict[str, str]:
     def each(say: Callable[[dict[str, Any]], str]) -> str:
         return "; ".join(dict.fromkeys(say(member) for member in made.get("members", [made])))
 

@@ -52,8 +52,8 @@ def command(
     from wsi_dbps.evaluation.localisation import best_percentile, locate_slides, summarise
     from wsi_dbps.files import write_json
 
-    if bootstrap < 1:
-        raise ConfigError(f"--bootstrap must be at least 1, found {bootstrap}")
+    if bootstrap < 1 or seed < 0:
+        raise ConfigError(f"--bootstrap is at least 1 and --seed at least 0, found {bootstrap} and {seed}")
     whole = read_manifest(cohort, columns=parse_columns(columns))
     if not any(record.annotations for record in whole.records):
         raise PredictionError(f"{cohort}: no slide has annotations; name their files in a column annotations")
@@ -63,11 +63,15 @@ def command(
 
     slides, unknown = locate_slides(pred, whole, frame, score.value, lesion)
     percentile = None
-    if (
-        val is not None
-        and (percentile := best_percentile(locate_slides(val, whole, frame, score.value, lesion)[0])) is None
-    ):
-        raise PredictionError(f"{val}: no slide has annotated lesion, so no threshold can be chosen on them")
+    if val is not None:
+        chosen_on = locate_slides(val, whole, frame, score.value, lesion)[0]
+        if shared := sorted({slide.case_id for slide in slides} & {slide.case_id for slide in chosen_on}):
+            raise PredictionError(
+                f"{val}: has case {shared[0]} ({len(shared)} such cases), which {pred} has too; a threshold must be "
+                "chosen on other cases than it is judged on"
+            )
+        if (percentile := best_percentile(chosen_on)) is None:
+            raise PredictionError(f"{val}: no slide has annotated lesion, so no threshold can be chosen on them")
     found = summarise(slides, unknown, score.value, percentile=percentile, num_bootstrap=bootstrap, seed=seed)
     path = (out or pred) / "localisation.json"
     write_json(path, found)

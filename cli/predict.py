@@ -92,8 +92,13 @@ def warn_of_seen(run: Path, slides: Cohort) -> None:
 
     if not (run / "cohort.csv").is_file():
         return
-    seen = {record.case_id for record in read_manifest(run / "cohort.csv").records}
-    known = [r.slide_id for r in slides.records if r.case_id in seen and r.split not in ("train", "val")]
+    used = read_manifest(run / "cohort.csv").records
+    cases, ids = {r.case_id for r in used}, {r.slide_id for r in used}
+    known = [
+        r.slide_id
+        for r in slides.records
+        if (r.case_id in cases or r.slide_id in ids) and r.split not in ("train", "val")
+    ]
     if known:
         print(
             f"wsi-dbps: {len(known)} of {len(slides)} slides, the first {known[0]}, are of cases that {run} was "

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from wsi_dbps.cohort.cohort import Cohort, SlideRecord
     from wsi_dbps.geometry import Size
-    from wsi_dbps.records import SlideAttention
+    from wsi_dbps.records import Prediction, Predictions, SlideAttention
 
     Frame = Callable[[SlideRecord], tuple[Size, float]]
     """A slide's size, and µm per pixel, at level 0."""
@@ -133,9 +133,21 @@ def locate_slides(
         if record.annotations is None and not is_free:
             unknown.append(record.slide_id)
             continue
-        attention = read_attention(folder / "attention" / f"{record.slide_id}.h5")
+        attention = _attention_of(folder, row, predictions)
         known.append(_located(record, attention, frame, score, names, is_free=is_free))
     return known, unknown
+
+
+def _attention_of(folder: Path, row: Prediction, predictions: Predictions) -> SlideAttention:
+    path = folder / "attention" / f"{row.slide_id}.h5"
+    attention = read_attention(path)
+    if attention.slide_id != row.slide_id:
+        raise PredictionError(f"{path}: holds slide {attention.slide_id!r}; predict again")
+    told = attention.prediction.probabilities
+    if attention.classes != predictions.classes or not np.allclose(told, row.probabilities, rtol=0, atol=1e-3):
+        said = ", ".join(f"{name} {p:.4g}" for name, p in zip(attention.classes, told, strict=True))
+        raise PredictionError(f"{path}: says {said}, and predictions.csv beside it something else; predict again")
+    return attention
 
 
 def _located(
@@ -150,6 +162,14 @@ def _located(
         )
     scores_N, confidence_N = tile_scores(attention, score)
     coords_N2, tile_lv0 = attention.coords_N2, attention.tile_lv0
+    if not 0 < tile_lv0 < np.inf:
+        raise PredictionError(
+            f"{record.slide_id}: its features do not say how large a tile is; make them with `wsi-dbps embed`"
+        )
+    if ((coords_N2 < 0) | (coords_N2 >= (slide_lv0.width, slide_lv0.height))).any():
+        raise PredictionError(
+            f"{record.slide_id}: tiles lie outside the slide of {slide_lv0} px; its attention is of another slide"
+        )
     shares_N = np.zeros(len(coords_N2)) if lesion is None else lesion_shares(lesion, coords_N2, tile_lv0)
     rows = froc.peaks(coords_N2, tile_lv0, confidence_N)
     hits = froc.slide_hits(coords_N2[rows] + tile_lv0 / 2, confidence_N[rows], lesion, mpp_lv0_um)
