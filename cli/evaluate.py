@@ -134,10 +134,17 @@ def headline(metrics: Metrics) -> str:
 
 def _facts(preds: list[Path]) -> dict[str, str]:
     """What predict.json knows of the making of the predictions, where it is there."""
-    made = [found for pred in preds if (found := made_with(pred))]
-    if not made:
-        return {}
-    members = [member for one in made for member in one.get("members", [one])]
+    made = [made_with(pred) for pred in preds if (pred / "predict.json").exists()]
+    try:
+        return _facts_of(made) if made else {}
+    except (KeyError, TypeError, AttributeError) as error:  # of another version, or edited
+        return {"predict.json": f"cannot be used: {type(error).__name__}: {error}"[:200]}
+
+
+def _facts_of(made: list[dict[str, Any]]) -> dict[str, str]:
+    members = [member for one in made for member in one["members"]]
+    if not members:
+        raise KeyError("members")
 
     def each(say: Callable[[dict[str, Any]], str], of: list[dict[str, Any]] = members) -> str:
         return "; ".join(dict.fromkeys(map(say, of)))
@@ -146,13 +153,10 @@ def _facts(preds: list[Path]) -> dict[str, str]:
         of = member["settings"]["selection"]
         return f"{of['preset']}, M = {of['num_salient']}, S = {of['num_subsalient']}"
 
-    try:
-        return {
-            "Checkpoint": each(lambda m: f"{m['checkpoint']} ({m['checkpoint_fingerprint']}), epoch {m['epoch']}"),
-            "Encoder": each(lambda m: m["settings"]["encoder"]["name"]),
-            "Selection": each(selection),
-            "Seed": each(lambda m: str(m["settings"]["training"]["seed"])),
-            "wsi-dbps": each(lambda one: str(one["wsi_dbps_version"]), made),
-        }
-    except (KeyError, TypeError):  # of another version, or edited
-        return {}
+    return {
+        "Checkpoint": each(lambda m: f"{m['checkpoint']} ({m['checkpoint_fingerprint']}), epoch {m['epoch']}"),
+        "Encoder": each(lambda m: m["settings"]["encoder"]["name"]),
+        "Selection": each(selection),
+        "Seed": each(lambda m: str(m["settings"]["training"]["seed"])),
+        "wsi-dbps": each(lambda one: str(one["wsi_dbps_version"]), made),
+    }

@@ -138,13 +138,13 @@ def _predictions(path: Path) -> dict[str, str]:
     predictions = read_predictions(path / "predictions.csv")
     try:
         made = json.loads((path / "predict.json").read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise PredictionError(f"{path / 'predict.json'}: not JSON: {error}; predict again") from None
+        checkpoints = [f"{m['checkpoint']} ({m['checkpoint_fingerprint']})" for m in made.get("members", [made])]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        said = f"{type(error).__name__}: {error}"
+        raise PredictionError(f"{path / 'predict.json'}: not what `predict` writes: {said}; predict again") from None
     return {
         "what": "predictions",
         "slides": f"{len(predictions.slides)} of {len(predictions.cases)} cases",
         "classes": ", ".join(predictions.classes),
-        "checkpoint": ", ".join(
-            f"{m['checkpoint']} ({m['checkpoint_fingerprint']})" for m in made.get("members", [made])
-        ),
+        "checkpoint": ", ".join(checkpoints),
     }

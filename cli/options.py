@@ -73,13 +73,18 @@ def cohort_part(
 
 
 def warn_of_seen(run: Path, slides: Cohort) -> None:
-    """Say how many slides are of cases that the run has learnt from, or was chosen on, without being marked so."""
+    """Say how many slides the run has learnt from, or was chosen on, or are of such cases, without being marked so."""
     from wsi_dbps.cohort.manifest import read_manifest
 
     if not (run / "cohort.csv").is_file():
         return
-    seen = {record.case_id for record in read_manifest(run / "cohort.csv").records}
-    known = [r.slide_id for r in slides.records if r.case_id in seen and r.split not in ("train", "val")]
+    used = read_manifest(run / "cohort.csv").records
+    cases, ids = {r.case_id for r in used}, {r.slide_id for r in used}
+    known = [
+        r.slide_id
+        for r in slides.records
+        if (r.case_id in cases or r.slide_id in ids) and r.split not in ("train", "val")
+    ]
     if known:
         print(
             f"wsi-dbps: {len(known)} of {len(slides)} slides, the first {known[0]}, are of cases that {run} was "
@@ -94,7 +99,7 @@ def made_with(pred: Path) -> dict[str, Any]:
 
     try:
         made = json.loads((pred / "predict.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return made if isinstance(made, dict) else {}
 

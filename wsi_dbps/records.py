@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    import h5py
     import numpy.typing as npt
 
 ROLES: Final = ("other", "salient", "recycled")
@@ -79,18 +80,27 @@ def read_predictions(path: Path) -> Predictions:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise PredictionError(f"{path}: no such file; run `wsi-dbps predict` first") from None
+    except OSError as error:
+        raise PredictionError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise PredictionError(f"{path}: not UTF-8: {error}") from None
     reader = csv.DictReader(io.StringIO(text))
-    columns = reader.fieldnames or []
+    try:
+        columns = reader.fieldnames or []
+        table = [(f"{path}, line {reader.line_num}", row) for row in reader]
+    except csv.Error as error:
+        raise PredictionError(f"{path}, line {reader.line_num + 1}: not CSV: {error}") from None
     classes = tuple(name.removeprefix("prob_") for name in columns if name.startswith("prob_"))
     if missing := [name for name in _COLUMNS if name not in columns]:
         raise PredictionError(f"{path}: no column {', '.join(missing)}; found {', '.join(columns) or 'nothing'}")
+    if twice := sorted({name for name in columns if columns.count(name) > 1}):
+        raise PredictionError(f"{path}: the column {', '.join(twice)} appears twice; keep one")
     if len(classes) < 2:
         raise PredictionError(f"{path}: needs two or more columns prob_<class>; found {len(classes)}")
     rows: dict[str, dict[str, tuple[Prediction, str]]] = {"slide": {}, "case": {}}
-    for row in reader:
-        where = f"{path}, line {reader.line_num}"
+    for where, row in table:
+        if None in row or None in row.values():
+            raise PredictionError(f"{where}: has another number of cells than the {len(columns)} column names")
         if row["level"] not in rows:
             raise PredictionError(f"{where}: level is {row['level']!r}; it is slide or case")
         level, found = row["level"], _parse_row(row, classes, where)
@@ -141,6 +151,12 @@ def _parse_row(row: dict[str, Any], classes: Sequence[str], where: str) -> Predi
         raise PredictionError(f"{where}: not a number: {error}") from None
     if not all(0 <= p <= 1 for p in probabilities) or not math.isclose(sum(probabilities), 1, abs_tol=1e-3):
         raise PredictionError(f"{where}: probabilities {probabilities} are not shares of 1")
+    of_class = dict(zip(classes, probabilities, strict=True))
+    if of_class.get(predicted := row["predicted"], -1.0) < max(probabilities) - 1e-3:
+        most = max(classes, key=lambda name: of_class[name])
+        raise PredictionError(f"{where}: predicted is {predicted!r}, though {most!r} is the most probable; correct it")
+    if num_patches < 0:
+        raise PredictionError(f"{where}: num_patches is {num_patches}")
     if (label := row["label"] or None) is not None and label not in classes:
         raise PredictionError(f"{where}: label {label!r} is not one of the classes {', '.join(classes)}")
     return Prediction(
@@ -237,6 +253,8 @@ def read_attention(path: Path) -> SlideAttention:
                 raise PredictionError(f"{path}: is {found[0]!r} version {found[1]}, not {ATTENTION_FORMAT!r} version 1")
             a = file.attrs
             coords_N2, probabilities = file["coords"][:], tuple(float(p) for p in a["probabilities"])
+            classes = tuple(str(name) for name in json.loads(a["classes"]))
+            _check_arrays(path, file, len(classes), len(probabilities))
             rows = [len(file[name]) for name in ("logits", "weights", "role", "evidence") if name in file]
             if coords_N2.shape != (len(coords_N2), 2) or set(rows) != {len(coords_N2)}:
                 raise PredictionError(f"{path}: {len(coords_N2)} coordinates for {rows} rows; predict again")
@@ -253,7 +271,7 @@ def read_attention(path: Path) -> SlideAttention:
                 a["slide_id"], a["case_id"], a["split"] or None, a["label"] or None, len(coords_N2), probabilities
             )
             return SlideAttention(
-                slide_id=a["slide_id"],
+                slide_id=str(a["slide_id"]),
                 prediction=prediction,
                 classes=classes,
                 coords_N2=coords_N2,
@@ -267,5 +285,35 @@ def read_attention(path: Path) -> SlideAttention:
             )
     except FileNotFoundError:
         raise PredictionError(f"{path}: no such attention file; run `wsi-dbps predict` first") from None
-    except (OSError, KeyError, ValueError) as error:
-        raise PredictionError(f"{path}: not a readable attention file: {error}") from None
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise PredictionError(f"{path}: not a readable attention file: {said}; predict again") from None
+
+
+_ARRAYS: Final = {
+    "coords": ("iu", 2),
+    "logits": ("f", 2),
+    "weights": ("f", 1),
+    "role": ("u", 1),
+    "evidence": ("f", 2),
+    "class_logits": ("f", 1),
+    "empty_logits": ("f", 1),
+    "embedding": ("f", 1),
+}
+"""What kind of numbers each dataset holds, along how many axes."""
+
+
+def _check_arrays(path: Path, file: h5py.File, num_classes: int, num_probabilities: int) -> None:
+    for name in [name for name in _ARRAYS if name in file]:
+        kinds, num_axes = _ARRAYS[name]
+        found, of_classes = file[name], name in ("evidence", "class_logits", "empty_logits")
+        if (
+            found.dtype.kind not in kinds
+            or found.ndim != num_axes
+            or (of_classes and found.shape[-1] != num_classes)
+            or num_probabilities != num_classes
+        ):
+            raise PredictionError(
+                f"{path}: /{name} is {found.dtype} {found.shape} beside {num_probabilities} probabilities of "
+                f"{num_classes} classes; predict again"
+            )

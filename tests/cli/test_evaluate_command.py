@@ -136,10 +136,26 @@ def test_subgroups_that_cannot_be_are_refused_in_one_line(table, cohort, wsi_dbp
         "the manifest has no column scanner to group by; it has case_id, label, split, mpp, site"
     )
     assert refusal(wsi_dbps, *evaluate, "--by", "site").startswith("--by and --cohort go together")
+    assert refusal(wsi_dbps, *evaluate, "--by", "site", "--cohort", cohort(lambda slide_id: "")) == (
+        "no predicted case has a value in the column site: nothing to group by"
+    )
     other = table("other", prefix="x")
     assert refusal(wsi_dbps, "evaluate", other, "--by", "site", "--cohort", manifest) == (
         "slide x0-a has a prediction but no row in the manifest; give its manifest"
     )
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "null", '{"members": ["a"]}', '{"members": null}', '{"members": []}', "\xff", "[" * 100_000]
+)
+def test_a_predict_json_of_another_kind_is_said_in_the_report(table, wsi_dbps, content):
+    pred = table("pred")
+    (pred / "predict.json").write_bytes(content.encode("latin-1"))
+    assert wsi_dbps("evaluate", pred, *QUICK)[0] == 0
+    assert "cannot be used: " in (pred / "report.html").read_text(encoding="utf-8")
+    code, out, _ = wsi_dbps("inspect", pred)
+    assert code == (0 if content == '{"members": []}' else 1)
+    assert code == 0 or "predict.json: not what `predict` writes: " in out
 
 
 def test_requests_that_cannot_be_met_are_refused_in_one_line(table, tmp_path, wsi_dbps):

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,6 +15,7 @@ from PIL import Image
 from wsi_dbps.cohort.cohort import Cohort
 from wsi_dbps.cohort.manifest import read_manifest, write_manifest
 from wsi_dbps.config import to_toml
+from wsi_dbps.errors import PredictionError
 from wsi_dbps.evaluation.pooling import pool_cases
 from wsi_dbps.files import write_json, write_text
 from wsi_dbps.patches.cache import PatchCache
@@ -162,6 +164,66 @@ def test_missing_attention_evidence_or_annotations_are_named(scene, wsi_dbps) ->
     )
     said = refused(wsi_dbps, scene)
     assert f"{scene / 'cohort.csv'}: no slide has annotations; name their files in a column annotations" in said
+
+
+def test_attention_of_another_slide_or_of_other_predictions_is_refused(scene, wsi_dbps) -> None:
+    folder = scene / "pred" / "attention"
+    kept = (folder / "slide_01.h5").read_bytes()
+    shutil.copy(folder / "slide_00.h5", folder / "slide_01.h5")
+    assert f"{folder / 'slide_01.h5'}: holds slide 'slide_00'; predict again" in refused(wsi_dbps, scene)
+    (folder / "slide_01.h5").write_bytes(kept)
+    changed = {"probabilities": [0.5, 0.5], "classes": '["1 coarse", "0 flat"]'}
+    for name, value in changed.items():
+        with h5py.File(folder / "slide_01.h5", "r+") as file:
+            file.attrs[name] = value
+        assert "slide_01.h5: is not of the prediction in predictions.csv" in refused(wsi_dbps, scene)
+        (folder / "slide_01.h5").write_bytes(kept)
+    for value in (np.nan, 0.0):
+        with h5py.File(folder / "slide_01.h5", "r+") as file:
+            file.attrs["tile_lv0"] = value
+        assert "slide_01.h5: the features do not say how large a tile is" in refused(wsi_dbps, scene)
+        (folder / "slide_01.h5").write_bytes(kept)
+    with h5py.File(folder / "slide_01.h5", "r+") as file:
+        file["coords"][0] = 10_000
+    assert "slide_01: tiles lie outside the slide of 192 x 192 px; its attention is of another" in refused(
+        wsi_dbps, scene
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("weights", np.array([b"x"] * 36)),
+        ("weights", np.zeros((36, 2))),
+        ("logits", np.zeros(36)),
+        ("evidence", np.zeros(36)),
+        ("evidence", np.zeros((36, 3))),
+        ("class_logits", np.zeros(3)),
+        ("coords", np.zeros((36, 2))),
+        ("role", -np.ones(36, np.int8)),
+    ],
+)
+def test_attention_of_a_wrong_shape_or_kind_is_refused(scene, name, value) -> None:
+    path = scene / "pred" / "attention" / "slide_01.h5"
+    with h5py.File(path, "r+") as file:
+        if name in file:
+            del file[name]
+        file[name] = value
+    with pytest.raises(PredictionError, match=rf"slide_01.h5: /{name} is .*; predict again"):
+        read_attention(path)
+
+
+@pytest.mark.parametrize(("name", "value"), [("classes", "3"), ("probabilities", 0.5), ("classes", "[")])
+def test_attention_whose_attributes_are_none_is_refused(scene, name, value) -> None:
+    path = scene / "pred" / "attention" / "slide_01.h5"
+    with h5py.File(path, "r+") as file:
+        file.attrs[name] = value
+    with pytest.raises(PredictionError, match=r"slide_01.h5: not a readable attention file: .*; predict again"):
+        read_attention(path)
+
+
+def test_a_seed_below_0_is_refused(scene, wsi_dbps) -> None:
+    assert "seed at least 0" in refused(wsi_dbps, scene, "--seed", -1)
 
 
 def test_a_manifest_of_positive_slides_alone_takes_none_for_free_of_lesion(scene, wsi_dbps) -> None:

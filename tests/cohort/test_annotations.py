@@ -155,6 +155,13 @@ def test_what_a_hand_drew_a_little_over_the_edge_is_cut(written) -> None:
         ("<ASAP_Annotations><Annotation>", r"not annotations that can be used: .*(no element found|mismatched tag)"),
         ("<Annotations/>", r"not annotations that can be used: XML of <Annotations>, not of <ASAP_Annotations>"),
         (xml(("_0", "Polygon", [(0, 0), ("1,5", 0), (3, 3)])), r"could not convert string to float: '1,5'"),
+        (xml(("_0", "Polygon", [("nan", 0), (5, 0), (3, 3)])), r"not annotations that can be used: "),
+        ('<?xml version="1.0" encoding="klingon"?><ASAP_Annotations/>', r"unknown encoding: klingon"),
+        (
+            '{"type": "Polygon", "coordinates": [[[1' + "0" * 400 + ", 0], [1, 0], [1, 1], [0, 0]]]}",
+            "too large to convert",
+        ),
+        ("[" * 100_000, "recursion"),
     ],
 )
 def test_a_file_that_is_no_annotations_is_refused_in_one_line(written, content, said) -> None:
@@ -162,6 +169,14 @@ def test_a_file_that_is_no_annotations_is_refused_in_one_line(written, content, 
         read_annotations(written(content))
     assert "a.geojson: " in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "iso-8859-1", "windows-1252"])
+def test_asap_in_any_encoding_is_read(tmp_path, encoding) -> None:
+    body = xml(("Tumör", "Polygon", SQUARE[:4])).partition("?>")[2]
+    content = f'<?xml version="1.0" encoding="{encoding.removesuffix("-sig")}"?>{body}'
+    (tmp_path / "a.xml").write_bytes(content.encode(encoding))
+    assert [(area.name, area.shape.area) for area in read_annotations(tmp_path / "a.xml")] == [("Tumör", 100)]
 
 
 def test_a_missing_file_is_named(tmp_path) -> None:
@@ -177,5 +192,8 @@ def test_annotations_off_the_slide_or_in_other_units_are_refused(written) -> Non
         "they must be of this slide, in its level-0 pixels",
     ):
         lesion(written(feature([away])))
+    far = [[1e300, 1e300], [2e300, 1e300], [2e300, 2e300], [1e300, 1e300]]
+    with pytest.raises(SlideError, match=r"from \(1e\+300, 1e\+300\) to \(2e\+300, 2e\+300\) lie off the slide"):
+        lesion(written(feature([far])))
     with pytest.raises(SlideError, match=r"all areas together are 0.25 square pixels; coordinates must be level-0"):
         lesion(written(feature([[[0, 0], [0.5, 0], [0.5, 0.5], [0, 0.5], [0, 0]]])))

@@ -8,7 +8,7 @@ import pytest
 
 from wsi_dbps.cohort.cohort import Cohort
 from wsi_dbps.cohort.manifest import read_manifest, write_manifest
-from wsi_dbps.errors import PredictionError
+from wsi_dbps.errors import CacheError, PredictionError
 from wsi_dbps.evaluation.predict import predict, together
 from wsi_dbps.records import attention_path, read_attention, read_predictions
 from wsi_dbps.training.checkpoint import load_checkpoint
@@ -91,6 +91,15 @@ def test_runs_of_other_classes_are_no_ensemble(made, tmp_path):
     other = dataclasses.replace(members[1], classes=("a", "b"))
     with pytest.raises(PredictionError, match=r"has classes a, b, but .* an ensemble needs the same"):
         predict([members[0], other], some, caches, tmp_path, device="cpu")
+
+
+def test_a_run_given_twice_or_a_folder_that_is_none_is_refused(made, tmp_path):
+    folder, caches, some, members = made
+    with pytest.raises(PredictionError, match=r"best.pt: the same checkpoint is given twice"):
+        predict([members[0], members[0]], some, caches, tmp_path, device="cpu")
+    with pytest.raises(CacheError, match=r"gone: no such folder of caches; run `wsi-dbps tile` first"):
+        predict(members[:1], some, folder / "gone", tmp_path, device="cpu")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_members_that_looked_at_other_patches_are_no_ensemble(made):

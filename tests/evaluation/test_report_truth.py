@@ -50,6 +50,9 @@ def test_another_format_or_version_is_refused(tmp_path):
     path.write_text("[1]")
     with pytest.raises(PredictionError, match="is None version None, not 'wsi-dbps stability' version 1"):
         read_truth(tmp_path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(PredictionError, match=r"stability.json: not JSON: .*recursion"):
+        read_truth(tmp_path)
     path.write_text("{")
     with pytest.raises(PredictionError, match=r"stability.json: not JSON"):
         read_truth(tmp_path)
@@ -65,6 +68,9 @@ def test_another_format_or_version_is_refused(tmp_path):
         {"deletion": {"fractions": [0, 1], "top": [0.5, 0.4], "random": [1]}},
         {"deletion": {"fractions": ["a"], "top": [0.5]}},
         {"deletion": {"area": {"value": "high"}}},
+        {"deletion": {"area": {"value": float("nan")}}},
+        {"deletion": {"area": {"value": 1.0, "low": 0.0, "high": float("inf")}}},
+        {"deletion": {"fractions": [0, 1], "top": [0.5, float("nan")]}},
         {"deletion": [1]},
         {"reasons": [1]},
     ],

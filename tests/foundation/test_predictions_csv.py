@@ -77,14 +77,19 @@ def cell(line, column, value):
         ),
         (cell(6, "split", "val"), "line 6: case c2 has split val, its slides have test; make them the same"),
         (
-            lambda lines: lines[1].__setitem__(slice(7, 9), ["0.6", "0.4"]),
+            lambda lines: lines[1].__setitem__(slice(5, 9), ["normal", "10", "0.6", "0.4"]),
             "line 5: case c1 has probabilities 0.3, 0.7, the mean of its slides is 0.5, 0.5; ",
         ),
         (cell(2, "prob_tumor", "nan"), "line 2: probabilities (0.2, nan) are not shares of 1"),
         (cell(2, "prob_tumor", "much"), "line 2: not a number: could not convert string to float: 'much'"),
         (cell(2, "label", "benign"), "line 2: label 'benign' is not one of the classes normal, tumor"),
         (cell(2, "level", "patch"), "line 2: level is 'patch'; it is slide or case"),
-        (lambda lines: lines.__setitem__(5, lines[5][:2]), "line 6: not a number: "),
+        (lambda lines: lines.__setitem__(5, lines[5][:2]), "line 6: has another number of cells than the 9 column"),
+        (lambda lines: lines[2].append("new"), "line 3: has another number of cells than the 9 column names"),
+        (cell(2, "predicted", "normal"), "line 2: predicted is 'normal', though 'tumor' is the most probable; correct"),
+        (cell(2, "predicted", "benign"), "line 2: predicted is 'benign', though 'tumor' is the most probable; correct"),
+        (cell(2, "num_patches", "-1"), "line 2: num_patches is -1"),
+        (cell(2, "case_id", "c" * 200_000), "line 2: not CSV: field larger than field limit"),
     ],
 )
 def test_an_edited_table_is_refused_in_one_line_that_says_where(edited, change, message):
@@ -93,6 +98,25 @@ def test_an_edited_table_is_refused_in_one_line_that_says_where(edited, change, 
     said = str(refused.value)
     assert said.partition("predictions.csv, ")[2].startswith(message)
     assert "\n" not in said
+
+
+def test_columns_of_one_name_are_refused(edited):
+    with pytest.raises(PredictionError, match=r"predictions.csv: the column prob_tumor appears twice; keep one"):
+        edited(cell(1, "prob_normal", "prob_tumor"))
+
+
+def test_swapped_classes_do_not_pass(edited):
+    with pytest.raises(PredictionError, match="line 2: predicted is 'tumor', though 'normal' is the most probable"):
+        edited(lambda lines: lines[0].__setitem__(slice(7, 9), lines[0][8:6:-1]))
+
+
+def test_what_is_no_folder_or_no_file_is_named(tmp_path):
+    (tmp_path / "predictions.csv").mkdir()
+    with pytest.raises(PredictionError, match=r"predictions.csv: cannot be read: Is a directory"):
+        read_predictions(tmp_path / "predictions.csv")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PredictionError, match=r"file.predictions.csv: cannot be read: Not a directory"):
+        read_predictions(tmp_path / "file" / "predictions.csv")
 
 
 def test_the_order_of_the_rows_is_free(edited):

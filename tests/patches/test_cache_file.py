@@ -381,6 +381,24 @@ def test_missing_parts_are_named(cache_path: Path) -> None:
     assert refusal(cache_path) == "patches/offsets, patches/data missing; delete it and tile again"
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("mpp_level0", 0.0), ("mpp_level0", np.nan), ("mpp_patch", "x"), ("patch_size_px", -1), ("slide_size", 5)],
+)
+def test_attributes_that_are_no_sizes_are_named(cache_path: Path, name: str, value: object) -> None:
+    with h5py.File(cache_path, "a") as file:
+        file.attrs[name] = value
+    assert refusal(cache_path) == f"{name} is {value!r}; delete it and tile again"
+
+
+def test_coordinates_that_are_not_whole_are_named(cache_path: Path) -> None:
+    with h5py.File(cache_path, "a") as file:
+        rows = len(file["coords"])
+        del file["coords"]
+        file["coords"] = np.full((rows, 2), np.nan)
+    assert refusal(cache_path) == "/coords holds float64, not whole numbers; delete it and tile again"
+
+
 def test_a_cache_that_vanishes_is_named(cache_path: Path) -> None:
     cache = PatchCache(cache_path)
     cache_path.unlink()

@@ -282,6 +282,9 @@ def test_a_damaged_or_foreign_checkpoint_is_named(tmp_path: Path) -> None:
     torch.save({"model": {}}, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match=r"other.pt: is None version None, not 'wsi-dbps checkpoint' version 1"):
         load_checkpoint(tmp_path / "other.pt")
+    torch.save({"format": "wsi-dbps checkpoint", "format_version": 1, "config": {}}, tmp_path / "part.pt")
+    with pytest.raises(CheckpointError, match=r"part.pt: a checkpoint that is not whole: KeyError 'classes'"):
+        load_checkpoint(tmp_path / "part.pt")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

@@ -80,3 +80,15 @@ def test_a_damaged_or_foreign_record_is_named(tmp_path) -> None:
         CheckpointError, match=r"b.npz: is 'other' version 1, not 'wsi-dbps selection record' version 1"
     ):
         read_selection_record(tmp_path / "b.npz")
+    with (tmp_path / "c.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(CheckpointError, match=r"c.npz: not a readable selection record"):
+        read_selection_record(tmp_path / "c.npz")
+
+
+@pytest.mark.parametrize("row", [-1, 4])
+def test_a_patch_that_the_slide_has_not_is_named(tmp_path, row) -> None:
+    visit = VisitRecord("s", 0, False, np.ones(4, bool), np.array([0, row]), np.array([1]), np.zeros((3, 1)))
+    write_selection_record(tmp_path / "a.npz", 1, [visit])
+    with pytest.raises(CheckpointError, match=r"a.npz: .*: s has 4 patches, and others are chosen"):
+        read_selection_record(tmp_path / "a.npz")

@@ -30,6 +30,12 @@ OVERHANG: Final = 0.01
 """How far beyond the slide's edge a hand may have drawn, as a share of the slide's longer side."""
 _ASAP_AREAS: Final = ("Polygon", "Spline", "Rectangle")
 _FEW, _PARTS = 32, 16
+_BEFORE: Final = b"\xef\xbb\xbf\xff\xfe\0 \t\r\n"
+"""Bytes that may stand before the first `<`: the marks of UTF-8 and UTF-16, and blanks."""
+_NO_ANNOTATIONS: Final = (
+    *(ValueError, KeyError, TypeError, AttributeError),
+    *(OverflowError, LookupError, RecursionError),  # a number of 400 digits, an encoding nobody knows, 100,000 brackets
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,8 @@ def read_annotations(path: Path) -> tuple[Area, ...]:
     Raises:
         SlideError: If the file is missing, or is neither GeoJSON nor ASAP's XML, or a coordinate is no number.
     """
+    from shapely.errors import ShapelyError
+
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -57,10 +65,10 @@ def read_annotations(path: Path) -> tuple[Area, ...]:
     if not content.strip():
         raise SlideError(f"{path}: the file of annotations is empty; export it again, or empty its cell")
     try:
-        rings = _from_xml(content) if content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") else _from_json(content)
-        with np.errstate(invalid="ignore"):
+        rings = _from_xml(content) if content.lstrip(_BEFORE).startswith(b"<") else _from_json(content)
+        with np.errstate(invalid="ignore", over="ignore"):
             return tuple(Area(name, shape) for name, drawn in rings if not (shape := _areas_of(drawn)).is_empty)
-    except (ValueError, KeyError, TypeError, AttributeError, ElementTree.ParseError, RecursionError) as error:
+    except (ShapelyError, ElementTree.ParseError, *_NO_ANNOTATIONS) as error:
         raise SlideError(f"{path}: not annotations that can be used: {' '.join(str(error).split())[:200]}") from None
 
 
@@ -81,7 +89,10 @@ def read_lesion(record: SlideRecord, slide_lv0: Size, names: Collection[str] = (
     import shapely
 
     assert record.annotations is not None
-    areas = read_annotations(record.annotations)
+    try:
+        areas = read_annotations(record.annotations)
+    except SlideError as error:
+        raise SlideError(f"{record.slide_id}: {error}") from None
     where = f"{record.slide_id}: {record.annotations}"
     kept = [area for area in areas if (area.name in names if names else area.name.lower() not in EXCLUSIONS)]
     if names and areas and not kept:
@@ -94,7 +105,7 @@ def read_lesion(record: SlideRecord, slide_lv0: Size, names: Collection[str] = (
     over = OVERHANG * max(slide_lv0.width, slide_lv0.height)
     if min(low_x, low_y) < -over or high_x > slide_lv0.width + over or high_y > slide_lv0.height + over:
         raise SlideError(
-            f"{where}: annotations from ({low_x:.0f}, {low_y:.0f}) to ({high_x:.0f}, {high_y:.0f}) lie off the slide "
+            f"{where}: annotations from ({low_x:.7g}, {low_y:.7g}) to ({high_x:.7g}, {high_y:.7g}) lie off the slide "
             f"of {slide_lv0} px; they must be of this slide, in its level-0 pixels"
         )
     if lesion.area < 1:

@@ -60,7 +60,7 @@ def read_courses(run: Path) -> tuple[SlideCourse, ...]:
     Raises:
         CheckpointError: If the run kept no record, or one is damaged, or a slide's patches change in number.
     """
-    paths = sorted((run / "selection").glob("epoch_*.npz"))
+    paths = sorted((run / "selection").glob("epoch_[0-9]*[0-9].npz"))
     if not paths:
         raise CheckpointError(f"{run}: no selection record; train with training.record = true")
     running: dict[str, _Running] = {}

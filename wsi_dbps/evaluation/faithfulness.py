@@ -59,8 +59,10 @@ class FaithfulnessConfig:
     """Of all that is random."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.drop < 1 or min(self.num_random, self.num_bootstrap) < 1 or self.num_seeds < 2:
-            raise ValueError("drop lies between 0 and 1, num_random and num_bootstrap are at least 1, num_seeds 2")
+        if not 0 < self.drop < 1 or min(self.num_random, self.num_bootstrap, self.num_seeds - 1, self.seed + 1) < 1:
+            raise ValueError(
+                "drop lies between 0 and 1, num_random and num_bootstrap are at least 1, num_seeds 2, seed 0"
+            )
 
 
 @dataclass(frozen=True)

@@ -157,6 +157,8 @@ def locate_slides(
 def _attention_of(row: Prediction, classes: tuple[str, ...], path: Path) -> SlideAttention:
     """The attention behind a row of predictions, of tiles whose size is known."""
     attention = read_attention(path)
+    if attention.slide_id != row.slide_id:
+        raise PredictionError(f"{path}: holds slide {attention.slide_id!r}; predict again")
     found = attention.prediction.probabilities
     if attention.classes != classes or not np.allclose(found, row.probabilities, rtol=0, atol=1e-6):
         raise PredictionError(f"{path}: is not of the prediction in predictions.csv; predict again")
@@ -180,6 +182,14 @@ def _located(
         )
     scores_N, confidence_N = tile_scores(attention, score)
     coords_N2, tile_lv0 = attention.coords_N2, attention.tile_lv0
+    if not 0 < tile_lv0 < np.inf:
+        raise PredictionError(
+            f"{record.slide_id}: its features do not say how large a tile is; make them with `wsi-dbps embed`"
+        )
+    if ((coords_N2 < 0) | (coords_N2 >= (slide_lv0.width, slide_lv0.height))).any():
+        raise PredictionError(
+            f"{record.slide_id}: tiles lie outside the slide of {slide_lv0} px; its attention is of another slide"
+        )
     shares_N = np.zeros(len(coords_N2)) if lesion is None else lesion_shares(lesion, coords_N2, tile_lv0)
     rows = froc.peaks(coords_N2, tile_lv0, confidence_N)
     hits = froc.slide_hits(coords_N2[rows] + tile_lv0 / 2, confidence_N[rows], lesion, mpp_lv0_um)

@@ -68,8 +68,10 @@ class MetricsConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be computed."""
-        if self.num_bootstrap < 1 or self.num_calibration_bins < 1 or not 0 < self.confidence < 1:
-            raise ValueError("num_bootstrap and num_calibration_bins are at least 1, confidence between 0 and 1")
+        if min(self.num_bootstrap, self.num_calibration_bins) < 1 or not 0 < self.confidence < 1 or self.seed < 0:
+            raise ValueError(
+                "num_bootstrap and num_calibration_bins are at least 1, seed at least 0, confidence between 0 and 1"
+            )
 
 
 @dataclass(frozen=True)

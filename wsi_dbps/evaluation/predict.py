@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from wsi_dbps.config import to_dict
-from wsi_dbps.errors import OutputError, PredictionError, WsiDbpsError
+from wsi_dbps.errors import CacheError, OutputError, PredictionError, WsiDbpsError
 from wsi_dbps.evaluation.pooling import pool_cases
 from wsi_dbps.files import digest, write_json
 from wsi_dbps.progress import Progress
@@ -105,7 +105,8 @@ class Predictor:
     """The models of one checkpoint or several, loaded when first needed, and the caches they look at.
 
     Raises:
-        PredictionError: If the checkpoints' classes differ.
+        PredictionError: If the checkpoints' classes differ, or two are the same.
+        CacheError: If there is no such folder of caches.
     """
 
     def __init__(
@@ -118,9 +119,15 @@ class Predictor:
                     f"{checkpoint.path}: has classes {', '.join(checkpoint.classes)}, but {checkpoints[0].path} has "
                     f"{', '.join(self.classes)}; an ensemble needs the same"
                 )
+        if not caches.is_dir():
+            raise CacheError(f"{caches}: no such folder of caches; run `wsi-dbps tile` first")
         self._reader = PatchReader(decode_threads)
         chosen = pick_device(device)
         self.members = tuple(Member(checkpoint, caches, self._reader, chosen) for checkpoint in checkpoints)
+        of_content = {member.fingerprint: member for member in self.members}
+        if len(of_content) < len(self.members):
+            twice = [m.checkpoint.path for m in self.members if of_content[m.fingerprint] is not m]
+            raise PredictionError(f"{twice[0]}: the same checkpoint is given twice; an ensemble counts each model once")
         self.fingerprint = _joined([member.fingerprint for member in self.members])
 
     def __enter__(self) -> Predictor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.resources
 from typing import TYPE_CHECKING, Any
 
+from wsi_dbps.errors import PredictionError
 from wsi_dbps.evaluation import report_figures as figures
 from wsi_dbps.evaluation import report_tables as tables
 from wsi_dbps.evaluation.report_pictures import atlas_pictures, inline_picture
@@ -61,6 +62,8 @@ def write_report(
         PredictionError: If a file under `truth`, `heatmaps` or `atlas` is not what it should be.
         OutputError: If the file cannot be written.
     """
+    if heatmaps and not heatmaps.is_dir():
+        raise PredictionError(f"{heatmaps}: no such folder of heatmaps; draw them with `wsi-dbps heatmap`")
     found = read_truth(truth) if truth else None
     slides = tables.slide_rows(predictions, _thresholds(predictions, metrics, fold_of_case))
     pictures = _pictures(slides, metrics.classes, heatmaps, found) if heatmaps else []

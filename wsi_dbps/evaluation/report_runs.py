@@ -117,7 +117,7 @@ def _members(pred: Path) -> list[tuple[Path, str]]:
     try:
         made = json.loads((pred / "predict.json").read_text(encoding="utf-8"))
         return [(Path(m["checkpoint"]), str(m["checkpoint_fingerprint"])) for m in made.get("members", [made])]
-    except (FileNotFoundError, json.JSONDecodeError, AttributeError, KeyError, TypeError):
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
         return []
 
 
@@ -180,6 +180,6 @@ def _chosen(history: Sequence[Epoch], run_json: Path) -> int | None:
         return None
     try:
         by_loss = json.loads(run_json.read_text(encoding="utf-8"))["settings"]["training"]["monitor"] == "loss"
-    except (KeyError, TypeError, json.JSONDecodeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise CheckpointError(f"{run_json}: not what a run was made from; see docs/formats/run-folder.md") from None
     return max(history, key=lambda row: (0.0 if by_loss else row.val_auroc or 0.0, -row.val_loss)).epoch

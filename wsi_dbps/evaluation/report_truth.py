@@ -7,6 +7,7 @@ another format or version, or a number that is none, is refused.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -65,7 +66,7 @@ def read_truth(folder: Path) -> Truth:
                 (str(k).replace("_", " "), str(v)) for k, v in (values.get("reasons") or {}).items()
             )
             known = [slide for slide in values.get("slides") or () if slide.get("patch_auroc") is not None]
-            slide_auroc |= {str(slide["slide_id"]): float(slide["patch_auroc"]) for slide in known}
+            slide_auroc |= {str(slide["slide_id"]): _number(slide["patch_auroc"]) for slide in known}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             path = folder / f"{kind}.json"
             raise PredictionError(f"{path}: holds what does not belong there ({error}); write it again") from None
@@ -75,7 +76,7 @@ def read_truth(folder: Path) -> Truth:
 def _read(path: Path, kind: str) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PredictionError(f"{path}: not JSON: {error}") from None
     named = (values.get("format"), values.get("format_version")) if isinstance(values, dict) else (None, None)
     if named != (f"wsi-dbps {kind}", 1):
@@ -87,7 +88,7 @@ def _rows(kind: str, values: dict[str, Any]) -> list[tuple[str, Estimate, str]]:
     named: list[tuple[str, Any, str]]
     if kind == "localisation":
         dice = _part(values, "dice")
-        at = f", patches from percentile {100 * float(dice['threshold']):g} up" if dice.get("threshold") else ""
+        at = f", patches from percentile {100 * _number(dice['threshold']):g} up" if dice.get("threshold") else ""
         named = [
             ("Patch AUROC", values.get("patch_auroc"), "a patch in an annotation outranks one outside; 0.5 is chance"),
             (f"Dice{at}", dice, "overlap of the marked patches and the annotation; 1 is the same area"),
@@ -123,13 +124,19 @@ def _froc(values: dict[str, Any]) -> dict[str, Any]:
     return {**froc, "value": froc.get("score")}
 
 
+def _number(value: Any) -> float:
+    if not math.isfinite(number := float(value)):
+        raise ValueError(f"{value} is not a finite number")
+    return number
+
+
 def _estimate(value: dict[str, Any] | None) -> Estimate | None:
     if not value or value.get("value") is None:
         return None
     low, high = value.get("low"), value.get("high")
     if low is None or high is None:
-        return Estimate(float(value["value"]))
-    return Estimate(float(value["value"]), float(low), float(high))
+        return Estimate(_number(value["value"]))
+    return Estimate(_number(value["value"]), _number(low), _number(high))
 
 
 def _curves(kind: str, values: dict[str, Any]) -> dict[str, Curve]:
@@ -141,7 +148,7 @@ def _curves(kind: str, values: dict[str, Any]) -> dict[str, Curve]:
         parts = {}
     found = {}
     for name, (part, x_name, y_name) in parts.items():
-        x, y, random = (tuple(float(v) for v in part.get(key) or ()) for key in (x_name, y_name, "random"))
+        x, y, random = (tuple(_number(v) for v in part.get(key) or ()) for key in (x_name, y_name, "random"))
         if len(x) != len(y) or len(random) not in (0, len(x)):
             raise ValueError(f"{name}: {len(x)} {x_name} for {len(y)} {y_name} and {len(random)} random")
         if x:

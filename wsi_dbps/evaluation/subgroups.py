@@ -19,7 +19,8 @@ def values_of_cases(predictions: Predictions, cohort: Cohort, column: str) -> di
     """By case; a case whose slides have no value is left out.
 
     Raises:
-        PredictionError: If the manifest lacks the column or a predicted slide, or the slides of a case differ.
+        PredictionError: If the manifest lacks the column or a predicted slide, the slides of a case differ, or no case
+            has a value.
     """
     records = {record.slide_id: record for record in cohort.records}
     known = dict.fromkeys((*_OWN, *(name for record in cohort.records for name in record.extra)))
@@ -33,7 +34,10 @@ def values_of_cases(predictions: Predictions, cohort: Cohort, column: str) -> di
             )
         of_case.setdefault(row.case_id, {})[row.slide_id] = _value(record, column)
     found = {case_id: common_value(case_id, column, of_slide) for case_id, of_slide in of_case.items()}
-    return {case_id: value for case_id, value in found.items() if value is not None}
+    with_value = {case_id: value for case_id, value in found.items() if value is not None}
+    if of_case and not with_value:
+        raise PredictionError(f"no predicted case has a value in the column {column}: nothing to group by")
+    return with_value
 
 
 def _value(record: SlideRecord, column: str) -> str | None:

@@ -292,6 +292,8 @@ class PatchCache:
                 """The `CacheSpec` it was made with, as plain values."""
                 if missing := [name for name in _DATASETS if name not in file]:
                     raise CacheError(f"{path}: {', '.join(missing)} missing; {_REPAIR}")
+                if file["coords"].dtype.kind not in "iu":
+                    raise CacheError(f"{path}: /coords holds {file['coords'].dtype}, not whole numbers; {_REPAIR}")
                 self.coords_N2: npt.NDArray[np.int64] = file["coords"][:].astype(np.int64)
                 self.tissue_N: npt.NDArray[np.float32] = file["tissue"][:].astype(np.float32)
                 offsets = file["patches/offsets"][:].astype(np.int64)
@@ -326,6 +328,11 @@ class PatchCache:
             )
         if missing := [name for name in REQUIRED_ATTRIBUTES if name not in self.attrs]:
             raise CacheError(f"{self.path}: attributes {', '.join(missing)} missing; {_REPAIR}")
+        for name in ("mpp_level0", "mpp_patch", "patch_size_px", "patch_size_level0", "slide_size"):
+            values = np.asarray(self.attrs[name])
+            fitting = values.shape == ((2,) if name == "slide_size" else ()) and values.dtype.kind in "fiu"
+            if not fitting or not ((values > 0) & (values < np.inf)).all():
+                raise CacheError(f"{self.path}: {name} is {self.attrs[name]!r}; {_REPAIR}")
 
     def _check_shapes(self, ends: npt.NDArray[np.int64], num_bytes: int) -> None:
         n = self.coords_N2.shape[0]

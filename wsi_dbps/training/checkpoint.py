@@ -101,19 +101,24 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise CheckpointError(f"{path}: not a readable checkpoint: {_line(error)}") from None
+        raise CheckpointError(f"{path}: not a readable checkpoint: {type(error).__name__} {_line(error)}") from None
     found = (content.get("format"), content.get("format_version")) if isinstance(content, dict) else (None, None)
     if found != (FORMAT, FORMAT_VERSION):
         raise CheckpointError(f"{path}: is {found[0]!r} version {found[1]}, not {FORMAT!r} version {FORMAT_VERSION}")
-    return Checkpoint(
-        path=path,
-        config=build(RunConfig, content["config"], str(path)),
-        classes=tuple(content["classes"]),
-        patch_kind=kind_from(content["patch_kind"]),
-        epoch=content["epoch"],
-        model_state=content["model"],
-        loop_state=content["loop"],
-    )
+    try:
+        return Checkpoint(
+            path=path,
+            config=build(RunConfig, content["config"], str(path)),
+            classes=tuple(content["classes"]),
+            patch_kind=kind_from(content["patch_kind"]),
+            epoch=content["epoch"],
+            model_state=dict(content["model"]),
+            loop_state=content["loop"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: a checkpoint that is not whole: {type(error).__name__} {_line(error)}"
+        ) from None
 
 
 def write_history(path: Path, history: Sequence[Mapping[str, Any]]) -> None:

@@ -331,9 +331,9 @@ def pick_device(name: str, world: World = World()) -> torch.device:  # noqa: B00
         name = f"cuda:{world.local_rank}"
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).cpu()  # from `meta` nothing comes back
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"device {name!r} cannot be used here: {str(error).splitlines()[0][:200]}") from None
     return device
 
 

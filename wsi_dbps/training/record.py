@@ -97,10 +97,15 @@ def read_selection_record(path: Path) -> tuple[VisitRecord, ...]:
             _split(a["logits"], chosen),
             strict=True,
         )
-        return tuple(VisitRecord(slide, i, *rest) for i, (slide, *rest) in enumerate(parts))
+        visits = tuple(VisitRecord(slide, i, *rest) for i, (slide, *rest) in enumerate(parts))
+        for visit in visits:
+            ids = np.concatenate([visit.salient_M, visit.recycled_S])
+            if ids.min(initial=0) < 0 or ids.max(initial=-1) >= len(visit.kept_N):
+                raise ValueError(f"{visit.slide_id} has {len(visit.kept_N)} patches, and others are chosen")
+        return visits
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such selection record; train with training.record = true") from None
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise CheckpointError(
             f"{path}: not a readable selection record: {' '.join(str(error).split())[:200]}"
         ) from None
