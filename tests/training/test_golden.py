@@ -21,4 +21,5 @@ def test_thirty_steps_have_the_losses_they_had(cohort, caches, tmp_path, make_co
         selection={"num_kept": 12, "num_salient": 3, "num_subsalient": 9, "exploration": 0.3},
     )
     losses = [row["train_loss"] for row in train(cohort, caches, tmp_path / "run", config).history]
-    assert losses == pytest.approx(json.loads(ARCHIVE.read_text()), rel=1e-4)
+    # the same code on another processor has differed by 8e-4: the last bit decides a close choice
+    assert losses == pytest.approx(json.loads(ARCHIVE.read_text()), rel=2e-3)
