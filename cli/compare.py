@@ -65,5 +65,8 @@ def _print(found: Comparison, a: Path, b: Path) -> None:
             print(f"DeLong, {of}: B - A {test.difference:+.3f} ({ends}), z = {test.z:.2f}, p = {test.p:.3g}")
     if (m := found.mcnemar) is not None:
         print(f"McNemar, exact: only A right {m.only_a_right}, only B right {m.only_b_right}, p = {m.p:.3g}")
+    of_reason: dict[str, list[str]] = {}
     for name, why in found.reasons.items():
-        print(f"no {name}: {why}")
+        of_reason.setdefault(why, []).append(name)
+    for why, names in of_reason.items():
+        print(f"no {', '.join(names)}: {why}")

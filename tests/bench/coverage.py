@@ -3,8 +3,9 @@
     python tests/bench/coverage.py [--cohorts 2000] [--bootstrap 2000]
 
 Cohorts of two classes are drawn whose log odds are normal (binormal), so that the AUROC is known; the other scores'
-true values are those of a cohort of two million cases. Beside what is shipped (BCa, DeLong on log odds) stand, of the
-AUROC, the percentiles of the very same samples and DeLong's plain interval, as R's pROC gives it; and of the expected
+true values are those of a cohort of two million cases. Beside what is shipped (BCa; DeLong on log odds; of average
+precision the jackknife on log odds; by formula where a cohort shows no error) stand: of average precision, BCa; of the
+AUROC, the percentiles of the very same samples and DeLong's plain interval, as R's pROC gives it; of the expected
 calibration error, which is shipped without interval, those that it could have.
 """
 
@@ -15,9 +16,18 @@ import numpy as np
 from scipy.special import expit
 from scipy.stats import norm
 
-from wsi_dbps.evaluation.bootstrap import _computed, _drawn, _left_out, bca_interval
-from wsi_dbps.evaluation.delong import auroc_covariance, auroc_interval
+from wsi_dbps.evaluation.bootstrap import (
+    Estimate,
+    _computed,
+    _drawn,
+    _jackknife_variance,
+    _left_out,
+    bca_interval,
+    log_odds_interval,
+)
+from wsi_dbps.evaluation.delong import auroc_covariance
 from wsi_dbps.evaluation.metrics import MetricsConfig
+from wsi_dbps.evaluation.perfect import with_bounds
 from wsi_dbps.evaluation.scores import Rows, Score, scores_of
 
 SIZES = (15, 30, 100)
@@ -39,13 +49,21 @@ def intervals(rows: Rows, scores: dict[str, Score], config: MetricsConfig) -> di
     drawn = _computed(compute, _drawn(label, config, len(label)), rows.case_N)
     left_out = _computed(compute, _left_out(len(label), len(label)), rows.case_N)
     ends = {name: bca_interval(value[name], drawn[name], left_out[name], label, 0.95) for name in compute}
+    ends["auprc, BCa"] = ends["auprc"]
+    ends["auprc"] = (
+        log_odds_interval(value["auprc"], _jackknife_variance(left_out["auprc"], label), 0.95) or ends["auprc"]
+    )
+    without = {name: Estimate(value[name]) for name, (low, high) in ends.items() if name in value and low == high}
+    for name, bound in with_bounds(without, label, ("no", "yes"), 0.95).items():
+        if bound.low is not None:
+            ends[name] = (bound.low, bound.high)
     for name in ("auroc", "ece"):
         low, high = np.quantile(drawn[name], [0.025, 0.975])
         ends[f"{name}, percentiles"] = (low, high)
     ends["ece, basic"] = (max(0, 2 * value["ece"] - high), 2 * value["ece"] - low)
     (found,), ((variance,),) = auroc_covariance(rows.probability_NC[None, :, 1], label == 1)
     half = norm.ppf(0.975) * np.sqrt(variance)
-    ends["auroc, DeLong"] = auroc_interval(found, variance, 0.95) or (found, found)
+    ends["auroc, DeLong"] = log_odds_interval(found, variance, 0.95) or (found, found)
     ends["auroc, DeLong plain"] = (max(0, found - half), min(1, found + half))
     return ends
 

@@ -1,11 +1,15 @@
+from functools import partial
+
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.special import logit
+from sklearn.metrics import average_precision_score
 
-from wsi_dbps.evaluation.bootstrap import bca_interval, estimates
-from wsi_dbps.evaluation.delong import auroc_covariance, auroc_interval
+from wsi_dbps.evaluation.bootstrap import bca_interval, estimates, log_odds_interval
+from wsi_dbps.evaluation.delong import auroc_covariance
 from wsi_dbps.evaluation.metrics import MetricsConfig
-from wsi_dbps.evaluation.scores import Rows, auroc
+from wsi_dbps.evaluation.scores import Rows, auprc, auroc
 
 
 def test_the_interval_is_that_of_scipy_where_there_is_one_class():
@@ -52,18 +56,29 @@ def test_every_weight_vector_has_the_class_counts_of_the_data():
     assert (left_out == 1 - np.eye(5)).all()
 
 
-def test_intervals_cover_the_true_auroc():
+def test_on_log_odds_the_spread_is_the_jackknife_s():
+    """Of a share, whose jackknife variance is p (1 - p) / (n - 1)."""
+    right, label = np.repeat([1.0, 0.0], [14, 6]), np.zeros(20, int)
+    compute = {"share": lambda weights_BN: weights_BN @ right / weights_BN.sum(axis=1)}
+    found = estimates(compute, np.arange(20), label, MetricsConfig(num_bootstrap=20), on_log_odds=["share"])["share"]
+    half = stats.norm.ppf(0.975) / np.sqrt(19 * 0.7 * 0.3)
+    assert logit([found.low, found.high]) == pytest.approx([logit(0.7) - half, logit(0.7) + half])
+
+
+def test_intervals_cover_the_true_value():
     """Binormal scores; tests/bench/coverage.py measures it with thousands of cohorts."""
-    true, num, cohorts = 0.85, 30, 300
-    shift, random = np.sqrt(2) * stats.norm.ppf(true), np.random.default_rng(0)
-    label = np.repeat([0, 1], num)
-    covered = {"bootstrap": 0, "delong": 0}
+    true, num, cohorts = {"auroc": 0.85}, 30, 300
+    shift, random = np.sqrt(2) * stats.norm.ppf(0.85), np.random.default_rng(0)
+    label, many = np.repeat([0, 1], num), np.repeat([0, 1], 200_000)
+    true["auprc"] = average_precision_score(many, random.normal(size=len(many)) + shift * many)
+    covered = {"auroc": 0, "auprc": 0, "delong": 0}
     for _ in range(cohorts):
         score = stats.norm.cdf(random.normal(size=2 * num) + shift * label)
         rows = Rows(label, np.stack([1 - score, score], 1), label, np.arange(2 * num), label)
-        compute = {"auroc": lambda weights_BN, rows=rows: auroc(weights_BN, rows, 1)}
-        found = estimates(compute, rows.case_N, label, MetricsConfig(num_bootstrap=400))["auroc"]
-        covered["bootstrap"] += found.low <= true <= found.high
-        low, high = auroc_interval(*(v.item() for v in auroc_covariance(score[None], label == 1)), 0.95)
-        covered["delong"] += low <= true <= high
+        compute = {name: partial(of, rows=rows, c=1) for name, of in (("auroc", auroc), ("auprc", auprc))}
+        found = estimates(compute, rows.case_N, label, MetricsConfig(num_bootstrap=400), on_log_odds=["auprc"])
+        for name, estimate in found.items():
+            covered[name] += estimate.low <= true[name] <= estimate.high
+        low, high = log_odds_interval(*(v.item() for v in auroc_covariance(score[None], label == 1)), 0.95)
+        covered["delong"] += low <= true["auroc"] <= high
     assert all(0.92 <= hits / cohorts <= 0.98 for hits in covered.values()), covered

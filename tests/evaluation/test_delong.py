@@ -4,7 +4,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from wsi_dbps.evaluation.delong import auroc_covariance, auroc_interval, paired_test
+from wsi_dbps.evaluation.bootstrap import log_odds_interval
+from wsi_dbps.evaluation.delong import auroc_covariance, paired_test
 
 few = st.integers(0, 5)  # few distinct scores, so that ties are common
 
@@ -85,7 +86,7 @@ def test_five_cases_by_hand():
 
 
 def test_the_interval_lies_within_0_and_1_and_is_symmetric_in_log_odds():
-    low, high = auroc_interval(0.9, 0.01, 0.95)
+    low, high = log_odds_interval(0.9, 0.01, 0.95)
     half = stats.norm.ppf(0.975) * 0.1 / 0.09
     assert np.log(low / (1 - low)) == pytest.approx(np.log(9) - half)
     assert np.log(high / (1 - high)) == pytest.approx(np.log(9) + half)
@@ -94,7 +95,7 @@ def test_the_interval_lies_within_0_and_1_and_is_symmetric_in_log_odds():
 def test_without_variance_there_is_no_interval_and_no_test():
     positive = np.array([True, True, False, False])
     perfect = np.array([0.9, 0.8, 0.2, 0.1])
-    assert auroc_interval(*(found.item() for found in auroc_covariance(perfect[None], positive)), 0.95) is None
+    assert log_odds_interval(*(found.item() for found in auroc_covariance(perfect[None], positive)), 0.95) is None
     same = paired_test(perfect, perfect, positive, 0.95)
     assert (same.difference, same.z, same.p) == (0, None, None)
 

@@ -6,6 +6,9 @@ An interval is BCa (Efron 1987): a range of the samples' values, its ends moved 
 spread changes with the value. Cases are drawn with replacement within their class (stratified), so that every sample
 has the class counts of the data and each score exists in all of them; a slide comes and goes with its case. A sample is
 a weight per row, how often its case was drawn, so all samples are computed at once.
+
+Of average precision BCa is too short (tests/bench/coverage.py); its interval is normal on the scale of log odds, with
+the variance of leaving one case out (jackknife).
 """
 
 from __future__ import annotations
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
 
 _CHUNK: Final = 4_000_000
 """Weights in memory at once."""
+_NO_SPREAD: Final = 1e-12
+TWO_CASES: Final = "an interval needs two cases or more that differ"
+"""Why a mean has no interval."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,7 @@ def estimates(
     config: MetricsConfig,
     *,
     no_interval: Container[str] = (),
+    on_log_odds: Container[str] = (),
 ) -> dict[str, Estimate]:
     """Each score of all rows, with its interval.
 
@@ -58,9 +65,11 @@ def estimates(
         case_label_K: The label of each case.
         config: Samples, confidence and seed.
         no_interval: Names of scores that are to have none.
+        on_log_odds: Names of scores between 0 and 1 whose interval is to be normal on the scale of log odds.
 
     Returns:
-        By name; without intervals where there is no row, or a class has a single case.
+        By name. No interval where there is no row, where a class has a single case, and of a score that is the same in
+        every sample: other cases would still differ.
     """
     values = {name: float(score(np.ones((1, len(case_N))))[0]) for name, score in scores.items()}
     if not len(case_N) or not scores or (np.bincount(case_label_K) == 1).any():
@@ -70,18 +79,34 @@ def estimates(
     left_out = _computed(resampled, _left_out(len(case_label_K), len(case_N)), case_N)
     found = {name: Estimate(value) for name, value in values.items()}
     for name in resampled:
-        low, high = bca_interval(values[name], drawn[name], left_out[name], case_label_K, config.confidence)
-        found[name] = Estimate(values[name], low, high)
+        if np.ptp(drawn[name]) < _NO_SPREAD:
+            continue
+        ends = None
+        if name in on_log_odds:
+            variance = _jackknife_variance(left_out[name], case_label_K)
+            ends = log_odds_interval(values[name], variance, config.confidence)
+        ends = ends or bca_interval(values[name], drawn[name], left_out[name], case_label_K, config.confidence)
+        found[name] = Estimate(values[name], *ends)
     return found
 
 
 def mean_estimate(values: Sequence[float], case_ids: Sequence[str], config: MetricsConfig) -> Estimate:
-    """The mean of a value per row, with its interval by case; without one where there is a single case."""
+    """The mean of a value per row, with its interval by case; without one for a single case, or where all are equal."""
     value_N = np.asarray(values, np.float64)
     _, case_N = np.unique(case_ids, return_inverse=True)
     of_one_kind_K = np.zeros(int(case_N.max()) + 1, np.intp)
     mean = {"mean": lambda weights_BN: weights_BN @ value_N / weights_BN.sum(axis=1)}
     return estimates(mean, case_N, of_one_kind_K, config)["mean"]
+
+
+def log_odds_interval(value: float, variance: float, confidence: float) -> tuple[float, float] | None:
+    """The interval on the scale of log odds, so that it lies within 0 and 1; None where the variance is 0."""
+    from scipy.special import expit, logit, ndtri
+
+    if variance < 1e-20 or not 0 < value < 1:
+        return None
+    half = ndtri((1 + confidence) / 2) * np.sqrt(variance) / (value * (1 - value))
+    return float(expit(logit(value) - half)), float(expit(logit(value) + half))
 
 
 def bca_interval(
@@ -109,14 +134,22 @@ def bca_interval(
 
 
 def _acceleration(left_out_K: Floats, case_label_K: npt.NDArray[np.intp]) -> float:
-    """How the spread changes with the value: from the influence of each case, within its class."""
-    cubes = squares = 0.0
-    for c in np.unique(case_label_K):
-        of_class = left_out_K[case_label_K == c]
-        num = len(of_class)
-        influence = (num - 1) / num * (of_class.mean() - of_class)
-        cubes, squares = cubes + float((influence**3).sum()), squares + float((influence**2).sum())
-    return cubes / (6 * squares**1.5) if squares > 1e-24 else 0.0
+    """How the spread changes with the value."""
+    influences_K = np.concatenate(_influences(left_out_K, case_label_K))
+    squares = float((influences_K**2).sum())
+    return float((influences_K**3).sum()) / (6 * squares**1.5) if squares > 1e-24 else 0.0
+
+
+def _jackknife_variance(left_out_K: Floats, case_label_K: npt.NDArray[np.intp]) -> float:
+    """Of the value, from leaving one case out."""
+    of_class = _influences(left_out_K, case_label_K)
+    return sum(len(influence) / (len(influence) - 1) * float((influence**2).sum()) for influence in of_class)
+
+
+def _influences(left_out_K: Floats, case_label_K: npt.NDArray[np.intp]) -> list[Floats]:
+    """By class, how far each of its cases moves the value."""
+    of_class = [left_out_K[case_label_K == c] for c in np.unique(case_label_K)]
+    return [(len(values) - 1) / len(values) * (values.mean() - values) for values in of_class]
 
 
 def _computed(

@@ -15,6 +15,7 @@ from wsi_dbps.errors import PredictionError
 from wsi_dbps.evaluation.bootstrap import Estimate, estimates
 from wsi_dbps.evaluation.delong import AurocTest, paired_test, reason_key, testable_classes
 from wsi_dbps.evaluation.metrics import MetricsConfig
+from wsi_dbps.evaluation.perfect import why_no_interval
 from wsi_dbps.evaluation.scores import NO_INTERVAL, Rows, Score, rows_of, scores_of, why_absent
 from wsi_dbps.evaluation.validation import Chosen, check_validation, choose, parts
 
@@ -115,8 +116,11 @@ def compare(
     scores = scores_of(a.classes, config.num_calibration_bins)
     reasons = {name: why for name, score in scores.items() if (why := why_absent(score, counts, a.classes))}
     there = {name: score for name, score in scores.items() if name not in reasons}
+    differences = _differences(there, rows_a, rows_b, config)
     if 1 in counts:
         reasons["intervals"] = "a class has a single case; an interval needs two or more in each class"
+    else:
+        reasons |= why_no_interval({name: score.difference for name, score in differences.items()})
     delong, why_not = _delong(rows_a, rows_b, a.classes, config)
     return Comparison(
         classes=a.classes,
@@ -127,7 +131,7 @@ def compare(
         class_counts=dict(zip(a.classes, counts, strict=True)),
         threshold_a=chosen_a.threshold,
         threshold_b=chosen_b.threshold,
-        scores=_differences(there, rows_a, rows_b, config),
+        scores=differences,
         delong=delong,
         mcnemar=_mcnemar(rows_a, rows_b),
         reasons={**reasons, **why_not, **_no_threshold(chosen_a, chosen_b)},

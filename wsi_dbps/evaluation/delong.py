@@ -85,16 +85,6 @@ def reason_key(name: str) -> str:
     return "delong" if name == "auroc" else f"delong.{name}"
 
 
-def auroc_interval(auroc: float, variance: float, confidence: float) -> tuple[float, float] | None:
-    """The interval on the scale of log odds, so that it lies within 0 and 1; None where the variance is 0."""
-    from scipy.special import expit, logit, ndtri
-
-    if variance < 1e-20 or not 0 < auroc < 1:
-        return None
-    half = ndtri((1 + confidence) / 2) * np.sqrt(variance) / (auroc * (1 - auroc))
-    return float(expit(logit(auroc) - half)), float(expit(logit(auroc) + half))
-
-
 def paired_test(a_N: Floats, b_N: Floats, positive_N: npt.NDArray[np.bool_], confidence: float) -> AurocTest:
     """Whether scores `b_N` rank the cases better than `a_N`: difference of the AUROCs, its plain interval, z and p."""
     from scipy.special import ndtr, ndtri

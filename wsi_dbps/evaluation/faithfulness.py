@@ -19,7 +19,7 @@ import torch
 
 from wsi_dbps.config import settings
 from wsi_dbps.errors import OutputError, PredictionError, WsiDbpsError
-from wsi_dbps.evaluation.bootstrap import mean_estimate
+from wsi_dbps.evaluation.bootstrap import TWO_CASES, mean_estimate
 from wsi_dbps.evaluation.metrics import MetricsConfig
 from wsi_dbps.evaluation.predict import Predictor, check_same_patches, slide_draws
 from wsi_dbps.files import write_json
@@ -27,7 +27,7 @@ from wsi_dbps.models.spill import EmbeddingSpill
 from wsi_dbps.progress import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -257,25 +257,26 @@ def faithfulness_json(found: Sequence[SlideTruth], config: FaithfulnessConfig) -
             "area": _estimate(found, [getattr(slide, f"{name}_area") for slide in found], config),
         }
 
+    both = {"deletion": curves("deletion"), "insertion": curves("insertion")}
     return {
         "format": "wsi-dbps faithfulness",
         "format_version": 1,
         "score": config.score,
         "num_random": config.num_random,
         "num_slides": len(found),
-        "deletion": curves("deletion"),
-        "insertion": curves("insertion"),
+        **both,
         "slides": [
             {"slide_id": s.slide_id, "deletion_area": s.deletion_area, "insertion_area": s.insertion_area}
             for s in found
         ],
-        "reasons": _reasons(found),
+        "reasons": _no_intervals({name: part["area"] for name, part in both.items()}),
     }
 
 
 def stability_json(found: Sequence[SlideTruth], config: FaithfulnessConfig, num_runs: int) -> dict[str, Any]:
     """How far drop seeds, and runs, move predictions and scores."""
-    reasons, values = _reasons(found), {}
+    reasons: dict[str, str] = {}
+    values: dict[str, dict[str, float]] = {}
     for name in ("probability_sd", "flipped", "salient_overlap", "runs_rank_correlation"):
         known = [slide for slide in found if getattr(slide, name) is not None]
         if known:
@@ -293,12 +294,13 @@ def stability_json(found: Sequence[SlideTruth], config: FaithfulnessConfig, num_
         "num_runs": num_runs,
         "num_slides": len(found),
         **values,
-        "reasons": reasons,
+        "reasons": reasons | _no_intervals(values),
     }
 
 
-def _reasons(found: Sequence[SlideTruth]) -> dict[str, str]:
-    return {"intervals": "a single case; an interval needs two or more"} if len({s.case_id for s in found}) < 2 else {}
+def _no_intervals(estimates: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+    lacking = [name for name, estimate in estimates.items() if "low" not in estimate]
+    return {"intervals": f"{', '.join(lacking)}: {TWO_CASES}"} if lacking else {}
 
 
 def _estimate(found: Sequence[SlideTruth], values: Sequence[float], config: FaithfulnessConfig) -> dict[str, float]:

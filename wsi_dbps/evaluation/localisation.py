@@ -13,7 +13,7 @@ import numpy as np
 from wsi_dbps.cohort.annotations import lesion_shares, read_lesion
 from wsi_dbps.errors import PredictionError
 from wsi_dbps.evaluation import froc
-from wsi_dbps.evaluation.bootstrap import estimates, mean_estimate
+from wsi_dbps.evaluation.bootstrap import TWO_CASES, estimates, mean_estimate
 from wsi_dbps.evaluation.metrics import MetricsConfig
 from wsi_dbps.records import attention_path, read_attention
 
@@ -35,7 +35,6 @@ LESION_SHARE: Final = 0.5
 """A patch with at least this share of lesion is lesion; one with none is not; those between are left out."""
 FIXED_PERCENTILE: Final = 0.9
 """The share of a slide's tiles left out of its predicted lesion, where no validation slides say better."""
-_TWO_CASES: Final = "an interval needs two cases or more"
 _GRID: Final = np.arange(50, 100) / 100
 FORMAT: Final = "wsi-dbps localisation"
 FORMAT_VERSION: Final = 1
@@ -291,9 +290,9 @@ def _froc(slides: Sequence[LocatedSlide], config: MetricsConfig) -> dict[str, An
 
 def _no_intervals(found: dict[str, Any]) -> dict[str, str]:
     needs = {
-        "patch_auroc": _TWO_CASES,
-        "dice": _TWO_CASES,
-        "froc": f"{_TWO_CASES} with a lesion that counts, and so without",
+        "patch_auroc": TWO_CASES,
+        "dice": TWO_CASES,
+        "froc": "an interval needs two cases or more with a lesion that counts, and so without, that differ",
     }
     lacking = {name: why for name, why in needs.items() if name in found and "low" not in found[name]}
     said = [

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from wsi_dbps.config import settings
-from wsi_dbps.evaluation.bootstrap import Estimate, estimates
+from wsi_dbps.evaluation.bootstrap import Estimate, estimates, log_odds_interval
 from wsi_dbps.evaluation.calibration import CalibrationBin, calibration_curve
-from wsi_dbps.evaluation.delong import auroc_covariance, auroc_interval, reason_key, testable_classes
+from wsi_dbps.evaluation.delong import auroc_covariance, reason_key, testable_classes
+from wsi_dbps.evaluation.perfect import why_no_interval, with_bounds
 from wsi_dbps.evaluation.pooling import pool_folds
 from wsi_dbps.evaluation.scores import (
     CLASS_AUPRC,
@@ -315,9 +316,13 @@ def _level(
     if rows.scaled_NC is not None:
         after = dataclasses.replace(rows, probability_NC=rows.scaled_NC)
         compute |= {_CALIBRATED + name: scores[name].on(after) for name in OF_PROBABILITIES}
-    found = estimates(compute, rows.case_N, rows.case_label_K, config, no_interval=NO_INTERVAL)
+    precisions = [name for name in compute if "auprc" in name]
+    found = estimates(compute, rows.case_N, rows.case_label_K, config, no_interval=NO_INTERVAL, on_log_odds=precisions)
     if lone := _lone_classes(rows, classes):
         reasons["intervals"] = f"{', '.join(lone)}: a single case; an interval needs two or more in each class"
+    else:
+        found = with_bounds(found, rows.case_label_K, classes, config.confidence)
+        reasons |= why_no_interval(found)
     delong, why_not = _delong(rows, classes, config, by_slide=by_slide)
     return LevelMetrics(
         num=len(rows.label_N),
@@ -364,7 +369,7 @@ def _delong(
     found = {}
     for name, (c, positive_N) in testable.items():
         (auroc,), ((variance,),) = auroc_covariance(rows.probability_NC[None, :, c], positive_N)
-        if ends := auroc_interval(auroc, variance, config.confidence):
+        if ends := log_odds_interval(auroc, variance, config.confidence):
             found[name] = Estimate(float(auroc), *ends)
         else:
             reasons[reason_key(name)] = "the AUROC's variance is 0: every case of a class ranks alike against the rest"

@@ -153,12 +153,12 @@ def _leaks(predictions: Predictions, runs: Sequence[RunRecord]) -> dict[str, Any
 def _metrics(metrics: Metrics) -> dict[str, Any] | None:
     cases, slides = metrics.cases, metrics.slides
     estimates = (*cases.scores.values(), *slides.scores.values())
-    intervals = [(estimate.low, estimate.high) for estimate in estimates if estimate.low is not None]
+    intervals = [estimate for estimate in estimates if estimate.low is not None]
     return {
         "scores": tables.score_rows(cases, slides),
         "reasons": tables.reason_rows(cases, slides),
         "intervals": bool(intervals),
-        "no_width": any(low == high for low, high in intervals),
+        "perfect": any(estimate.value in (0, 1) for estimate in intervals),
         "delong": bool(cases.delong),
         "confidence": f"{metrics.config.confidence * 100:g} %",
         "num_bootstrap": f"{metrics.config.num_bootstrap:,}",

@@ -103,6 +103,8 @@ def reason_rows(cases: LevelMetrics, slides: LevelMetrics) -> list[tuple[str, st
 
 def _reason_name(key: str) -> str:
     kind, _, name = key.partition(".")
+    if kind == "interval":
+        return f"Interval of {_reason_name(name)}"
     kinds = {"class_auroc": "AUROC", "class_auprc": "Average precision", "delong": "DeLong's interval"}
     if kind in kinds and name:
         return f"{kinds[kind]}, {name} against the rest"
