@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from wsi_dbps.cohort.cohort import Cohort
+    from wsi_dbps.training.checkpoint import Checkpoint
 
 CohortCsv = Annotated[Path, typer.Argument(metavar="COHORT.csv", help="Cohort manifest; see docs/formats/manifest.md.")]
 Caches = Annotated[Path, typer.Option(help="Folder of patch caches, as `wsi-dbps tile` wrote them.")]
@@ -89,6 +90,21 @@ def warn_of_seen(run: Path, slides: Cohort) -> None:
         print(
             f"wsi-dbps: {len(known)} of {len(slides)} slides, the first {known[0]}, are of cases that {run} was "
             "trained or chosen on, and are not marked so; results on them are no test",
+            file=sys.stderr,
+        )
+
+
+def warn_of_more_to_come(run: Path, checkpoint: Checkpoint) -> None:
+    """Say so if the run's training has not ended, as far as its history tells: its best epoch may be yet to come."""
+    if not (run / "history.csv").is_file():
+        return
+    loop = checkpoint.config.training
+    epochs = len((run / "history.csv").read_text(encoding="utf-8").splitlines()) - 1
+    out_of_patience = loop.patience is not None and epochs - checkpoint.epoch >= loop.patience
+    if epochs < loop.epochs and not out_of_patience:
+        print(
+            f"wsi-dbps: {run} has trained {epochs} of {loop.epochs} epochs; its best so far, epoch {checkpoint.epoch}, "
+            "is taken",
             file=sys.stderr,
         )
 

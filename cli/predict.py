@@ -17,6 +17,7 @@ from wsi_dbps_cli.options import (
     cohort_part,
     fold_runs,
     member_runs,
+    warn_of_more_to_come,
     warn_of_seen,
 )
 
@@ -69,9 +70,10 @@ def predicted(
 
     slides = cohort_part(cohort, columns, split, fold)
     members = member_runs(runs, fold)
-    for run in members:
-        warn_of_seen(run, slides)
     checkpoints = [load_checkpoint(run / "best.pt") for run in members]
+    for run, checkpoint in zip(members, checkpoints, strict=True):
+        warn_of_seen(run, slides)
+        warn_of_more_to_come(run, checkpoint)
     result = predict(checkpoints, slides, caches, out, device=device)
     done = result.predictions
     of = f" by {len(members)} runs together" if len(members) > 1 else ""

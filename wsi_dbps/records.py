@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from wsi_dbps.cohort.cohort import SPLITS
 from wsi_dbps.errors import PredictionError
 from wsi_dbps.files import write_text, written_whole
 
@@ -159,6 +160,8 @@ def _parse_row(row: dict[str, Any], classes: Sequence[str], where: str) -> Predi
         raise PredictionError(f"{where}: num_patches is {num_patches}")
     if (label := row["label"] or None) is not None and label not in classes:
         raise PredictionError(f"{where}: label {label!r} is not one of the classes {', '.join(classes)}")
+    if row["split"] not in ("", *SPLITS):
+        raise PredictionError(f"{where}: split {row['split']!r} is none of {', '.join(SPLITS)}; correct it")
     return Prediction(
         row["slide_id"] or None, row["case_id"] or "", row["split"] or None, label, num_patches, probabilities
     )

@@ -168,6 +168,20 @@ def test_slides_that_cannot_be_predicted_are_named_and_the_rest_is_done(trained,
     assert (code, out) == (1, f"2 slides drawn, 2 failed: {tmp_path / 'maps'}\n")
 
 
+def test_a_run_that_is_still_training_is_predicted_with_and_said(trained, tmp_path, wsi_dbps) -> None:
+    manifest, caches, run = trained
+    shutil.copytree(run, tmp_path / "run")
+    predict = ("predict", tmp_path / "run", manifest, "--caches", caches, "--out", tmp_path / "pred")
+    code, _, err = wsi_dbps(*predict)
+    assert (code, "has trained" in err) == (0, False)
+    history = (tmp_path / "run" / "history.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "run" / "history.csv").write_text("".join(history[:-1]))
+    code, _, err = wsi_dbps(*predict)
+    epochs = len(history) - 1
+    assert code == 0
+    assert f"{tmp_path / 'run'} has trained {epochs - 1} of {epochs} epochs; its best so far, epoch " in err
+
+
 def refused(result: tuple[int, str, str], *parts: str) -> None:
     """Exit code 2, one line, and what it must hold."""
     code, _, err = result

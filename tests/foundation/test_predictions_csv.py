@@ -89,6 +89,7 @@ def cell(line, column, value):
         (cell(2, "predicted", "normal"), "line 2: predicted is 'normal', though 'tumor' is the most probable; correct"),
         (cell(2, "predicted", "benign"), "line 2: predicted is 'benign', though 'tumor' is the most probable; correct"),
         (cell(2, "num_patches", "-1"), "line 2: num_patches is -1"),
+        (cell(2, "split", "tset"), "line 2: split 'tset' is none of train, val, test; correct it"),
         (cell(2, "case_id", "c" * 200_000), "line 2: not CSV: field larger than field limit"),
     ],
 )

@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from wsi_dbps.cohort.cohort import SPLITS
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -144,8 +146,7 @@ def cohort_rows(predictions: Predictions, runs: Sequence[RunRecord] = ()) -> lis
                 said = f"{part} of {run.name}" if len(runs) > 1 else f"{part}, seen by the model"
                 rows.append((said, _counts(Counter(label_of.values()), Counter(r.label for r in seen), labels)))
     counted = [Counter((row.split, row.label) for row in of) for of in (predictions.cases, predictions.slides)]
-    order = ["train", "val", "test", *sorted({row.split for row in predictions.slides if row.split}), None]
-    predicted = [split for split in dict.fromkeys(order) if any(key[0] == split for of in counted for key in of)]
+    predicted = [split for split in (*SPLITS, None) if any(key[0] == split for of in counted for key in of)]
     for split in predicted:
         cases, slides = (Counter({label: n for (its, label), n in of.items() if its == split}) for of in counted)
         rows.append((f"{split or 'no split'}, predicted", _counts(cases, slides, labels)))
