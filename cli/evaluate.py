@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from wsi_dbps_cli.options import Columns, check_same_model, made_with
+from wsi_dbps_cli.options import Columns, check_same_model, check_truth_of, made_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -68,6 +68,8 @@ def command(
     config = build(MetricsConfig, {"num_bootstrap": bootstrap, "seed": seed}, "evaluate")
     for pred, own in zip(preds, val, strict=False):
         check_same_model(pred, own)
+    if truth is not None:
+        check_truth_of(truth, preds)
     folds = dict(zip(_names(preds), (read_predictions(pred / "predictions.csv") for pred in preds), strict=True))
     given = [read_predictions(pred / "predictions.csv") for pred in val]
     tested = {name: parts(fold, None)[0] for name, fold in folds.items()}  # one fold's val cases are another's test

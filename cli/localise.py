@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from wsi_dbps_cli.options import CohortCsv, Columns, Score, check_same_model
+from wsi_dbps_cli.options import CohortCsv, Columns, Score, check_same_model, made_with
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -70,6 +70,8 @@ def command(
     found = summarise(slides, unknown, score.value, percentile=percentile, config=config)
     if left_out := len(predicted.slides) - len(evaluated.slides):
         found["reasons"]["splits"] = f"{left_out} predicted slides are not of split test and are left out"
+    if model := made_with(pred).get("checkpoint_fingerprint"):
+        found["checkpoint_fingerprint"] = model
     path = (out or pred) / "localisation.json"
     write_json(path, found)
     said = [

@@ -111,13 +111,18 @@ def warn_of_more_to_come(run: Path, checkpoint: Checkpoint) -> None:
 
 def made_with(pred: Path) -> dict[str, Any]:
     """What predict.json of a folder of predictions says; nothing where it is missing or is none."""
+    return said_by(pred / "predict.json")
+
+
+def said_by(path: Path) -> dict[str, Any]:
+    """What a JSON file holds by name; nothing where it is missing or is none."""
     import json
 
     try:
-        made = json.loads((pred / "predict.json").read_text(encoding="utf-8"))
+        said = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return made if isinstance(made, dict) else {}
+    return said if isinstance(said, dict) else {}
 
 
 def check_same_model(pred: Path, val: Path) -> None:
@@ -130,6 +135,22 @@ def check_same_model(pred: Path, val: Path) -> None:
             f"{val}: was predicted with another checkpoint than {pred} ({other}, not {own}); a threshold holds for the "
             "model it was chosen with. Give each its own validation, in order"
         )
+
+
+def check_truth_of(truth: Path, preds: list[Path]) -> None:
+    """Refuse what was found about another model's heatmaps than that of the predictions, as far as the files tell."""
+    from wsi_dbps.errors import PredictionError
+
+    models = [made_with(pred).get("checkpoint_fingerprint") for pred in preds]
+    if None in models:
+        return
+    for name in ("localisation", "faithfulness", "stability"):
+        other = said_by(truth / f"{name}.json").get("checkpoint_fingerprint")
+        if other is not None and other not in models:
+            raise PredictionError(
+                f"{truth / name}.json: is about the heatmaps of another model ({other}) than the predictions "
+                f"({', '.join(map(str, models))}); make it with the runs that predicted"
+            )
 
 
 def num_cores() -> int:

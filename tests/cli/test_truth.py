@@ -115,6 +115,19 @@ def test_attention_of_another_prediction_or_without_tile_size_is_refused(scene, 
     assert f"{path}: the features do not say how large a tile is" in refused(wsi_dbps, scene)
 
 
+def test_what_was_found_about_another_model_is_not_reported(scene, wsi_dbps) -> None:
+    write_json(scene / "pred" / "predict.json", {"checkpoint_fingerprint": "one"})
+    localise = ("localise", scene / "pred", scene / "cohort.csv", "--bootstrap", 50, "--out", scene / "truth")
+    evaluate = ("evaluate", scene / "pred", "--bootstrap", 50, "--out", scene / "report", "--truth", scene / "truth")
+    assert wsi_dbps(*localise)[0] == wsi_dbps(*evaluate)[0] == 0
+    write_json(scene / "pred" / "predict.json", {"checkpoint_fingerprint": "two"})
+    code, _, err = wsi_dbps(*evaluate)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "localisation.json: is about the heatmaps of another model (one) than the predictions (two)" in err
+    (scene / "pred" / "predict.json").unlink()
+    assert wsi_dbps(*evaluate)[0] == 0
+
+
 def refused(wsi_dbps, scene, *more) -> str:
     code, _, err = wsi_dbps("localise", scene / "pred", scene / "cohort.csv", *more)
     assert code == 2

@@ -142,7 +142,11 @@ def faithfulness(
             progress.advance()
     if not found:
         raise PredictionError(f"no heatmap could be tested; {failed[0]}")
-    made = {"runs": [str(checkpoint.path.resolve()) for checkpoint in checkpoints], "failed": failed}
+    made = {
+        "runs": [str(checkpoint.path.resolve()) for checkpoint in checkpoints],
+        "checkpoint_fingerprint": predictor.fingerprint,
+        "failed": failed,
+    }
     write_json(out / "faithfulness.json", faithfulness_json(found, config) | made)
     write_json(out / "stability.json", stability_json(found, config, len(checkpoints)) | made)
     return tuple(found), tuple(failed)
