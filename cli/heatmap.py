@@ -106,31 +106,22 @@ def draw(
     device: str,
 ) -> int:
     """Draw every slide, name those that cannot be drawn, and say how many these are."""
-    from wsi_dbps.errors import OutputError, WsiDbpsError
     from wsi_dbps.evaluation.predict import Predictor
-    from wsi_dbps.progress import Progress
+    from wsi_dbps.progress import each_slide
     from wsi_dbps.training.checkpoint import load_checkpoint
 
-    failed = 0
     checkpoints = [load_checkpoint(run / "best.pt") for run in runs]
-    with (
-        Predictor(checkpoints, caches, device=device) as predictor,
-        Progress("drawing", len(records), "slides") as progress,
-    ):
-        for record in records:
-            try:
-                kept = predictor.kept(record, predictions) if predictions else None
-                attention = kept or predictor.kept_or_new(record, out)
-                cache = predictor.cache(record)
-                draw_formats(out, attention, cache, how)
-                if how.overlay_level is not None or how.crops:
-                    draw_close(out, attention, cache, record, how)
-            except OutputError:
-                raise
-            except WsiDbpsError as error:
-                failed += 1
-                progress.say(f"{record.slide_id}: {str(error).removeprefix(f'{record.slide_id}: ')}")
-            progress.advance()
+    with Predictor(checkpoints, caches, device=device) as predictor:
+
+        def one(record: SlideRecord) -> None:
+            kept = predictor.kept(record, predictions) if predictions else None
+            attention = kept or predictor.kept_or_new(record, out)
+            cache = predictor.cache(record)
+            draw_formats(out, attention, cache, how)
+            if how.overlay_level is not None or how.crops:
+                draw_close(out, attention, cache, record, how)
+
+        failed = len(each_slide("drawing", records, one))
     print(f"{len(records) - failed} slides drawn, {failed} failed: {out}")
     return failed
 

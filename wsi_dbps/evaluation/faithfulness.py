@@ -18,13 +18,13 @@ import numpy as np
 import torch
 
 from wsi_dbps.config import settings
-from wsi_dbps.errors import OutputError, PredictionError, WsiDbpsError
+from wsi_dbps.errors import PredictionError
 from wsi_dbps.evaluation.bootstrap import TWO_CASES, mean_estimate
 from wsi_dbps.evaluation.metrics import MetricsConfig
 from wsi_dbps.evaluation.predict import Predictor, check_same_patches, slide_draws
 from wsi_dbps.files import write_json
 from wsi_dbps.models.spill import EmbeddingSpill
-from wsi_dbps.progress import Progress
+from wsi_dbps.progress import each_slide
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -126,30 +126,20 @@ def faithfulness(
     if not len(cohort):
         raise PredictionError("no slide to test heatmaps on: the cohort, or the split asked for, is empty")
     found: list[SlideTruth] = []
-    failed: list[str] = []
-    with (
-        Predictor(checkpoints, caches, device=device) as predictor,
-        Progress("testing heatmaps", len(cohort), "slides") as progress,
-    ):
-        for record in cohort.records:
-            try:
-                found.append(_slide(predictor, record, config))
-            except OutputError:
-                raise
-            except WsiDbpsError as error:
-                failed.append(f"{record.slide_id}: {error}")
-                progress.say(failed[-1])
-            progress.advance()
+    with Predictor(checkpoints, caches, device=device) as predictor:
+        failed = each_slide(
+            "testing heatmaps", cohort.records, lambda record: found.append(_slide(predictor, record, config))
+        )
     if not found:
         raise PredictionError(f"no heatmap could be tested; {failed[0]}")
     made = {
         "runs": [str(checkpoint.path.resolve()) for checkpoint in checkpoints],
         "checkpoint_fingerprint": predictor.fingerprint,
-        "failed": failed,
+        "failed": list(failed),
     }
     write_json(out / "faithfulness.json", faithfulness_json(found, config) | made)
     write_json(out / "stability.json", stability_json(found, config, len(checkpoints)) | made)
-    return tuple(found), tuple(failed)
+    return tuple(found), failed
 
 
 def _slide(predictor: Predictor, record: SlideRecord, config: FaithfulnessConfig) -> SlideTruth:

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from wsi_dbps.config import to_dict
-from wsi_dbps.errors import CacheError, OutputError, PredictionError, WsiDbpsError
+from wsi_dbps.errors import CacheError, PredictionError
 from wsi_dbps.evaluation.pooling import pool_cases
 from wsi_dbps.files import digest, write_json
-from wsi_dbps.progress import Progress
+from wsi_dbps.progress import each_slide
 from wsi_dbps.records import ROLES, Prediction, Predictions, SlideAttention, attention_path, read_attention
 from wsi_dbps.training.bags import CacheBag, PatchReader, open_cache
 from wsi_dbps.training.loop import pick_device
@@ -61,22 +61,14 @@ def predict(
     """
     check_labels(checkpoints[0], cohort)
     rows: list[Prediction] = []
-    failed: list[str] = []
-    with (
-        Predictor(checkpoints, caches, device=device, decode_threads=decode_threads) as predictor,
-        Progress("predicting", len(cohort), "slides") as progress,
-    ):
-        for record in cohort.records:
-            try:
-                attention = predictor.slide(record)
-                attention.write(attention_path(out, record.slide_id))
-                rows.append(attention.prediction)
-            except OutputError:
-                raise
-            except WsiDbpsError as error:
-                failed.append(f"{record.slide_id}: {error}")
-                progress.say(failed[-1])
-            progress.advance()
+    with Predictor(checkpoints, caches, device=device, decode_threads=decode_threads) as predictor:
+
+        def one(record: SlideRecord) -> None:
+            attention = predictor.slide(record)
+            attention.write(attention_path(out, record.slide_id))
+            rows.append(attention.prediction)
+
+        failed = each_slide("predicting", cohort.records, one)
     predictions = Predictions(predictor.classes, tuple(rows), pool_cases(rows, predictor.classes))
     predictions.write_csv(out / "predictions.csv")
     write_json(
@@ -93,12 +85,12 @@ def predict(
             ],
             "checkpoint_fingerprint": predictor.fingerprint,
             "classes": list(predictor.classes),
-            "failed": failed,
+            "failed": list(failed),
             "wsi_dbps_version": __version__,
             "torch_version": torch.__version__,
         },
     )
-    return PredictionResult(predictions, tuple(failed))
+    return PredictionResult(predictions, failed)
 
 
 class Predictor:
