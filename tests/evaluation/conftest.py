@@ -5,6 +5,18 @@ from wsi_dbps.evaluation.pooling import pool_cases
 from wsi_dbps.records import Prediction, Predictions
 
 
+@pytest.fixture(scope="session")
+def quick_settings():
+    """Settings, by table, of a run that takes a second on the small cohort."""
+    return {
+        "encoder": {"name": "small_gn", "dim": 16},
+        "selection": {"num_salient": 3, "num_subsalient": 6, "num_kept": 12, "chunk_size": 16},
+        "aggregator": {"num_heads": 2},
+        "optimizer": {"lr": 1e-3},
+        "training": {"epochs": 1, "batch_slides": 4, "device": "cpu", "decode_threads": 1},
+    }
+
+
 @pytest.fixture
 def make_predictions():
     """Cases of one or two slides with random labels, the scores as far above chance as `skill`."""

@@ -15,23 +15,15 @@ from wsi_dbps.training.checkpoint import load_checkpoint
 from wsi_dbps.training.config import build_run_config
 from wsi_dbps.training.folds import train_folds
 
-SETTINGS = {
-    "encoder": {"name": "small_gn", "dim": 16},
-    "selection": {"num_salient": 3, "num_subsalient": 6, "num_kept": 12, "chunk_size": 16},
-    "aggregator": {"num_heads": 2},
-    "optimizer": {"lr": 1e-3},
-    "training": {"epochs": 1, "batch_slides": 4, "device": "cpu", "decode_threads": 1},
-}
-
 
 @pytest.fixture(scope="module")
-def made(small_cohort, tmp_path_factory):
+def made(small_cohort, quick_settings, tmp_path_factory):
     """A cohort of three folds, the runs of its folds, and what two of them predict alone and together."""
     folder, caches = tmp_path_factory.mktemp("ensemble"), small_cohort[1]
     records = read_manifest(small_cohort[0]).records
     cohort = Cohort.of(dataclasses.replace(r, extra={"fold": str(i // 2 % 3)}) for i, r in enumerate(records))
     write_manifest(folder / "cohort.csv", cohort)
-    train_folds(cohort, caches, folder / "run", build_run_config(SETTINGS, "test"))
+    train_folds(cohort, caches, folder / "run", build_run_config(quick_settings, "test"))
     members = [load_checkpoint(folder / "run" / f"fold{k}" / "best.pt") for k in (0, 1)]
     some = dataclasses.replace(cohort, records=cohort.records[:4])
     for name, those in (("a", members[:1]), ("b", members[1:]), ("ab", members), ("ba", members[::-1])):

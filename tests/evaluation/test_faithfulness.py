@@ -26,13 +26,6 @@ from wsi_dbps.training.checkpoint import load_checkpoint
 from wsi_dbps.training.config import build_run_config
 from wsi_dbps.training.loop import train
 
-SETTINGS = {
-    "encoder": {"name": "small_gn", "dim": 16},
-    "selection": {"num_salient": 3, "num_subsalient": 6, "num_kept": 12, "chunk_size": 16},
-    "aggregator": {"num_heads": 2},
-    "optimizer": {"lr": 1e-3},
-    "training": {"epochs": 1, "batch_slides": 4, "device": "cpu", "decode_threads": 1},
-}
 FEW = FaithfulnessConfig(num_random=2, num_seeds=3, num_bootstrap=200)
 
 
@@ -80,12 +73,12 @@ def test_intervals_draw_cases_and_are_absent_for_one():
 
 
 @pytest.fixture(scope="module")
-def checkpoints(small_cohort, tmp_path_factory):
+def checkpoints(small_cohort, quick_settings, tmp_path_factory):
     from wsi_dbps.cohort.manifest import read_manifest
 
     made, cohort = [], read_manifest(small_cohort[0])
     for seed in (0, 1):
-        config = build_run_config(SETTINGS | {"training": SETTINGS["training"] | {"seed": seed}}, "test")
+        config = build_run_config(quick_settings | {"training": quick_settings["training"] | {"seed": seed}}, "test")
         run = train(cohort, small_cohort[1], tmp_path_factory.mktemp("runs") / str(seed), config)
         made.append(load_checkpoint(run.checkpoint))
     return made

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 
     import numpy.typing as npt
+    from _typeshed import DataclassInstance
 
     from wsi_dbps.evaluation.metrics import MetricsConfig
 
@@ -45,7 +46,12 @@ class Estimate:
 
     def to_dict(self) -> dict[str, float]:
         """Plain values for JSON; what is None is left out."""
-        return {name: end for name, end in dataclasses.asdict(self).items() if end is not None}
+        return plain(self)
+
+
+def plain(value: DataclassInstance) -> dict[str, Any]:
+    """Plain values for JSON; what is None is left out."""
+    return dataclasses.asdict(value, dict_factory=lambda items: {name: own for name, own in items if own is not None})
 
 
 def estimates(

@@ -5,14 +5,13 @@ N: cases, B: samples. Every difference is B's value less A's.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from wsi_dbps.errors import PredictionError
-from wsi_dbps.evaluation.bootstrap import Estimate, estimates
+from wsi_dbps.evaluation.bootstrap import Estimate, estimates, plain
 from wsi_dbps.evaluation.delong import AurocTest, paired_test, reason_key, testable_classes
 from wsi_dbps.evaluation.metrics import MetricsConfig
 from wsi_dbps.evaluation.perfect import why_no_interval
@@ -75,9 +74,7 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; what is None is left out."""
-        return dataclasses.asdict(
-            self, dict_factory=lambda items: {name: value for name, value in items if value is not None}
-        )
+        return plain(self)
 
 
 def compare(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from wsi_dbps.config import settings
-from wsi_dbps.evaluation.bootstrap import Estimate, estimates, log_odds_interval
+from wsi_dbps.evaluation.bootstrap import Estimate, estimates, log_odds_interval, plain
 from wsi_dbps.evaluation.calibration import CalibrationBin, calibration_curve
 from wsi_dbps.evaluation.delong import auroc_covariance, reason_key, testable_classes
 from wsi_dbps.evaluation.perfect import why_no_interval, with_bounds
@@ -142,11 +142,7 @@ class Metrics:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; what is None is left out."""
-
-        def known(items: list[tuple[str, Any]]) -> dict[str, Any]:
-            return {name: value for name, value in items if value is not None}
-
-        return dataclasses.asdict(self, dict_factory=known)
+        return plain(self)
 
 
 def evaluate(
