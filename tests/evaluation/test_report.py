@@ -235,8 +235,14 @@ def test_the_worst_errors_and_the_surest_right_slides_are_shown_or_said_to_be_mi
         ("s4", "the surest normal that is right: label normal, predicted normal (0.900)"),
         ("s0", "the surest tumor that is right: label tumor, predicted tumor (0.900)"),
     ]
+    assert "2 of 5 labelled slides are called wrong." in tags["pictures"]
     assert tags["pictures"].count("There is no heatmap of this slide in the folder given.") == 3
     assert [attrs["href"] for tag, attrs in tags.found if tag == "a" and "map" in attrs["href"]] == ["#map-0"]
+
+
+def test_without_labels_no_slide_is_called_right_or_wrong(tmp_path, make_predictions):
+    text = page(tmp_path / "report.html", make_predictions(4, num_unlabelled=4), heatmaps=tmp_path)
+    assert "No slide has a label, so none is known to be right or wrong." in Tags(text)["pictures"]
 
 
 def test_a_picture_is_made_narrow_and_light(tmp_path):

@@ -78,7 +78,7 @@ def write_report(
         "folds": [("Fold", *tables.level_table({"pooled": metrics.cases, **metrics.folds}))] if metrics.folds else None,
         "subgroups": [(column, *tables.level_table(levels)) for column, levels in metrics.subgroups.items()],
         "training": _training(runs, colour),
-        "pictures": pictures,
+        "pictures": {"of": pictures, "said": _num_wrong(slides)} if heatmaps else None,
         "truth": _truth(found, colour) if found else None,
         "atlas": atlas_pictures(atlas) if atlas else None,
         "slides": _slides(slides, shown),
@@ -211,6 +211,13 @@ def _pictures(
             words += f", patch AUROC {truth.slide_auroc[slide_id]:.3f}"
         found.append((slide_id, words, inline_picture(folder / f"{slide_id}.png")))
     return found
+
+
+def _num_wrong(slides: Sequence[SlideRow]) -> str:
+    judged = [slide.right for slide in slides if slide.right is not None]
+    if not judged:
+        return "No slide has a label, so none is known to be right or wrong."
+    return f"{judged.count(False):,} of {len(judged):,} labelled slides are called wrong."
 
 
 def _truth(truth: Truth, colour: str) -> dict[str, Any]:
