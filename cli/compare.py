@@ -26,8 +26,8 @@ def command(
 ) -> None:
     """Print, by case, the difference B - A of every score with its interval, DeLong's paired test and McNemar's."""
     from wsi_dbps.config import build
+    from wsi_dbps.evaluation.bootstrap import MetricsConfig
     from wsi_dbps.evaluation.compare import compare
-    from wsi_dbps.evaluation.metrics import MetricsConfig
     from wsi_dbps.files import write_json
     from wsi_dbps.records import read_predictions
 

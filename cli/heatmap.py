@@ -106,8 +106,8 @@ def draw(
     device: str,
 ) -> int:
     """Draw every slide, name those that cannot be drawn, and say how many these are."""
+    from wsi_dbps.cohort.each_slide import each_slide
     from wsi_dbps.evaluation.predict import Predictor
-    from wsi_dbps.progress import each_slide
     from wsi_dbps.training.checkpoint import load_checkpoint
 
     checkpoints = [load_checkpoint(run / "best.pt") for run in runs]

@@ -42,8 +42,8 @@ def command(
     from wsi_dbps.cohort.manifest import parse_columns, read_manifest
     from wsi_dbps.config import build
     from wsi_dbps.errors import PredictionError
+    from wsi_dbps.evaluation.bootstrap import MetricsConfig
     from wsi_dbps.evaluation.localisation import best_percentile, locate_slides, summarise
-    from wsi_dbps.evaluation.metrics import MetricsConfig
     from wsi_dbps.evaluation.validation import check_validation, parts
     from wsi_dbps.files import write_json
     from wsi_dbps.records import read_predictions

@@ -6,14 +6,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Self
 
-from wsi_dbps.errors import OutputError, WsiDbpsError
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from rich.progress import Progress as RichProgress
-
-    from wsi_dbps.cohort.cohort import SlideRecord
 
 _LINE_SECONDS = 15.0
 
@@ -68,26 +62,3 @@ class Progress:
         left = (self._total - self._done) / rate if rate else 0
         parts = [f"{self._what}: {self._done} of {self._total} {self._unit}", f"{rate:.3g}/s", f"{left:.0f} s left"]
         return ", ".join([*parts, *([self._extra] if self._extra else [])])
-
-
-def each_slide(what: str, records: Sequence[SlideRecord], do: Callable[[SlideRecord], object]) -> tuple[str, ...]:
-    """Do it with every slide; one with which it cannot be done is named, and the rest go on.
-
-    Returns:
-        A line for each slide that failed, beginning with its id.
-
-    Raises:
-        OutputError: If a file cannot be written, which would befall the other slides too.
-    """
-    failed: list[str] = []
-    with Progress(what, len(records), "slides") as progress:
-        for record in records:
-            try:
-                do(record)
-            except OutputError:
-                raise
-            except WsiDbpsError as error:
-                failed.append(f"{record.slide_id}: {str(error).removeprefix(f'{record.slide_id}: ')}")
-                progress.say(failed[-1])
-            progress.advance()
-    return tuple(failed)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from wsi_dbps.cohort.cohort import SPLITS
 from wsi_dbps.errors import PredictionError
 from wsi_dbps.files import write_text, written_whole
 
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     import h5py
     import numpy.typing as npt
 
+SPLITS: Final = ("train", "val", "test")
 ROLES: Final = ("other", "salient", "recycled")
 """Names of the values of `SlideAttention.role_N`: 0 neither, 1 in the fundamental and 2 in the auxiliary buffer."""
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Self
 
 from wsi_dbps.errors import ConfigError, ManifestError
+from wsi_dbps.records import SPLITS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
-SPLITS = ("train", "val", "test")
 MIN_FOLDS = 3  # one tests, one validates, at least one trains
 
 

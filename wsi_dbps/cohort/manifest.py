@@ -11,10 +11,11 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from wsi_dbps.cohort.cohort import SPLITS, Cohort, SlideRecord, finite_number
+from wsi_dbps.cohort.cohort import Cohort, SlideRecord, finite_number
 from wsi_dbps.cohort.names import same_file_key, why_unsafe
 from wsi_dbps.cohort.table import OURS, Row, parse_columns, quoted, read_table, refuse
 from wsi_dbps.files import write_text
+from wsi_dbps.records import SPLITS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

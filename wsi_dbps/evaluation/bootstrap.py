@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from wsi_dbps.config import settings
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 
     import numpy.typing as npt
     from _typeshed import DataclassInstance
-
-    from wsi_dbps.evaluation.metrics import MetricsConfig
 
     Floats = npt.NDArray[np.float64]
 
@@ -34,6 +34,27 @@ _CHUNK: Final = 4_000_000
 _NO_SPREAD: Final = 1e-12
 TWO_CASES: Final = "an interval needs two cases or more that differ"
 """Why a mean has no interval."""
+
+
+@settings
+class MetricsConfig:
+    """How metrics are computed."""
+
+    num_bootstrap: int = 2000
+    """Samples of cases behind each interval."""
+    confidence: float = 0.95
+    """How often an interval is meant to hold the true value."""
+    num_calibration_bins: int = 10
+    """Bins of equal width from 0 to 1 in the calibration curve and the expected calibration error."""
+    seed: int = 0
+    """Of the random samples."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be computed."""
+        if min(self.num_bootstrap, self.num_calibration_bins) < 1 or not 0 < self.confidence < 1 or self.seed < 0:
+            raise ValueError(
+                "num_bootstrap and num_calibration_bins are at least 1, seed at least 0, confidence between 0 and 1"
+            )
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsi_dbps.errors import PredictionError
-from wsi_dbps.evaluation.bootstrap import Estimate, estimates, plain
+from wsi_dbps.evaluation.bootstrap import Estimate, MetricsConfig, estimates, plain
 from wsi_dbps.evaluation.delong import AurocTest, paired_test, reason_key, testable_classes
-from wsi_dbps.evaluation.metrics import MetricsConfig
 from wsi_dbps.evaluation.perfect import why_no_interval
 from wsi_dbps.evaluation.scores import NO_INTERVAL, Rows, Score, rows_of, scores_of, why_absent
 from wsi_dbps.evaluation.validation import Chosen, check_validation, choose, parts

@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 import torch
 
+from wsi_dbps.cohort.each_slide import each_slide
 from wsi_dbps.config import settings
 from wsi_dbps.errors import PredictionError
-from wsi_dbps.evaluation.bootstrap import TWO_CASES, mean_estimate
-from wsi_dbps.evaluation.metrics import MetricsConfig
+from wsi_dbps.evaluation.bootstrap import TWO_CASES, MetricsConfig, mean_estimate
 from wsi_dbps.evaluation.predict import Predictor, check_same_patches, slide_draws
 from wsi_dbps.files import write_json
 from wsi_dbps.models.spill import EmbeddingSpill
-from wsi_dbps.progress import each_slide
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

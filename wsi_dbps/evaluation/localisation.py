@@ -13,8 +13,7 @@ import numpy as np
 from wsi_dbps.cohort.annotations import lesion_shares, read_lesion
 from wsi_dbps.errors import PredictionError
 from wsi_dbps.evaluation import froc
-from wsi_dbps.evaluation.bootstrap import TWO_CASES, estimates, mean_estimate
-from wsi_dbps.evaluation.metrics import MetricsConfig
+from wsi_dbps.evaluation.bootstrap import TWO_CASES, MetricsConfig, estimates, mean_estimate
 from wsi_dbps.records import attention_path, read_attention
 
 if TYPE_CHECKING:

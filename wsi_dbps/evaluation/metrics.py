@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from wsi_dbps.config import settings
-from wsi_dbps.evaluation.bootstrap import Estimate, estimates, log_odds_interval, plain
+from wsi_dbps.evaluation.bootstrap import Estimate, MetricsConfig, estimates, log_odds_interval, plain
 from wsi_dbps.evaluation.calibration import CalibrationBin, calibration_curve
 from wsi_dbps.evaluation.delong import auroc_covariance, reason_key, testable_classes
 from wsi_dbps.evaluation.perfect import why_no_interval, with_bounds
@@ -52,27 +51,6 @@ __all__ = [
 
 FEW_CASES: Final = 20
 """A class with fewer cases than this is named in the caveats."""
-
-
-@settings
-class MetricsConfig:
-    """How metrics are computed."""
-
-    num_bootstrap: int = 2000
-    """Samples of cases behind each interval."""
-    confidence: float = 0.95
-    """How often an interval is meant to hold the true value."""
-    num_calibration_bins: int = 10
-    """Bins of equal width from 0 to 1 in the calibration curve and the expected calibration error."""
-    seed: int = 0
-    """Of the random samples."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be computed."""
-        if min(self.num_bootstrap, self.num_calibration_bins) < 1 or not 0 < self.confidence < 1 or self.seed < 0:
-            raise ValueError(
-                "num_bootstrap and num_calibration_bins are at least 1, seed at least 0, confidence between 0 and 1"
-            )
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from wsi_dbps.cohort.each_slide import each_slide
 from wsi_dbps.config import to_dict
 from wsi_dbps.errors import CacheError, PredictionError
 from wsi_dbps.evaluation.pooling import pool_cases
 from wsi_dbps.files import digest, write_json
-from wsi_dbps.progress import each_slide
 from wsi_dbps.records import ROLES, Prediction, Predictions, SlideAttention, attention_path, read_attention
 from wsi_dbps.training.bags import CacheBag, PatchReader, open_cache
 from wsi_dbps.training.loop import pick_device

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from wsi_dbps.cohort.cohort import SPLITS
+from wsi_dbps.records import SPLITS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

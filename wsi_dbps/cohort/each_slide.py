@@ -1,0 +1,36 @@
+"""The same work with every slide of a cohort."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from wsi_dbps.errors import OutputError, WsiDbpsError
+from wsi_dbps.progress import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from wsi_dbps.cohort.cohort import SlideRecord
+
+
+def each_slide(what: str, records: Sequence[SlideRecord], do: Callable[[SlideRecord], object]) -> tuple[str, ...]:
+    """Do it with every slide; one with which it cannot be done is named, and the rest go on.
+
+    Returns:
+        A line for each slide that failed, beginning with its id.
+
+    Raises:
+        OutputError: If a file cannot be written, which would befall the other slides too.
+    """
+    failed: list[str] = []
+    with Progress(what, len(records), "slides") as progress:
+        for record in records:
+            try:
+                do(record)
+            except OutputError:
+                raise
+            except WsiDbpsError as error:
+                failed.append(f"{record.slide_id}: {str(error).removeprefix(f'{record.slide_id}: ')}")
+                progress.say(failed[-1])
+            progress.advance()
+    return tuple(failed)
