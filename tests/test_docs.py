@@ -76,7 +76,7 @@ def field_docstrings(cls: type) -> dict[str, str]:
 
 
 def values(annotation: str) -> str:
-    kinds = {"int": "whole number", "float": "number", "str": "text", "bool": "true, false"}
+    kinds = {"int": "whole number", "float": "number", "str": "text", "bool": "true, false", "tuple[str, ...]": "texts"}
     kind, _, names = annotation.removesuffix(" | None").partition("Literal")
     said = [kinds[kind.removesuffix(" | ")]] if kind else []
     return ", ".join(said + [f"`{name}`" for name in ast.literal_eval(names or "[]")])

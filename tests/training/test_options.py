@@ -6,7 +6,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from wsi_dbps.errors import ConfigError
+from wsi_dbps.errors import CheckpointError, ConfigError, TrainingError
+from wsi_dbps.evaluation.predict import predict
 from wsi_dbps.models.config import AggregatorConfig, EncoderConfig, SelectionConfig
 from wsi_dbps.models.slide_model import SlideModel
 from wsi_dbps.patches.cache import PatchCache
@@ -115,3 +116,30 @@ def test_an_error_in_a_decoding_thread_is_raised_where_the_patch_is_wanted(cache
     with pytest.raises(MemoryError, match="no room"):
         list(reader.read(cache, [torch.tensor([1])]))
     reader.close()
+
+
+def test_classes_stand_in_the_order_that_was_asked_for(cohort, caches, tmp_path, make_config, capsys) -> None:
+    config = make_config(training={"epochs": 1, "classes": ["flat", "coarse"]})
+    result = train(cohort, caches, tmp_path / "run", config)
+    assert load_checkpoint(result.checkpoint).classes == ("flat", "coarse")
+    assert "classes: flat, coarse; coarse is the positive one" in capsys.readouterr().err
+    found = predict([load_checkpoint(result.checkpoint)], cohort.part("test"), caches, tmp_path / "pred", device="cpu")
+    assert found.predictions.classes == ("flat", "coarse")
+    assert train(cohort, caches, tmp_path / "run", config, resume=True).best == result.best
+    other = make_config(training={"epochs": 1, "classes": ["coarse", "flat"]})
+    with pytest.raises(CheckpointError, match=r"cannot resume with other settings \(training.classes was"):
+        train(cohort, caches, tmp_path / "run", other, resume=True)
+
+
+@pytest.mark.parametrize("classes", [["flat", "bumpy"], ["flat", "coarse", "bumpy"]])
+def test_other_classes_than_the_labels_are_refused(cohort, caches, tmp_path, make_config, classes) -> None:
+    said = rf"\[training\] classes = {', '.join(classes)}, but the train slides are labelled coarse, flat; name each"
+    with pytest.raises(TrainingError, match=said):
+        train(cohort, caches, tmp_path / "run", make_config(training={"classes": classes}))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("classes", [[], ["flat"], ["flat", "flat"]])
+def test_classes_are_two_different_labels_or_more(make_config, classes) -> None:
+    with pytest.raises(ConfigError, match="classes must be two different labels or more"):
+        make_config(training={"classes": classes})

@@ -61,7 +61,7 @@ def plan(cohort: Cohort, caches: Path, config: RunConfig, budget_bytes: int) -> 
     """
     device = pick_device(config.training.device)
     reader = PatchReader(config.training.decode_threads)
-    data = load_data(cohort, caches, reader, monitor=config.training.monitor, patch_filter=config.patches)
+    data = load_data(cohort, caches, reader, config.training, config.patches)
     if not isinstance(data.kind, PatchKind):
         raise ConfigError(
             f"{caches}: holds features; `plan` measures the encoding of pixels, name a folder of patch caches"

@@ -71,6 +71,9 @@ class LoopConfig:
     """Slides that are encoded and pooled together; with several processes, by all of them together."""
     accumulate: int = 1
     """Batches whose gradients make one step."""
+    classes: tuple[str, ...] | None = None
+    """The labels in order, such as `["wildtype", "mutant"]`: of two the second is the positive one; the first is what
+    has no lesion. None: by value where all are numbers, else by name."""
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced`: a class weighs inversely to its number of training slides."""
     monitor: Literal["auroc", "loss"] = "auroc"
@@ -107,6 +110,8 @@ class LoopConfig:
     """With several processes: how long one waits for the others before it gives up."""
 
     def __post_init__(self) -> None:
+        if self.classes is not None and len(set(self.classes)) < max(2, len(self.classes)):
+            raise ValueError(f"classes must be two different labels or more, found {', '.join(self.classes) or 'none'}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in [0, 1), found {self.ema}")
         if not self.save_every_minutes >= 0:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from wsi_dbps.cohort.cohort import Cohort
     from wsi_dbps.models.config import EncoderConfig
     from wsi_dbps.patches.quality import PatchFilter
+    from wsi_dbps.training.config import LoopConfig
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,12 @@ class TrainingData:
 
 
 def load_data(
-    cohort: Cohort, caches: Path, reader: PatchReader, *, monitor: str, patch_filter: PatchFilter
+    cohort: Cohort, caches: Path, reader: PatchReader, loop: LoopConfig, patch_filter: PatchFilter
 ) -> TrainingData:
     """Open the caches, or features, of the train and val slides; other records are dropped before any file is touched.
 
     Raises:
-        TrainingError: If a part is empty or lacks a class that is needed.
+        TrainingError: If a part is empty or lacks a class that is needed, or the settings name other classes.
         CacheError: If a cache is missing, damaged, or holds patches of another kind than the first.
     """
     bags: dict[str, list[CacheBag]] = {"train": [], "val": []}
@@ -89,8 +90,13 @@ def load_data(
         raise TrainingError(f"every train slide is {next(iter(in_train))!r}; training needs two classes or more")
     if unseen := [label for label in in_val if label not in in_train]:
         raise TrainingError(f"val holds class {unseen[0]!r}, of which train has no slide")
-    classes = ordered_classes(in_train)
-    if monitor == "auroc" and (absent := [label for label in classes if label not in in_val]):
+    classes = loop.classes or ordered_classes(in_train)
+    if set(classes) != set(in_train):
+        raise TrainingError(
+            f"[training] classes = {', '.join(classes)}, but the train slides are labelled "
+            f"{', '.join(ordered_classes(in_train))}; name each of these once"
+        )
+    if loop.monitor == "auroc" and (absent := [label for label in classes if label not in in_val]):
         raise TrainingError(
             f"val has no slide of class {absent[0]!r}, so it has no AUROC; set training.monitor = 'loss' or split anew"
         )

@@ -109,7 +109,7 @@ def train(cohort: Cohort, caches: Path, run: Path, config: RunConfig, *, resume:
             raise ConfigError("[encoder] batch_norm = 'train': not in several processes, whose statistics would differ")
         budget, decoder = start_budget(loop.vram, device), pick_decoder(loop.decode, device)
         with closing(PatchReader(loop.decode_threads, pin_memory=device.type == "cuda", gpu=decoder)) as reader:
-            data = load_data(cohort, caches, reader, monitor=loop.monitor, patch_filter=config.patches)
+            data = load_data(cohort, caches, reader, loop, config.patches)
             config = replace(config, encoder=fitted(config.encoder, data.kind))
             last = _last_checkpoint(run, config, data) if resume else None
             world.sum([0.0])  # all have looked before one writes
@@ -192,6 +192,8 @@ def _fit(  # noqa: PLR0912, PLR0915 - it reads straight down
         Progress("training", left, "slides", silent=world.rank > 0) as progress,
         _Board(run if world.rank == 0 else None, len(history)) as board,
     ):
+        positive = f"; {data.classes[1]} is the positive one" if len(data.classes) == 2 else ""
+        progress.say(f"classes: {', '.join(data.classes)}{positive} (training.classes sets the order)")
         for slide_id in data.left_out:
             progress.say(f"{slide_id}: its cache holds no patch (no tissue was found); left out")
         for epoch in range(len(history), loop.epochs):

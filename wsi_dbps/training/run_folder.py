@@ -58,9 +58,8 @@ _FREE: Final = tuple(
 
 
 def _inputs(config: RunConfig, data: TrainingData) -> dict[str, Any]:
-    settings = to_dict(config)
     return {
-        "settings": settings,
+        "settings": json.loads(json.dumps(to_dict(config))),  # as run.json will hold them
         "classes": list(data.classes),
         "patches": asdict(data.kind),
         "caches": {
