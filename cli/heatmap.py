@@ -45,7 +45,9 @@ def command(
         Path | None, typer.Option(help="Folder of `wsi-dbps predict`, whose attention is drawn as it is.")
     ] = None,
     slide: Annotated[list[str], typer.Option(help="Only this slide. May be repeated.")] = [],
-    split: Annotated[Split, typer.Option(help="Which slides.")] = Split.ALL,
+    split: Annotated[
+        Split | None, typer.Option(help="Which slides; else those of --predictions, or all where there is none.")
+    ] = None,
     fold: Fold = None,
     format_: Annotated[list[Format], typer.Option("--format", help="May be repeated.")] = [Format.PNG, Format.GEOJSON],
     values: Annotated[
@@ -73,12 +75,16 @@ def command(
     Attention that is there already, from the same checkpoint and cache, is not computed again.
     """
     from wsi_dbps.errors import PredictionError
+    from wsi_dbps.records import read_predictions
 
-    records = cohort_part(cohort, columns, split, fold)
-    if not len(records):
-        raise PredictionError("no slide to draw: the cohort, or the split asked for, is empty")
+    records = cohort_part(cohort, columns, split or Split.ALL, fold)
     if slide:
         records = records.slides(*slide)
+    elif predictions and split is None:
+        predicted = {row.slide_id for row in read_predictions(predictions / "predictions.csv").slides}
+        records = records.slides(*(record.slide_id for record in records.records if record.slide_id in predicted))
+    if not len(records):
+        raise PredictionError("no slide to draw: the cohort, or the part asked for, is empty")
     how = Drawing(tuple(format_), values, smooth, overlay_level, crops)
     failed = draw(member_runs(runs, fold), records.records, caches, out, predictions, how, device)
     if failed:

@@ -81,9 +81,12 @@ def ranks(weights_N: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
 
 
 def raw_map(attention: SlideAttention) -> TileMap:
-    """Attention as a multiple of an even share: 1 is what every tile would get if all got the same."""
+    """Attention as a multiple of an even share: 1 is what every tile would get if all got the same.
+
+    The scale reaches 2 at least, so that even attention does not look like attention to everything.
+    """
     shares_N = attention.weights_N.astype(np.float64) * len(attention.weights_N)
-    return TileMap("Attention", "multiple of an even share", shares_N, max(1.0, shares_N.max(initial=0)))
+    return TileMap("Attention", "multiple of an even share", shares_N, max(2.0, shares_N.max(initial=0)))
 
 
 def percentile_map(attention: SlideAttention) -> TileMap:
