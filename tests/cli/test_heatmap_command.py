@@ -66,6 +66,14 @@ def test_every_format_is_drawn_without_opening_a_slide(predicted, tmp_path, wsi_
     assert coloured[-1, -1, 0] > coloured[-1, -1, 2]
 
 
+def test_the_slides_predicted_are_drawn_where_no_others_are_asked_for(predicted, tmp_path, wsi_dbps) -> None:
+    run, manifest, caches, pred = predicted
+    num = sum(line.startswith("slide,") for line in (pred / "predictions.csv").read_text().splitlines())
+    draw = ("heatmap", run, manifest, "--caches", caches, "--predictions", pred, "--format", "csv", "--out", tmp_path)
+    code, out, _ = wsi_dbps(*draw)
+    assert (code, out) == (0, f"{num} slides drawn, 0 failed: {tmp_path}\n")
+
+
 def test_levels_and_crops_read_the_slide(predicted, tmp_path, wsi_dbps) -> None:
     run, manifest, caches, pred = predicted
     draw = ("heatmap", run, manifest, "--caches", caches, "--predictions", pred, "--out", tmp_path)
