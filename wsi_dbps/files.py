@@ -1,4 +1,9 @@
-"""Files and folders that are whole or absent: written beside, synced, renamed."""
+"""Files and folders that are written atomically, and only over what this package wrote before.
+
+A file is written to a temporary file beside its place, flushed to disk, then renamed. A hidden file in each folder,
+`.wsi-dbps-files`, records what was written there: no command replaces a file that is not in it, or that somebody
+changed since. The same hidden file is the lock by which one command at a time writes to a folder.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +13,16 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import sys
+import threading
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from wsi_dbps.errors import OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 
@@ -26,11 +33,13 @@ def written_whole(path: Path) -> Iterator[Path]:
     The name beside is always the same, so what a killed run leaves behind is overwritten by the next.
 
     Raises:
-        OutputError: If the file cannot be written, with what the system said.
+        OutputError: If the file cannot be written, with what the system said, or if there is a file of that name that
+            this package did not write (`refuse_to_replace`).
     """
     partial = partial_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        refuse_to_replace(path)
         yield partial
         put_in_place(partial, path)
     except BaseException as error:
@@ -46,11 +55,171 @@ def partial_path(path: Path) -> Path:
 
 
 def put_in_place(partial: Path, path: Path) -> None:
-    """Sync a file that is whole and give it its name."""
+    """Sync a file that is whole, record it as ours, and give it its name.
+
+    Raises:
+        OutputError: If there is a file of that name that this package did not write.
+    """
+    refuse_to_replace(path)
     with open(partial, "rb+") as file:
         os.fsync(file.fileno())
+    _note_written(path, partial)
     os.replace(partial, path)
     _sync(path.parent)
+
+
+RECORD: Final = ".wsi-dbps-files"
+"""A hidden file in each folder that we write to, a line per file: the digest of its content, or `-` for a large file or
+a folder, a tab, and its name. A line that begins with `#` tells which command wrote there."""
+_LARGE: Final = 4 << 20
+_MADE_BY_0_1: Final = {
+    "run.json": ("run.toml", "run.json", "cohort.csv", "history.csv", "last.pt", "best.pt"),
+    "predict.json": ("predictions.csv", "predict.json", "metrics.json", "report.html"),
+}
+"""Version 0.1 kept no record. What it wrote is known by one of these files, which names the package."""
+
+
+def refuse_to_replace(path: Path) -> None:
+    """Do nothing if there is no such file or folder, or if this package wrote it and nobody has changed it since.
+
+    Commands that work for long call it before they begin, and every writer does before a file takes its name.
+
+    Raises:
+        OutputError: If somebody else's file would be lost.
+    """
+    if not os.path.lexists(path):
+        return
+    digests = _recorded(path)
+    if path.is_dir() and (strangers := [file for file in sorted(path.iterdir()) if not _is_of_folder(file)]):
+        raise OutputError(
+            f"{path}: holds {strangers[0].name}, which was not written by wsi-dbps, so the folder is not replaced; "
+            "move that file away, or give another folder with --out"
+        )
+    if not digests and not _made_by_0_1(path):
+        raise OutputError(
+            f"{path}: exists and was not written by wsi-dbps, so it is not replaced; move it away, or give another "
+            "name or folder with --out"
+        )
+    if digests and "-" not in digests and path.is_file() and file_digest(path) not in digests:
+        raise OutputError(
+            f"{path}: was changed after wsi-dbps wrote it, so it is not replaced; move it away, or give another name "
+            "or folder with --out"
+        )
+
+
+def _is_of_folder(file: Path) -> bool:
+    return file.name == RECORD or bool(_recorded(file))
+
+
+def _recorded(path: Path) -> set[str]:
+    lines = (line.partition("\t") for line in _lines(path.parent / RECORD))
+    return {digest for digest, _, name in lines if name == _one_line(path.name)}
+
+
+def _lines(record: Path) -> list[str]:
+    with suppress(FileNotFoundError):
+        return record.read_text(encoding="utf-8", errors="surrogateescape").split("\n")[:-1]
+    return []
+
+
+def _made_by_0_1(path: Path) -> bool:
+    if path.suffix == ".h5":
+        return _h5_format(path).startswith("wsi-dbps")
+    told_by = [path.parent / told for told, names in _MADE_BY_0_1.items() if path.name in names]
+    with suppress(OSError):
+        return any(b'"wsi_dbps' in told.read_bytes() for told in told_by if told.is_file())
+    return False
+
+
+def _h5_format(path: Path) -> str:
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            return str(file.attrs.get("format", ""))
+    except (OSError, RuntimeError, ValueError):
+        return ""
+
+
+def _note_written(path: Path, content: Path | None) -> None:
+    """Record a file, or a folder (`content` None), before it takes its name, so that a kill leaves no unknown file."""
+    large = content is None or content.stat().st_size > _LARGE
+    mark = "-" if large or content is None else file_digest(content)
+    if mark not in _recorded(path):
+        _append(path.parent / RECORD, f"{mark}\t{_one_line(path.name)}\n")
+
+
+def _append(record: Path, line: str) -> None:
+    handle = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        os.write(handle, line.encode("utf-8", "surrogateescape"))
+    finally:
+        os.close(handle)
+
+
+def _one_line(name: str) -> str:
+    return name.replace("\n", "\\n")
+
+
+_held: dict[str, int] = {}
+"""Folders that this process holds, and the thread that does."""
+
+
+@contextmanager
+def output_folder(folder: Path, command: str, names: Iterable[str] = ()) -> Iterator[None]:
+    """Hold a folder so that no other command writes to it meanwhile; it is made if it is missing.
+
+    The lock is the system's own (`flock`) on the folder's `.wsi-dbps-files`: it ends with the process, however that
+    ends, and other machines see it on file systems that share locks (NFS from version 4, Lustre with `flock`, GPFS).
+    Where there are no locks, the folder is always had. A function that holds a folder may call another that holds the
+    same. `tile` and `export` hold single files in place of the folder (`claimed`), so that several may share the work.
+
+    Args:
+        folder: Where the command writes.
+        command: Its name, for the message of whoever comes second.
+        names: Files that it will write there: refused at once if they are somebody else's, not hours later.
+
+    Raises:
+        OutputError: If another command is writing there, or the folder cannot be written, or holds a file of one of
+            these names that this package did not write.
+    """
+    key = os.path.realpath(folder)
+    if _held.get(key) == threading.get_ident():
+        yield
+        return
+    record, new = folder / RECORD, not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = _locked(record, wait=False)
+    except OSError as error:
+        _raise_as_output_error(folder, error)
+        raise
+    except BusyError:
+        raise OutputError(
+            f"{folder}: {_writer(record)} is writing here now; wait until it has ended, or give another folder with "
+            "--out"
+        ) from None
+    try:
+        _held[key] = threading.get_ident()
+        try:
+            for name in names:
+                refuse_to_replace(folder / name)
+            _append(record, f"# wsi-dbps {command}\tprocess {os.getpid()} on {socket.gethostname()}\n")
+            yield
+        finally:
+            del _held[key]
+            if all(line.startswith("# ") for line in _lines(record)):  # no file was written: leave nothing
+                record.unlink(missing_ok=True)
+                with suppress(OSError):
+                    if new:
+                        folder.rmdir()
+    finally:
+        os.close(handle)
+
+
+def _writer(record: Path) -> str:
+    command, _, process = next((line[2:] for line in reversed(_lines(record)) if line[:2] == "# "), "").partition("\t")
+    return f"another command, `{command}` ({process})," if process else "another command"
 
 
 def reserve(handle: int, length: int) -> None:
@@ -106,17 +275,21 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
     names beside begin with a dot, as no slide id does; what a killed run leaves under them is removed by the next.
 
     Raises:
-        OutputError: If it cannot be written, with what the system said.
+        OutputError: If it cannot be written, with what the system said, or if this package did not write the folder
+            that has the name.
     """
     new, old = (path.with_name(f".{path.name}.{which}") for which in ("new", "old"))
     try:
+        refuse_to_replace(path)
         for left in (new, old):
             shutil.rmtree(left, ignore_errors=True)
         new.mkdir(parents=True)
         yield new
+        _append(new / RECORD, "".join(f"-\t{_one_line(file.name)}\n" for file in sorted(new.iterdir())))
         for file in new.iterdir():
             _sync(file)
         _sync(new)
+        _note_written(path, None)
         if path.exists():
             os.rename(path, old)
         os.rename(new, path)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi_dbps.errors import OutputError
-from wsi_dbps.files import digest, file_digest, write_json, write_text, written_whole
+from wsi_dbps.files import RECORD, digest, file_digest, write_json, write_text, written_whole
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -37,7 +37,7 @@ def test_a_file_appears_whole_with_its_folder(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.txt"
     write_text(path, "µ\n")
     assert path.read_bytes() == "µ\n".encode()
-    assert os.listdir(path.parent) == ["a.txt"]
+    assert sorted(os.listdir(path.parent)) == [RECORD, "a.txt"]
     assert file_digest(path) != file_digest(Path(__file__))
 
 
@@ -47,14 +47,14 @@ def test_what_fails_midway_leaves_the_old_file_and_no_partial_one(tmp_path: Path
     with pytest.raises(ZeroDivisionError), written_whole(path) as partial:
         partial.write_text("half" * (1 // 0))
     assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["a.txt"]
+    assert sorted(os.listdir(tmp_path)) == [RECORD, "a.txt"]
 
 
 def test_what_a_killed_run_left_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "a.txt.part").write_text("what a killed run left, longer than the new text")
     write_text(tmp_path / "a.txt", "new")
     assert (tmp_path / "a.txt").read_text() == "new"
-    assert os.listdir(tmp_path) == ["a.txt"]
+    assert sorted(os.listdir(tmp_path)) == [RECORD, "a.txt"]
 
 
 def test_nan_is_refused_because_it_is_not_json(tmp_path: Path) -> None:
@@ -65,13 +65,13 @@ def test_nan_is_refused_because_it_is_not_json(tmp_path: Path) -> None:
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 def test_a_full_disk_is_named_with_the_file_and_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    path.write_text("old")
+    write_text(path, "old")
     (tmp_path / "a.txt.part").symlink_to("/dev/full")
     with pytest.raises(OutputError) as caught:
         write_text(path, "new")
     assert str(caught.value) == f"{path}: cannot be written: No space left on device"
     assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["a.txt"]
+    assert sorted(os.listdir(tmp_path)) == [RECORD, "a.txt"]
 
 
 def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
 def test_a_file_that_is_a_folder_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.mkdir()
-    with pytest.raises(OutputError, match=f"^{path}: cannot be written: Is a directory$"):
+    with pytest.raises(OutputError, match=f"^{path}: exists and was not written by wsi-dbps"):
         write_text(path, "new")
     assert os.listdir(tmp_path) == ["a.txt"]
 

@@ -1,0 +1,166 @@
+"""No command replaces a file that it did not write, and one command at a time writes to a folder."""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import h5py
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wsi_dbps.errors import OutputError
+from wsi_dbps.files import RECORD, folder_written_whole, output_folder, refuse_to_replace, write_json, write_text
+
+HOLD = """
+import sys
+from pathlib import Path
+from wsi_dbps.files import output_folder
+with output_folder(Path(sys.argv[1]), "train"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+names = st.text(
+    st.characters(blacklist_categories=("Cs", "Cc"), blacklist_characters="/"), min_size=1, max_size=40
+).filter(lambda name: name not in (".", "..", RECORD) and len(name.encode()) < 200)
+
+
+@settings(deadline=None, max_examples=50)
+@given(name=names, text=st.text(), newer=st.text(), own=st.text())
+def test_what_we_wrote_is_replaced_and_what_somebody_wrote_is_not(
+    tmp_path_factory: pytest.TempPathFactory, name: str, text: str, newer: str, own: str
+) -> None:
+    path = tmp_path_factory.mktemp("out") / name
+    for content in (text, newer, text):
+        write_text(path, content)
+    assert path.read_bytes() == text.encode()
+    if own not in (text, newer):
+        path.write_bytes(own.encode())
+        with pytest.raises(OutputError, match="was changed after wsi-dbps wrote it"):
+            write_text(path, text)
+        assert path.read_bytes() == own.encode()
+
+
+def test_a_file_of_somebody_else_is_kept_and_the_message_says_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "cohort.csv"
+    path.write_text("mine")
+    with pytest.raises(OutputError) as caught:
+        write_text(path, "ours")
+    assert str(caught.value) == (
+        f"{path}: exists and was not written by wsi-dbps, so it is not replaced; move it away, or give another name or "
+        "folder with --out"
+    )
+    assert path.read_text() == "mine"
+    assert sorted(os.listdir(tmp_path)) == ["cohort.csv"]
+
+
+def test_a_link_that_leads_nowhere_is_somebody_elses_file_too(tmp_path: Path) -> None:
+    (tmp_path / "a.json").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OutputError, match="was not written by wsi-dbps"):
+        write_json(tmp_path / "a.json", {})
+
+
+def test_a_file_that_a_kill_left_before_its_last_step_is_ours(tmp_path: Path) -> None:
+    """The record is written before a file takes its name, so a file in place is always in it."""
+    write_text(tmp_path / "a.csv", "1")
+    os.unlink(tmp_path / "a.csv")
+    write_text(tmp_path / "a.csv", "2")
+    assert (tmp_path / "a.csv").read_text() == "2"
+
+
+def test_a_folder_is_replaced_only_if_all_in_it_is_ours(tmp_path: Path) -> None:
+    target = tmp_path / "S1"
+    for text in ("1", "2"):
+        with folder_written_whole(target) as folder:
+            (folder / "a.png").write_text(text)
+    assert (target / "a.png").read_text() == "2"
+    (target / "notes.txt").write_text("mine")
+    with (
+        pytest.raises(OutputError, match=r"S1: holds notes\.txt, which was not written by wsi-dbps"),
+        folder_written_whole(target),
+    ):
+        pass
+    assert (target / "notes.txt").read_text() == "mine"
+    os.unlink(target / "notes.txt")
+    os.rename(target, tmp_path / "S2")
+    (tmp_path / "S2" / "a.png").unlink()
+    with pytest.raises(OutputError, match="S2: exists and was not written"), folder_written_whole(tmp_path / "S2"):
+        pass
+
+
+def test_files_of_version_0_1_which_kept_no_record_are_known_by_what_they_say(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"made_with": {"wsi_dbps": "0.1.0"}}')
+    (tmp_path / "last.pt").write_text("weights")
+    (tmp_path / "table.csv").write_text("mine")
+    with h5py.File(tmp_path / "ours.h5", "w") as file:
+        file.attrs["format"] = "wsi-dbps patch cache"
+    with h5py.File(tmp_path / "theirs.h5", "w") as file:
+        file["coords"] = [1, 2]
+    for name in ("run.json", "last.pt", "ours.h5"):
+        refuse_to_replace(tmp_path / name)
+    for name in ("table.csv", "theirs.h5"):
+        with pytest.raises(OutputError, match="was not written by wsi-dbps"):
+            refuse_to_replace(tmp_path / name)
+
+
+def test_a_folder_is_held_by_one_process_until_it_ends_however_it_ends(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        expected = rf"another command, `wsi-dbps train` \(process {other.pid} on .*\), is writing here now; wait until"
+        with pytest.raises(OutputError, match=expected), output_folder(out, "predict"):
+            pass
+    finally:
+        other.kill()
+        other.communicate()
+    with output_folder(out, "predict"):
+        pass
+
+
+def test_a_function_that_holds_a_folder_may_call_another_that_does_but_a_thread_beside_it_may_not(
+    tmp_path: Path,
+) -> None:
+    refused: list[str] = []
+
+    def beside() -> None:
+        try:
+            with output_folder(tmp_path, "evaluate"):
+                pass
+        except OutputError as error:
+            refused.append(str(error))
+
+    with output_folder(tmp_path, "train"), output_folder(tmp_path / ".", "predict"):
+        thread = threading.Thread(target=beside)
+        thread.start()
+        thread.join()
+    assert len(refused) == 1
+    assert re.search("`wsi-dbps train`", refused[0])
+
+
+def test_a_command_that_writes_nothing_leaves_nothing(tmp_path: Path) -> None:
+    for folder in (tmp_path / "new", tmp_path):
+        with pytest.raises(ZeroDivisionError), output_folder(folder, "train"):
+            raise ZeroDivisionError
+    assert os.listdir(tmp_path) == []
+    with output_folder(tmp_path / "new", "train"):
+        write_text(tmp_path / "new" / "a.csv", "1")
+    assert sorted(os.listdir(tmp_path / "new")) == [RECORD, "a.csv"]
+
+
+def test_somebody_elses_file_is_refused_before_the_work_begins(tmp_path: Path) -> None:
+    (tmp_path / "best.pt").write_text("mine")
+    begun = []
+    with (
+        pytest.raises(OutputError, match=r"best\.pt: exists and was not"),
+        output_folder(tmp_path, "train", ("best.pt",)),
+    ):
+        begun.append(1)
+    assert not begun
+    assert os.listdir(tmp_path) == ["best.pt"]
