@@ -69,9 +69,9 @@ def put_in_place(partial: Path, path: Path) -> None:
 
 
 RECORD: Final = ".wsi-dbps-files"
-"""A hidden file in each folder that we write to, a line per file: the digest of its content, or `-` for a large file or
-a folder, a tab, and its name. A line that begins with `#` tells which command wrote there."""
-_LARGE: Final = 4 << 20
+"""A hidden file in each folder that we write to, a line per file: the digest of its content where it is text that people
+edit, else `-`, then a tab and its name. A line that begins with `#` tells which command wrote there."""
+_EDITABLE: Final = (".csv", ".geojson", ".html", ".json", ".toml")
 _MADE_BY_0_1: Final = {
     "run.json": ("run.toml", "run.json", "cohort.csv", "history.csv", "last.pt", "best.pt"),
     "predict.json": ("predictions.csv", "predict.json", "metrics.json", "report.html"),
@@ -80,7 +80,9 @@ _MADE_BY_0_1: Final = {
 
 
 def refuse_to_replace(path: Path) -> None:
-    """Do nothing if there is no such file or folder, or if this package wrote it and nobody has changed it since.
+    """Do nothing if there is no such file or folder, or if this package wrote it.
+
+    Text that people edit (CSV, TOML, JSON, HTML) must also be as it was written; a damaged binary file may be replaced.
 
     Commands that work for long call it before they begin, and every writer does before a file takes its name.
 
@@ -143,8 +145,7 @@ def _h5_format(path: Path) -> str:
 
 def _note_written(path: Path, content: Path | None) -> None:
     """Record a file, or a folder (`content` None), before it takes its name, so that a kill leaves no unknown file."""
-    large = content is None or content.stat().st_size > _LARGE
-    mark = "-" if large or content is None else file_digest(content)
+    mark = file_digest(content) if content is not None and path.suffix in _EDITABLE else "-"
     if mark not in _recorded(path):
         _append(path.parent / RECORD, f"{mark}\t{_one_line(path.name)}\n")
 
@@ -285,7 +286,10 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
         new.mkdir(parents=True)
         yield new
-        _append(new / RECORD, "".join(f"-\t{_one_line(file.name)}\n" for file in sorted(new.iterdir())))
+        _append(
+            new / RECORD,
+            "".join(f"-\t{_one_line(file.name)}\n" for file in sorted(new.iterdir()) if file.name != RECORD),
+        )
         for file in new.iterdir():
             _sync(file)
         _sync(new)
