@@ -196,6 +196,7 @@ def _fit(  # noqa: PLR0912, PLR0915 - it reads straight down
     ):
         positive = f"; {data.classes[1]} is the positive one" if len(data.classes) == 2 else ""
         progress.say(f"classes: {', '.join(data.classes)}{positive} (training.classes sets the order)")
+        progress.say(model.parameters_line)
         for slide_id in data.left_out:
             progress.say(f"{slide_id}: its cache holds no patch (no tissue was found); left out")
         for epoch in range(len(history), loop.epochs):
