@@ -54,6 +54,7 @@ def print_plan(plan: Plan, asked: RunConfig, vram: str, budget: int) -> None:
         f"{asked.encoder.name} on {plan.device}, {len(num_patches)} train slides of {min(num_patches)} to "
         f"{max(num_patches)} patches of {plan.size_px} px"
     )
+    print(plan.parameters_line)
     print(
         f"a patch: forward {cost.forward_seconds * 1e3:.3g} ms, {as_size(cost.forward_bytes)}; with gradient "
         f"{cost.gradient_seconds * 1e3:.3g} ms, {as_size(cost.gradient_bytes)}; read {cost.read_seconds * 1e3:.3g} ms"

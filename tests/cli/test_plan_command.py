@@ -10,6 +10,7 @@ def test_the_command_prints_what_was_asked_and_what_fits(small_cohort, wsi_dbps,
     code, out, err = wsi_dbps(*asked, "--vram", "2G")
     assert (code, err) == (0, "")
     assert "2G (2.00 GiB) is enough." in out
+    assert re.search(r"^parameters: encoder [\d,]+, aggregator [\d,]+ \(embedding size 16\)$", out, re.M)
     code, out, err = wsi_dbps(*asked, "--vram", "6M")
     assert (code, err) == (0, "")
     assert "6M (6.0 MiB) is too little for what was asked. What fits:" in out

@@ -1,5 +1,10 @@
 """Encoders: built by name, started from local weights, fed plain pixels."""
 
+import os
+import re
+import socket
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -77,7 +82,8 @@ def test_weights_that_do_not_fit_are_refused_with_the_first_tensor_named(tmp_pat
         with pytest.raises(ConfigError, match=message):
             load_weights_file(backbone, tmp_path / "w.pth", match)
 
-    refused({}, "name", f"tensors are not in it, the first '{first}'; .*try encoder.weights_match = 'order'")
+    by_order = f"tensors are not in it, the first '{first}'; .*try encoder.weights_match = 'order'"
+    refused({"other": torch.zeros(1)}, "name", by_order)
     refused(state | {first: torch.zeros(1)}, "name", rf"{first} has shape \(1,\), the encoder wants")
     refused(dict(list(state.items())[:3]), "order", "holds 3 tensors, the encoder has")
     refused([1, 2], "name", "holds no table of tensors")
@@ -86,6 +92,50 @@ def test_weights_that_do_not_fit_are_refused_with_the_first_tensor_named(tmp_pat
         load_weights_file(backbone, tmp_path / "w.pth", "name")
     with pytest.raises(ConfigError, match="no such weights file"):
         load_weights_file(backbone, tmp_path / "none.pth", "name")
+
+
+@pytest.mark.parametrize("match", ["name", "order"])
+def test_weights_with_layer_scale_are_not_loaded_into_a_model_without(tmp_path: Path, match: str) -> None:
+    """As UNI's file into timm's plain vision transformer: 24 tensors would be dropped, and the features be wrong."""
+    import timm
+
+    name, path = "vit_tiny_patch16_224", tmp_path / "uni.pth"
+    scaled = timm.create_model(name, num_classes=0, init_values=1e-5)
+    torch.save(scaled.state_dict(), path)
+    with pytest.raises(ConfigError) as error:
+        encoder(name=name, weights=str(path), weights_match=match)
+    if match == "name":
+        assert str(error.value) == (
+            f"{path}: 24 of its 174 tensors have no place in the encoder, the first 'blocks.0.ls1.gamma', so its "
+            "features would not be those that it was trained for; set encoder.name to the model that this file was "
+            "saved from (one on Hugging Face: hf-hub:OWNER/MODEL)"
+        )
+    torch.save(timm.create_model(name, num_classes=0).state_dict(), path)
+    with pytest.raises(ConfigError, match=r"24 of the encoder's 174 tensors are not in it, .*ls1.gamma'; set encoder"):
+        load_weights_file(scaled, path, "name")
+
+
+def test_only_the_classifier_of_a_file_is_left_out(tmp_path: Path) -> None:
+    backbone, path = encoder().backbone, tmp_path / "w.pth"
+    head = {"fc.weight": torch.zeros(10, 512), "fc.bias": torch.zeros(10)}
+
+    def loads(more: dict[str, torch.Tensor], match: str) -> bool:
+        torch.save(backbone.state_dict() | more, path)
+        try:
+            load_weights_file(backbone, path, match)
+        except ConfigError as error:
+            assert "have no place in the encoder, the first" in str(error)  # noqa: PT017
+            return False
+        return True
+
+    for match in ("name", "order"):
+        assert loads(head, match)
+        assert loads({"fc.weight": torch.zeros(10, 512)}, match)
+        assert not loads({"norm.weight": torch.zeros(512), "norm.bias": torch.zeros(512)}, match)
+        assert not loads(head | {"head_2.weight": torch.zeros(3, 10)}, match)
+    assert loads({"classifier.weight": torch.zeros(10, 512)}, "order")
+    assert not loads({"classifier.weight": torch.zeros(10, 512)}, "name")
+    assert not loads({"scale": torch.tensor(1.0)}, "order")
 
 
 def test_an_unknown_encoder_is_named_with_its_neighbours() -> None:
@@ -102,6 +152,30 @@ def test_weights_that_cannot_be_fetched_say_what_to_do(monkeypatch: pytest.Monke
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", "/nonexistent")
     with pytest.raises(ConfigError, match=r"weights of resnet18 cannot be fetched .* give a file as encoder.weights"):
         encoder(pretrained=True)
+
+
+def test_without_a_network_weights_are_asked_for_once_and_one_line_says_so(tmp_path: Path) -> None:
+    script = """
+from wsi_dbps.errors import ConfigError
+from wsi_dbps.models.config import EncoderConfig
+from wsi_dbps.models.encoders import build_encoder
+try:
+    build_encoder(EncoderConfig(name="resnet18"))
+except ConfigError as error:
+    print(error)
+"""
+    with socket.socket() as nobody_listens:
+        nobody_listens.bind(("127.0.0.1", 0))
+        hub = f"http://127.0.0.1:{nobody_listens.getsockname()[1]}"
+        here = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1", "HF_HUB_OFFLINE": "0"}
+        command = [sys.executable, "-c", script]
+        done = subprocess.run(command, env=os.environ | here, capture_output=True, text=True, timeout=100, check=False)
+    assert done.stderr == ""
+    assert re.fullmatch(
+        rf"\[encoder\] weights of resnet18 cannot be fetched \({hub} cannot be reached: .*; and they are not in the "
+        rf"cache {tmp_path}/hub\); without a network give a file as encoder.weights, or set .*\n",
+        done.stdout,
+    )
 
 
 def test_heads_that_do_not_divide_the_embedding_are_refused() -> None:

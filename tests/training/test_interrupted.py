@@ -82,6 +82,7 @@ def test_sigterm_ends_the_step_saves_and_says_how_to_go_on(
     assert process.wait() == 143
     assert re.fullmatch(
         r"classes: .*\n"
+        r"parameters: .*\n"
         r"wsi-dbps: \S+/run: ended by SIGTERM (after step \d of 3|in the validation) of epoch \d; all is saved; "
         r"go on with --resume\n",
         said,

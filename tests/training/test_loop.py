@@ -71,6 +71,15 @@ def test_it_learns_what_tells_the_classes_apart(cohort, caches, tmp_path, make_c
     assert result.history[-1]["train_loss"] < 0.5 * result.history[0]["train_loss"]
 
 
+def test_a_start_that_fails_leaves_nothing_that_refuses_the_next(cohort, caches, tmp_path, make_config) -> None:
+    torch.save({"other": torch.zeros(1)}, tmp_path / "other.pth")
+    wrong = make_config(encoder={"weights": str(tmp_path / "other.pth")})
+    with pytest.raises(ConfigError, match=r"other\.pth"):
+        train(cohort, caches, tmp_path / "run", wrong)
+    assert not (tmp_path / "run").exists()
+    assert train(cohort, caches, tmp_path / "run", make_config()).checkpoint.exists()
+
+
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(cohort, caches, tmp_path, make_config) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train(cohort, caches, tmp_path / name, make_config(training={"seed": seed}))

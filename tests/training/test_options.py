@@ -122,7 +122,11 @@ def test_classes_stand_in_the_order_that_was_asked_for(cohort, caches, tmp_path,
     config = make_config(training={"epochs": 1, "classes": ["flat", "coarse"]})
     result = train(cohort, caches, tmp_path / "run", config)
     assert load_checkpoint(result.checkpoint).classes == ("flat", "coarse")
-    assert "classes: flat, coarse; coarse is the positive one" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "classes: flat, coarse; coarse is the positive one" in said
+    state = load_checkpoint(result.checkpoint).model_state
+    held = [sum(t.numel() for name, t in state.items() if name.startswith(part)) for part in ("encoder", "aggregator")]
+    assert f"parameters: encoder {held[0]:,}, aggregator {held[1]:,} (embedding size 16)" in said
     found = predict([load_checkpoint(result.checkpoint)], cohort.part("test"), caches, tmp_path / "pred", device="cpu")
     assert found.predictions.classes == ("flat", "coarse")
     assert train(cohort, caches, tmp_path / "run", config, resume=True).best == result.best

@@ -4,9 +4,10 @@ for patches that are features already."""
 from __future__ import annotations
 
 import warnings
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import nn
@@ -14,9 +15,13 @@ from torch import nn
 from wsi_dbps.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from wsi_dbps.models.config import EncoderConfig
 
 _HALF = (0.5, 0.5, 0.5)
+_HUB_SECONDS: Final = 5
+"""How long Hugging Face may take to answer at all."""
 
 
 class PatchEncoder(nn.Module):
@@ -148,21 +153,50 @@ def _timm_model(config: EncoderConfig, *, fetch: bool) -> Any:
         near = timm.list_models(f"*{config.name}*")[:5]
         hint = f"; there are {', '.join(near)}" if near else "; see timm.list_models()"
         raise ConfigError(f"[encoder] name: timm {timm.__version__} has no model {config.name!r}{hint}, or small_gn")
+    if not (fetch or from_hub):  # of a model on the hub the architecture is fetched too
+        return timm.create_model(config.name, num_classes=0)
+    with _hub_asked_once() as out_of_reach:
+        try:
+            return timm.create_model(config.name, pretrained=fetch, num_classes=0)
+        except Exception as error:
+            said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            if out_of_reach and "LocalEntryNotFound" in said:
+                said = out_of_reach
+            raise ConfigError(
+                f"[encoder] weights of {config.name} cannot be fetched ({said}); "
+                "without a network give a file as encoder.weights, or set encoder.pretrained = false to start from "
+                "random weights"
+            ) from error
+
+
+@contextmanager
+def _hub_asked_once() -> Iterator[str]:
+    """Yield what keeps Hugging Face out of reach, empty where nothing does; meanwhile it logs nothing but errors.
+
+    Where it is out of reach, its cache alone is used: by itself huggingface_hub tries for 48 seconds, with 12 lines.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session, logging  # type: ignore[attr-defined]
+
+    offline, level, out_of_reach = constants.HF_HUB_OFFLINE, logging.get_verbosity(), ""
+    if not offline:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=_HUB_SECONDS)  # any answer will do
+        except Exception as error:  # requests' or httpx's, by the version
+            said = " ".join(str(error).split())[:200] or type(error).__name__
+            cache = f"and they are not in the cache {constants.HF_HUB_CACHE}"
+            out_of_reach = f"{constants.ENDPOINT} cannot be reached: {said}; {cache}"
     try:
-        return timm.create_model(config.name, pretrained=fetch, num_classes=0)
-    except Exception as error:
-        if not (fetch or from_hub):  # of a model on the hub the architecture is fetched too
-            raise
-        said = " ".join(str(error).split())[:200]
-        raise ConfigError(
-            f"[encoder] weights of {config.name} cannot be fetched ({type(error).__name__}: {said}); "
-            "without a network give a file as encoder.weights, or set encoder.pretrained = false to start from random "
-            "weights"
-        ) from error
+        constants.HF_HUB_OFFLINE = offline or bool(out_of_reach)
+        logging.set_verbosity_error()
+        yield out_of_reach
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+        logging.set_verbosity(level)
 
 
 def load_weights_file(backbone: nn.Module, path: Path, match: str) -> None:
-    """Load a local weights file into a backbone; a classifier head that the file has beyond it is left out.
+    """Load a local weights file into a backbone, whole; only a classifier head that the file has beyond it is left out.
 
     Args:
         backbone: What to load into.
@@ -170,22 +204,57 @@ def load_weights_file(backbone: nn.Module, path: Path, match: str) -> None:
         match: `name`, or `order`: tensor after tensor, each of the same shape.
 
     Raises:
-        ConfigError: If the file is missing or not weights, or does not fit; with the first tensor that does not.
+        ConfigError: If the file is missing or not weights; or if a tensor of the backbone is not in it or has another
+            shape, or one of the file has no place in the backbone; naming the first of them.
     """
-    given, wanted = _read_weights(path), backbone.state_dict()
+    held, wanted = _read_weights(path), backbone.state_dict()
+    repair = "set encoder.name to the model that this file was saved from (one on Hugging Face: hf-hub:OWNER/MODEL)"
     if match == "order":
-        given = _renamed_by_order(given, wanted, path)
-    if missing := [name for name in wanted if name not in given and not name.endswith("num_batches_tracked")]:
+        ours, theirs = _lasting(wanted), _lasting(held)
+        if len(theirs) < len(ours):
+            raise ConfigError(f"{path}: holds {len(theirs)} tensors, the encoder has {len(ours)}; {repair}")
+        given = {name: held[other] for name, other in zip(ours, theirs, strict=False)}
+        left = _without_head_by_shape(theirs[len(ours) :], held, backbone)
+    else:
+        given, left = held, _without_head([name for name in _lasting(held) if name not in wanted], backbone)
+    missing = [name for name in _lasting(wanted) if name not in given]
+    if missing:
+        renamed = "if its names differ from timm's, try encoder.weights_match = 'order'; else " if left else ""
         raise ConfigError(
-            f"{path}: {len(missing)} of {len(wanted)} tensors are not in it, the first {missing[0]!r}; "
-            "if its names differ from timm's, try encoder.weights_match = 'order'"
+            f"{path}: {len(missing)} of the encoder's {len(wanted)} tensors are not in it, the first {missing[0]!r}; "
+            f"{renamed}{repair}"
         )
-    for name, tensor in wanted.items():
-        if name in given and given[name].shape != tensor.shape:
-            raise ConfigError(
-                f"{path}: {name} has shape {tuple(given[name].shape)}, the encoder wants {tuple(tensor.shape)}"
-            )
+    unlike = [name for name in wanted if name in given and given[name].shape != wanted[name].shape]
+    if unlike:
+        name, others = unlike[0], f" ({len(unlike)} tensors differ in shape)" if len(unlike) > 1 else ""
+        raise ConfigError(
+            f"{path}: {name} has shape {tuple(given[name].shape)}, the encoder wants {tuple(wanted[name].shape)}"
+            f"{others}; {repair}"
+        )
+    if left:
+        raise ConfigError(
+            f"{path}: {len(left)} of its {len(held)} tensors have no place in the encoder, the first {left[0]!r}, "
+            f"so its features would not be those that it was trained for; {repair}"
+        )
     backbone.load_state_dict({name: given.get(name, tensor) for name, tensor in wanted.items()})
+
+
+def _without_head(left: list[str], backbone: Any) -> list[str]:
+    """The names without those of the model's classifier: of timm's `head.fc` all that is left of `head`."""
+    classifier = getattr(backbone, "pretrained_cfg", {}).get("classifier") or ()
+    heads = (classifier,) if isinstance(classifier, str) else classifier
+    return [name for name in left if not name.startswith(tuple(f"{h.rpartition('.')[0] or h}." for h in heads))]
+
+
+def _without_head_by_shape(left: list[str], held: dict[str, torch.Tensor], backbone: Any) -> list[str]:
+    """Where names say nothing: a classifier is one linear layer from the features to its K outputs, with or without K
+    biases."""
+    if not left:
+        return []
+    weights, *biases = (tuple(held[name].shape) for name in left)
+    sizes = (backbone.num_features, getattr(backbone, "head_hidden_size", None))
+    is_linear = len(weights) > 1 and weights[1] in sizes and set(weights[2:]) <= {1}
+    return [] if is_linear and biases in ([], [weights[:1]]) else left
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -208,13 +277,6 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
-def _renamed_by_order(
-    given: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], path: Path
-) -> dict[str, torch.Tensor]:
-    def listed(state: dict[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
-        return [item for item in state.items() if not item[0].endswith("num_batches_tracked")]
-
-    pairs = list(zip(listed(wanted), listed(given), strict=False))
-    if len(pairs) < len(listed(wanted)):
-        raise ConfigError(f"{path}: holds {len(pairs)} tensors, the encoder has {len(listed(wanted))}")
-    return {name: tensor for (name, _), (_, tensor) in pairs}
+def _lasting(state: dict[str, torch.Tensor]) -> list[str]:
+    """The names of the tensors that take part in computing features."""
+    return [name for name in state if not name.endswith(("num_batches_tracked", "mask_token"))]

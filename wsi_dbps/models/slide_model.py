@@ -155,6 +155,12 @@ class SlideModel(nn.Module):
         return self
 
     @property
+    def parameters_line(self) -> str:
+        """How many parameters the two parts have, for a person: most of a checkpoint's size is the aggregator's."""
+        encoder, aggregator = (sum(p.numel() for p in part.parameters()) for part in (self.encoder, self.aggregator))
+        return f"parameters: encoder {encoder:,}, aggregator {aggregator:,} (embedding size {self.encoder.dim})"
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.aggregator.parameters()).device

@@ -44,6 +44,8 @@ class Plan:
     num_patches: tuple[int, ...]
     """N of every training slide."""
     cost: Calibration
+    parameters_line: str
+    """How many parameters the encoder and the aggregator have."""
     asked: Need
     """By the settings as they are."""
     proposal: Proposal
@@ -78,6 +80,7 @@ def plan(cohort: Cohort, caches: Path, config: RunConfig, budget_bytes: int) -> 
         size_px=data.kind.size_px,
         num_patches=train,
         cost=cost,
+        parameters_line=model.parameters_line,
         asked=need(config, train, val, cost),
         proposal=propose(config, train, val, cost, budget_bytes),
         most_salient=None if config.selection.selector == "all" else most_salient(config, train, cost, budget_bytes),

@@ -112,13 +112,18 @@ def train(cohort: Cohort, caches: Path, run: Path, config: RunConfig, *, resume:
             data = load_data(cohort, caches, reader, loop, config.patches)
             config = replace(config, encoder=fitted(config.encoder, data.kind))
             last = _last_checkpoint(run, config, data) if resume else None
-            world.sum([0.0])  # all have looked before one writes
+            torch.manual_seed(loop.seed)
+            parts = (config.encoder, config.aggregator, config.selection)
+            model = SlideModel(len(data.classes), *parts, load_weights=last is None).to(device)
+            # All processes have a model before one writes: a start that fails leaves no folder that refuses the next.
+            world.sum([0.0])
             if not resume and world.rank == 0:
                 begin_run(run, config, cohort.part("train", "val"), data, f"{device} x {world.size}")
-            return _fit(data, run, config, last, reader, device, budget, world, stopping)
+            return _fit(model, data, run, config, last, reader, device, budget, world, stopping)
 
 
 def _fit(  # noqa: PLR0912, PLR0915 - it reads straight down
+    model: SlideModel,
     data: TrainingData,
     run: Path,
     config: RunConfig,
@@ -130,9 +135,6 @@ def _fit(  # noqa: PLR0912, PLR0915 - it reads straight down
     stopping: Callable[[], bool],
 ) -> TrainingResult:
     loop, precision = config.training, pick_precision(config.training.precision, device)
-    torch.manual_seed(loop.seed)
-    parts = (config.encoder, config.aggregator, config.selection)
-    model = SlideModel(len(data.classes), *parts, load_weights=last is None).to(device)
     average = deepcopy(model) if loop.ema else None
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = build_optimizer(model, config.optimizer)
@@ -194,6 +196,7 @@ def _fit(  # noqa: PLR0912, PLR0915 - it reads straight down
     ):
         positive = f"; {data.classes[1]} is the positive one" if len(data.classes) == 2 else ""
         progress.say(f"classes: {', '.join(data.classes)}{positive} (training.classes sets the order)")
+        progress.say(model.parameters_line)
         for slide_id in data.left_out:
             progress.say(f"{slide_id}: its cache holds no patch (no tissue was found); left out")
         for epoch in range(len(history), loop.epochs):
