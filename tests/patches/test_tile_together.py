@@ -76,6 +76,36 @@ def test_two_runs_share_a_cohort_without_tiling_a_slide_twice(record, make_spec,
     assert sorted(os.listdir(tmp_path)) == [f"{r.slide_id}.h5" for r in records]
 
 
+@posix
+def test_a_cache_is_read_while_its_writer_has_not_let_go_of_the_lock(cache_file: Path, tmp_path: Path) -> None:
+    """A lock belongs to the file, not to its name: for a moment a cache that is in place is still locked."""
+    path = tmp_path / "a.h5"
+    with files.claimed(path) as beside:
+        beside.write_bytes(cache_file.read_bytes())
+        files.put_in_place(beside, path)
+        cache = PatchCache(path)
+        assert cache.jpegs(range(len(cache))) == PatchCache(cache_file).jpegs(range(len(cache)))
+        assert cache.tissue_mask().any()
+        assert (cache.quality(), len(cache.dropped())) == ({}, 0)
+
+
+@posix
+def test_pairs_of_commands_at_one_folder_tile_every_slide_once(slide_path: Path, tmp_path: Path) -> None:
+    cohort = tmp_path / "cohort.csv"
+    cohort.write_text("slide_id,path\n" + "".join(f"s{i},{slide_path}\n" for i in range(8)))
+    command = [sys.executable, "-m", "wsi_dbps_cli.main", "tile", cohort, "--size", "64", "--workers", "1"]
+    for out in (tmp_path / "1", tmp_path / "2"):
+        pair = [
+            subprocess.Popen([*command, "--out", out], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for _ in range(2)
+        ]
+        said = [process.communicate(timeout=120) for process in pair]
+        assert [process.returncode for process in pair] == [0, 0], said
+        assert sum(int(line.split()[0]) for line, _ in said) == 8  # "N slides tiled": each by one of the two
+        names = [*(f"s{i}.h5" for i in range(8)), "contact-sheet.html", "tiling.csv"]
+        assert sorted(os.listdir(out)) == sorted(names)
+
+
 def test_without_locks_a_claim_is_had(tmp_path: Path, monkeypatch) -> None:
     def no_locks(*_: object) -> None:
         raise OSError(95, "Operation not supported")
