@@ -138,6 +138,65 @@ def test_a_slide_that_hangs_fails_after_the_time_limit_and_the_others_are_done(
     assert sorted(os.listdir(tmp_path / "out")) == ["a.h5", "b.h5", "c.h5"]
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process runs; one that has ended and is not yet collected does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def descendants(pid: int) -> list[int]:
+    """Every process below this one that was started for slides or to start such."""
+    found = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return found + [below for child in found for below in descendants(child)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's /proc")
+@pytest.mark.parametrize(
+    ("ending", "num_slides"),
+    [("SIGTERM", 3), ("SIGHUP", 3), ("SIGINT", 3), ("SIGKILL", 3), ("SIGTERM", 1), ("SIGINT", 1)],
+)
+def test_a_command_that_is_told_to_end_takes_its_workers_with_it_and_says_how_to_go_on(
+    slide_path: Path, tmp_path: Path, ending: str, num_slides: int
+) -> None:
+    os.mkfifo(tmp_path / "hangs.tif")  # a slide whose reading never ends
+    rows = [f"s{i},{tmp_path}/hangs.tif\n" for i in range(num_slides - 1)]
+    (tmp_path / "cohort.csv").write_text("".join(["slide_id,path\n", f"a,{tmp_path}/a.tif\n", *rows]))
+    (tmp_path / "a.tif").write_bytes(slide_path.read_bytes())
+    if num_slides == 1:
+        (tmp_path / "a.tif").unlink()
+        os.mkfifo(tmp_path / "a.tif")
+    arguments = ["tile", tmp_path / "cohort.csv", "--out", tmp_path / "out", "--size", "64", "--workers", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "wsi_dbps_cli.main", *arguments], stderr=subprocess.PIPE, text=True, bufsize=1
+    )
+    with process:
+        if num_slides > 1:
+            while not (tmp_path / "out" / "a.h5").exists():
+                assert process.poll() is None
+                time.sleep(0.02)
+            below = descendants(process.pid)
+            assert len(below) >= 3
+        else:
+            with open(tmp_path / "a.tif", "wb"):  # opens once the command reads the slide
+                below = []
+                process.send_signal(getattr(signal, ending))
+                process.wait(60)
+        process.send_signal(getattr(signal, ending))
+        said = process.communicate(timeout=60)[1]
+    number = getattr(signal, ending)
+    if ending == "SIGKILL":
+        assert process.returncode == -number
+    else:
+        assert process.returncode == 128 + number
+        assert said == f"wsi-dbps: ended by {ending}; finished slides are kept; the same command goes on\n"
+    deadline = time.monotonic() + 60
+    while any(map(is_running, below)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not [pid for pid in below if is_running(pid)]
+
+
 def test_shards_are_disjoint_and_together_the_cohort(wsi_dbps, slide_path: Path, tmp_path: Path) -> None:
     names = [f"s{i}" for i in range(5)]
     (tmp_path / "cohort.csv").write_text("slide_id,path\n" + "".join(f"{n},{slide_path}\n" for n in names))
