@@ -1,5 +1,6 @@
 """Several processes and machines at one folder: no slide is tiled twice, and a stuck one takes nothing with it."""
 
+import json
 import os
 import re
 import signal
@@ -138,6 +139,14 @@ def test_a_slide_that_hangs_fails_after_the_time_limit_and_the_others_are_done(
     assert sorted(os.listdir(tmp_path / "out")) == ["a.h5", "b.h5", "c.h5"]
 
 
+def wait_for(condition) -> None:
+    """Return once it holds; fail if it does not within a minute."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.02)
+
+
 def is_running(pid: int) -> bool:
     """Whether a process runs; one that has ended and is not yet collected does not."""
     try:
@@ -173,9 +182,7 @@ def test_a_command_that_is_told_to_end_takes_its_workers_with_it_and_says_how_to
     )
     with process:
         if num_slides > 1:
-            while not (tmp_path / "out" / "a.h5").exists():
-                assert process.poll() is None
-                time.sleep(0.02)
+            wait_for((tmp_path / "out" / "a.h5").exists)
             below = descendants(process.pid)
             assert len(below) >= 3
         else:
@@ -191,10 +198,7 @@ def test_a_command_that_is_told_to_end_takes_its_workers_with_it_and_says_how_to
     else:
         assert process.returncode == 128 + number
         assert said == f"wsi-dbps: ended by {ending}; finished slides are kept; the same command goes on\n"
-    deadline = time.monotonic() + 60
-    while any(map(is_running, below)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not [pid for pid in below if is_running(pid)]
+    wait_for(lambda: not any(map(is_running, below)))
 
 
 def test_shards_are_disjoint_and_together_the_cohort(wsi_dbps, slide_path: Path, tmp_path: Path) -> None:
@@ -242,3 +246,45 @@ def test_no_scheduler_is_said(wsi_dbps, slide_path: Path, tmp_path: Path) -> Non
     done = wsi_dbps("tile", tmp_path / "cohort.csv", "--out", tmp_path / "x", "--dask", "tcp://127.0.0.1:1")
     assert done.code == 2
     assert "--dask tcp://127.0.0.1:1: no scheduler answers" in done.err
+
+
+@posix
+def test_a_scheduler_that_dies_is_named_and_no_slide_is_blamed(slide_path: Path, tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    os.mkfifo(tmp_path / "hangs.tif")
+    (tmp_path / "cohort.csv").write_text(f"slide_id,path\na,{slide_path}\nb,{tmp_path}/hangs.tif\n")
+    address_file = tmp_path / "scheduler.json"
+    part = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--scheduler-file", address_file, "--no-dashboard"]
+    scheduler = subprocess.Popen([*part, "--port", "0", "--host", "127.0.0.1"], stderr=subprocess.DEVNULL)
+    started = [scheduler]
+    try:
+        wait_for(lambda: address_file.exists() and address_file.read_text().endswith("}"))
+        address = json.loads(address_file.read_text())["address"]
+        part = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--no-nanny", "--no-dashboard"]
+        part += ["--local-directory", tmp_path / "scratch"]
+        started.append(subprocess.Popen([*part, "--nthreads", "1"], stderr=subprocess.DEVNULL))
+        command = [
+            sys.executable,
+            "-m",
+            "wsi_dbps_cli.main",
+            "tile",
+            tmp_path / "cohort.csv",
+            "--out",
+            tmp_path / "out",
+        ]
+        command += ["--size", "64", "--dask", address]
+        tile = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        started.append(tile)
+        wait_for((tmp_path / "out" / "a.h5").exists)
+        scheduler.kill()
+        said = tile.communicate(timeout=120)[1]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    assert tile.returncode == 2
+    assert said.splitlines()[-1] == (
+        f"wsi-dbps: --dask {address}: the scheduler no longer answers; finished slides are kept; start it again, and "
+        "the same command goes on"
+    )
+    assert "hangs.tif" not in said
