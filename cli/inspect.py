@@ -77,7 +77,7 @@ def _hdf5(path: Path) -> dict[str, str]:
     if not path.is_file() or not h5py.is_hdf5(path):
         raise CacheError(f"{path}: {'not an HDF5 file' if path.is_file() else 'no such file'}")
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:
             kind = file.attrs.get("format")
     except (OSError, RuntimeError):  # damaged: the cache's own check says how
         kind = None

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -12,8 +16,10 @@ import typer
 from wsi_dbps_cli.options import CohortCsv, Columns, num_cores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Executor
+    from contextlib import AbstractContextManager
+    from types import FrameType
 
     from wsi_dbps.cohort.cohort import SlideRecord
     from wsi_dbps.patches.spec import CacheSpec
@@ -22,6 +28,10 @@ if TYPE_CHECKING:
 
 _CHOOSING_TILES = ("mpp", "mag", "size", "overlap", "tissue", "drop_pen", "min_tissue")
 """Options that `--coords` leaves nothing to say for."""
+_TIME_LIMIT_S = 3600.0
+"""For each slide, where none is given: the slowest decoder on a slow disk needs a part of it."""
+_MOST_SECONDS = 30 * 24 * 3600.0
+_ENDINGS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class Tissue(StrEnum):
@@ -106,7 +116,7 @@ def command(
         Reader, typer.Option(help="What opens the slides; auto goes by each file's format.")
     ] = Reader.AUTO,
     workers: Annotated[
-        int, typer.Option(help="Slides tiled at once, shared out over the cores; 0: one per core.", min=0)
+        int, typer.Option(help="Slides tiled at once, shared out over the cores; 0: one per core.", min=0, max=1024)
     ] = 0,
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Only every Nth slide, from the Ith: for job arrays; I from 1.")
@@ -115,7 +125,15 @@ def command(
         str | None,
         typer.Option(metavar="ADDRESS", help="Tile on a dask.distributed cluster, in place of this machine."),
     ] = None,
-    time_limit: Annotated[float, typer.Option(help="Seconds after which a slide fails; 0: no limit.", min=0)] = 0.0,
+    slide: Annotated[
+        list[str], typer.Option(metavar="ID", help="Only this slide of the manifest. May be repeated.")
+    ] = [],
+    time_limit: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds after which a slide fails; 0: no limit. Unless given: 3600; none for a lone slide or --dask."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and write nothing.")] = False,
     sheet: Annotated[bool, typer.Option(help="Also draw contact-sheet.html, where every slide is seen.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Tile again what is there already.")] = False,
@@ -141,7 +159,10 @@ def command(
     made = {"codec": codec.value, "native_tolerance": native_tolerance, "max_damaged": max_damaged}
     made |= {"icc": icc.value, "qc": qc}
     spec = build(CacheSpec, {"tiling": tiling, "quality": quality, "reader": reader.value, **made}, "tile")
-    records = read_manifest(cohort, columns=parse_columns(columns), need_path=True).records
+    _check_time_limit(time_limit)
+    records = whole = read_manifest(cohort, columns=parse_columns(columns), need_path=True).records
+    if slide:
+        records = _named_slides(records, slide, cohort)
     if coords is not None:
         _check_coords(ctx, coords)
         records = tuple(replace(record, coords=coords) for record in records)
@@ -151,14 +172,13 @@ def command(
     if dry_run:
         failed = print_plan(records, spec)
     else:
-        outcomes = tile_all(
-            records, spec, out, workers, overwrite=overwrite, time_limit_s=time_limit or None, dask=dask
-        )
-        failed = sum(outcome.error is not None for outcome in outcomes)
-        if sheet:
-            from wsi_dbps.patches.contact_sheet import write_contact_sheet
+        with _ending_in_one_line():
+            outcomes = tile_all(records, spec, out, workers, overwrite=overwrite, time_limit_s=time_limit, dask=dask)
+            if sheet:
+                from wsi_dbps.patches.contact_sheet import write_contact_sheet
 
-            write_contact_sheet([record.slide_id for record in records], out)
+                write_contact_sheet([record.slide_id for record in whole], out)
+        failed = sum(outcome.error is not None for outcome in outcomes)
     if failed:
         raise typer.Exit(1)
 
@@ -173,7 +193,11 @@ def tile_all(
     time_limit_s: float | None = None,
     dask: str | None = None,
 ) -> list[SlideOutcome]:
-    """Tile a cohort in local processes or on a cluster, saying how it goes."""
+    """Tile a cohort in local processes or on a cluster, saying how it goes.
+
+    A time limit of None is the default one where each slide has a process of its own, which alone can be ended without
+    the others; 0 is none.
+    """
     from wsi_dbps.patches.table import add_to_table
     from wsi_dbps.patches.tile import tile_cohort
     from wsi_dbps.progress import Progress
@@ -183,10 +207,11 @@ def tile_all(
     threads = max(1, cores // workers)
     if dask is not None:
         new_executor = _cluster(dask)
-    elif len(records) == 1 and time_limit_s is None:
+    elif len(records) == 1 and not time_limit_s:
         new_executor = _here
     else:
         new_executor = _local
+        time_limit_s = _TIME_LIMIT_S if time_limit_s is None else time_limit_s
     start, outcomes = time.monotonic(), []
     with Progress("tiling", len(records), "slides") as progress:
         for outcome in tile_cohort(
@@ -196,7 +221,7 @@ def tile_all(
             new_executor=new_executor,
             workers=workers,
             threads=threads,
-            time_limit_s=time_limit_s,
+            time_limit_s=time_limit_s or None,
             overwrite=overwrite,
         ):
             outcomes.append(outcome)
@@ -229,6 +254,52 @@ def _check_coords(ctx: typer.Context, coords: Path) -> None:
             raise ConfigError(f"--coords {coords}: which tiles, and how large, its files say; leave out {said}")
 
 
+def _check_time_limit(time_limit_s: float | None) -> None:
+    """Refuse what no clock can keep."""
+    from wsi_dbps.errors import ConfigError
+
+    if time_limit_s is not None and time_limit_s != 0 and not 1 <= time_limit_s <= _MOST_SECONDS:
+        raise ConfigError(
+            f"--time-limit {time_limit_s:g}: expected 1 to {_MOST_SECONDS:.0f} seconds (30 days), or 0 for no limit"
+        )
+
+
+def _named_slides(records: Sequence[SlideRecord], ids: list[str], cohort: Path) -> tuple[SlideRecord, ...]:
+    """The records of these slides, in the manifest's order."""
+    from wsi_dbps.errors import ConfigError
+
+    known = {record.slide_id for record in records}
+    if unknown := [name for name in ids if name not in known]:
+        raise ConfigError(f"--slide {unknown[0]}: {cohort} has no slide of this id; name one of its column slide_id")
+    return tuple(record for record in records if record.slide_id in ids)
+
+
+@contextmanager
+def _ending_in_one_line() -> Iterator[None]:
+    """While it lasts, Ctrl-C, SIGTERM and SIGHUP end the command and its worker processes, in one line, at once."""
+    from multiprocessing import active_children
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        said = f"wsi-dbps: ended by {signal.Signals(number).name}; finished slides are kept; "
+        os.write(2, f"{said}the same command goes on\n".encode())
+        workers = active_children()
+        for worker in workers:
+            worker.kill()
+        if not workers:  # the slide is tiled by a thread of this process, for which an exit would wait
+            os._exit(128 + number)
+        sys.exit(128 + number)
+
+    before = {number: signal.getsignal(number) for number in _ENDINGS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # `nohup` and shells have some signals ignored
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _shard(text: str) -> tuple[int, int]:
     """(I, N) of `I/N`."""
     index, _, count = text.partition("/")
@@ -251,15 +322,17 @@ def _local(workers: int) -> Executor:
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_all_start_methods, get_context
 
+    from wsi_dbps.patches.tile import end_with_parent
+
     method = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
     context = get_context(method)
     if method == "forkserver":
         context.set_forkserver_preload(["wsi_dbps.patches.tile"])
-    return ProcessPoolExecutor(workers, mp_context=context)
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent)
 
 
-def _cluster(address: str) -> Callable[[int], Executor]:
-    """What gives the workers of a dask cluster as an executor, however many there are."""
+def _cluster(address: str) -> Callable[[int], AbstractContextManager[Executor]]:
+    """What gives the workers of a dask cluster as an executor, however many there are, while it has a scheduler."""
     from wsi_dbps.errors import ConfigError
 
     try:
@@ -270,7 +343,22 @@ def _cluster(address: str) -> Callable[[int], Executor]:
         client = Client(address, timeout=10, set_as_default=False)
     except OSError as error:
         raise ConfigError(f"--dask {address}: no scheduler answers ({' '.join(str(error).split())})") from None
-    return lambda _workers: client.get_executor(pure=False)
+
+    def check_scheduler() -> None:
+        if client.status != "running":
+            raise ConfigError(
+                f"--dask {address}: the scheduler no longer answers; finished slides are kept; start it again, and the "
+                "same command goes on"
+            )
+
+    @contextmanager
+    def executor(_workers: int) -> Iterator[Executor]:
+        check_scheduler()
+        with client.get_executor(pure=False) as workers:
+            yield workers
+        check_scheduler()  # without it all that is under way is cancelled, as if each slide had killed its worker
+
+    return executor
 
 
 def print_plan(records: Sequence[SlideRecord], spec: CacheSpec) -> int:

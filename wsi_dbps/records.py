@@ -201,7 +201,7 @@ class SlideAttention:
         """Write the attention file (HDF5), whole or not at all."""
         import h5py
 
-        with written_whole(path) as partial, h5py.File(partial, "w") as file:
+        with written_whole(path) as partial, h5py.File(partial, "w", locking=False) as file:
             file.attrs.update(
                 format=ATTENTION_FORMAT,
                 format_version=ATTENTION_VERSION,
@@ -250,7 +250,7 @@ def read_attention(path: Path) -> SlideAttention:
     import h5py
 
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:
             found = (file.attrs.get("format"), file.attrs.get("format_version"))
             if found != (ATTENTION_FORMAT, ATTENTION_VERSION):
                 raise PredictionError(f"{path}: is {found[0]!r} version {found[1]}, not {ATTENTION_FORMAT!r} version 1")

@@ -186,7 +186,7 @@ class CacheWriter:
 
         plan, provenance, spec, pixels = head.plan, head.provenance, head.spec, head.pixels
         aligned = {"alignment_threshold": self._room, "alignment_interval": self._room} if self.num_bytes else {}
-        with h5py.File(beside, "w", libver=("v110", "v110"), **aligned) as file:
+        with h5py.File(beside, "w", locking=False, libver=("v110", "v110"), **aligned) as file:
             coords = file.create_dataset("coords", data=plan.origins_lv0.astype(np.int64))
             coords.attrs.update(_interop_attributes(plan, provenance, pixels))
             file["tissue"] = plan.tissue_N.astype(np.float32)
@@ -285,7 +285,7 @@ class PatchCache:
         """
         self.path = path
         try:
-            with h5py.File(path, "r") as file:
+            with h5py.File(path, "r", locking=False) as file:
                 self.attrs: dict[str, Any] = {name: _plain(value) for name, value in file.attrs.items()}
                 self._check_format()
                 self.spec: dict[str, Any] = json.loads(self.attrs["spec"])
@@ -448,7 +448,7 @@ class PatchCache:
     def quality(self) -> dict[str, npt.NDArray[np.float32]]:
         """(N,) of each measure of the patches' quality; none where they were not asked for."""
         try:
-            with h5py.File(self.path, "r") as file:
+            with h5py.File(self.path, "r", locking=False) as file:
                 found = {name: values[:].astype(np.float32) for name, values in file.get("qc", {}).items()}
         except _HDF5_ERRORS as error:
             raise CacheError(f"{self.path}: /qc cannot be read: {_line(error)}; {_REPAIR}") from None
@@ -459,7 +459,7 @@ class PatchCache:
     def dropped(self) -> npt.NDArray[np.int64]:
         """(n, 2) level-0 corners (x, y) of planned tiles that could not be decoded."""
         try:
-            with h5py.File(self.path, "r") as file:
+            with h5py.File(self.path, "r", locking=False) as file:
                 found: npt.NDArray[np.int64] = file["dropped"][:] if "dropped" in file else np.empty((0, 2), np.int64)
                 return found
         except _HDF5_ERRORS as error:
@@ -467,7 +467,7 @@ class PatchCache:
 
     def _dataset(self, name: str) -> npt.NDArray[np.uint8]:
         try:
-            with h5py.File(self.path, "r") as file:
+            with h5py.File(self.path, "r", locking=False) as file:
                 values: npt.NDArray[np.uint8] = file[name][:]
                 return values
         except _HDF5_ERRORS as error:

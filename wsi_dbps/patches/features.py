@@ -55,7 +55,7 @@ def features_written(path: Path, cache: PatchCache, dim: int, made: Mapping[str,
 
     about = {**made, "cache_fingerprint": cache.fingerprint}
     size = len(cache) * (dim * 4 + 16)
-    with h5_written_whole(path, size=size) as file, h5py.File(cache.path, "r") as source:
+    with h5_written_whole(path, size=size) as file, h5py.File(cache.path, "r", locking=False) as source:
         rows = file.create_dataset("features", (len(cache), dim), np.float32)
         rows.attrs.update(name=cache.slide_id, encoder=made["encoder"], savetodir=".")
         file["coords"] = cache.coords_N2
@@ -82,7 +82,7 @@ def are_kept(path: Path, cache: PatchCache, made: Mapping[str, str], *, overwrit
     if not path.exists():
         return False
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:
             found = dict(file.attrs)
     except _DAMAGED:
         found = {}
@@ -100,7 +100,7 @@ def are_kept(path: Path, cache: PatchCache, made: Mapping[str, str], *, overwrit
 def holds_features(path: Path) -> bool:
     """Whether a file's content is that of features, ours or another tool's; False for anything that is not HDF5."""
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:
             return file.attrs.get("format") != CACHE_FORMAT and ("features" in file or "feats" in file)
     except _DAMAGED:
         return False
@@ -121,7 +121,7 @@ class FeatureFile:
         """
         self.path, self._mpp_lv0_um = path, mpp_lv0_um
         try:
-            with h5py.File(path, "r") as file:
+            with h5py.File(path, "r", locking=False) as file:
                 self._key = "features" if "features" in file else "feats"
                 rows, coords = file[self._key], file["coords"]
                 self.attrs: dict[str, Any] = {**coords.attrs, **rows.attrs, **file.attrs}
@@ -185,7 +185,7 @@ class FeatureFile:
             CacheError: If they are in µm and the slide's mpp is not known, or cannot be read.
         """
         try:
-            with h5py.File(self.path, "r") as file:
+            with h5py.File(self.path, "r", locking=False) as file:
                 coords: npt.NDArray[Any] = file["coords"][:].reshape(-1, 2)
         except _DAMAGED as error:
             raise CacheError(f"{self.path}: /coords cannot be read: {_line(error)}; {_AGAIN}") from None
@@ -245,7 +245,7 @@ class FeatureFile:
             CacheError: If the file has none.
         """
         try:
-            with h5py.File(self.path, "r") as file:
+            with h5py.File(self.path, "r", locking=False) as file:
                 jpeg = file["thumbnail"][:].tobytes() if "thumbnail" in file else None
             if jpeg is not None:
                 picture: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(jpeg)
@@ -286,7 +286,7 @@ class FeatureFile:
     def _opened(self) -> Iterator[Callable[[int, int], npt.NDArray[Any]]]:
         """A function that reads rows from one to before another."""
         if self._place is None:
-            with h5py.File(self.path, "r") as file:
+            with h5py.File(self.path, "r", locking=False) as file:
                 data = file[self._key]
                 yield lambda start, stop: data[0, start:stop] if self._lead else data[start:stop]
             return

@@ -135,7 +135,7 @@ def read_coords(path: Path, info: SlideInfo) -> GivenCoords:
 
 def _from_hdf5(path: Path, info: SlideInfo) -> tuple[GivenCoords, Size | None]:
     """The tiles, and the slide's size where the file has it."""
-    with h5py.File(path) as file:
+    with h5py.File(path, "r", locking=False) as file:
         if "coords" not in file:
             raise KeyError("/coords")
         coords_N2, attrs, root = file["coords"][:], dict(file["coords"].attrs), dict(file.attrs)

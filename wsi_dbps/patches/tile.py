@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import faulthandler
+import multiprocessing
 import os
+import signal
+import threading
 import time
 import traceback
 from concurrent.futures import BrokenExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -25,7 +29,7 @@ from wsi_dbps.patches.quality import as_arrays
 from wsi_dbps.patches.spec import CacheSpec
 from wsi_dbps.slides.icc import in_colours, profile_name, to_srgb
 from wsi_dbps.slides.jpeg_tiles import JpegLevel, jpeg_levels
-from wsi_dbps.slides.reader import open_slide
+from wsi_dbps.slides.reader import open_slide, sampled_fingerprint
 from wsi_dbps.slides.sampling import best_level, thumbnail
 from wsi_dbps.slides.tile_reader import TileReader, steps
 from wsi_dbps.tiling.plan import TilePlan, is_plausible, plan_tiles, resolve_mpp
@@ -34,7 +38,7 @@ from wsi_dbps.tiling.tissue import TissueMask, everywhere, segment
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Executor
-    from pathlib import Path
+    from contextlib import AbstractContextManager
 
     import numpy.typing as npt
 
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
     from wsi_dbps.patches.given_coords import GivenCoords
     from wsi_dbps.patches.pixels import Outcome
     from wsi_dbps.slides.reader import SlideInfo, SlideReader
+    from wsi_dbps.slides.source import SlideFile
 
 
 _WORKER_DIED = ("KilledWorker", "CancelledError")
@@ -120,8 +125,9 @@ def tile_slide(
         OutputError: If the cache cannot be written, for instance for want of space.
     """
     start = time.monotonic()
-    path = cache_path(caches, record.slide_id)
+    path = cache_path(Path(caches), record.slide_id)
     try:
+        stamp = _stamp(record.file)
         with _open(record, spec) as reader:
             given, spec = _given(reader.info, record, spec)
             if path.exists() and not overwrite:
@@ -130,7 +136,9 @@ def tile_slide(
                 if path.exists() and not overwrite:  # finished by another process just now
                     return _reuse(path, reader, record, spec, given)
                 decided = _decide(reader, record, spec, given)
-                done = _write(path, beside, reader, decided, spec, threads)
+                done = _write(beside, reader, decided, spec, threads)
+                _check_unchanged(record.file, stamp, decided.info)
+                put_in_place(beside, path)
     except BusyError:
         return SlideOutcome(record.slide_id, None, busy=True)
     except OutputError:
@@ -160,7 +168,7 @@ def tile_cohort(
     spec: CacheSpec,
     caches: Path,
     *,
-    new_executor: Callable[[int], Executor],
+    new_executor: Callable[[int], AbstractContextManager[Executor]],
     workers: int,
     threads: int = 1,
     time_limit_s: float | None = None,
@@ -176,7 +184,8 @@ def tile_cohort(
         records: The slides.
         spec: What to make.
         caches: Folder to write to.
-        new_executor: An executor of as many workers as it is told. With a time limit they must be processes.
+        new_executor: An executor of as many workers as it is told, as a context manager. With a time limit the workers
+            must be processes.
         workers: How many slides are tiled at a time.
         threads: How many decode and encode within each.
         time_limit_s: A slide that takes longer ends its process, and fails.
@@ -207,7 +216,7 @@ def tile_cohort(
 
 def _one_by_one(
     records: Sequence[SlideRecord],
-    new_executor: Callable[[int], Executor],
+    new_executor: Callable[[int], AbstractContextManager[Executor]],
     work: Callable[[SlideRecord], SlideOutcome],
     time_limit_s: float | None,
 ) -> Iterator[SlideOutcome]:
@@ -215,17 +224,34 @@ def _one_by_one(
     for record in records:
         start = time.monotonic()
         with new_executor(1) as executor:
-            for _, outcome in _mapped(executor, [record], work):
-                if outcome is not None:
-                    yield outcome
-                    continue
-                why = (
-                    "the process that tiled it was killed, perhaps for want of memory, or crashed in the slide's "
-                    "decoder; try it alone, or with another --reader"
-                )
-                if time_limit_s is not None and time.monotonic() - start >= time_limit_s:
-                    why = f"it took longer than {time_limit_s:g} s; raise --time-limit, or try another --reader"
-                yield SlideOutcome(record.slide_id, None, f"{record.slide_id}: {record.file}: {why}")
+            outcomes = [outcome for _, outcome in _mapped(executor, [record], work)]
+        for outcome in outcomes:  # only now: on leaving, a cluster that is gone says so, and no slide is blamed
+            if outcome is not None:
+                yield outcome
+                continue
+            why = (
+                "the process that tiled it was killed, perhaps for want of memory, or crashed in the slide's "
+                "decoder; try it alone, or with another --reader"
+            )
+            if time_limit_s is not None and time.monotonic() - start >= time_limit_s:
+                why = f"it took longer than {time_limit_s:g} s; raise --time-limit, or try another --reader"
+            yield SlideOutcome(record.slide_id, None, f"{record.slide_id}: {record.file}: {why}")
+
+
+def end_with_parent() -> None:
+    """Have this worker process end as soon as the process that started it is gone, whatever it is doing then.
+
+    Ctrl-C, which a terminal sends to all processes of a command, is left to the parent.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if (parent := multiprocessing.parent_process()) is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _in_time(time_limit_s: float | None, record: SlideRecord, **settings: Any) -> SlideOutcome:
@@ -320,6 +346,27 @@ def _open(record: SlideRecord, spec: CacheSpec) -> SlideReader:
     if record.file is None:
         raise UnreadableSlideError("no path in the manifest")
     return open_slide(record.file, spec.reader)
+
+
+def _stamp(file: SlideFile | None) -> tuple[int, ...]:
+    """What the file system says of a local file that changes with its content; nothing of a URL."""
+    if not isinstance(file, Path):
+        return ()
+    try:
+        found = file.stat()
+    except OSError:  # opening it will say what is wrong with it
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _check_unchanged(file: SlideFile | None, stamp: tuple[int, ...], info: SlideInfo) -> None:
+    """Refuse a slide that was replaced or written to since `stamp` was taken: pixels and fingerprint may not match."""
+    try:
+        if file is None or (_stamp(file) == stamp and sampled_fingerprint(file) == info.fingerprint):
+            return
+    except OSError:
+        pass
+    raise SlideError(f"{file}: the file was changed or removed while it was tiled; tile the slide again")
 
 
 def _given(info: SlideInfo, record: SlideRecord, spec: CacheSpec) -> tuple[GivenCoords | None, CacheSpec]:
@@ -435,10 +482,8 @@ class _Written:
     notes: tuple[str, ...]
 
 
-def _write(
-    path: Path, beside: Path, reader: SlideReader, decided: SlidePlan, spec: CacheSpec, threads: int
-) -> _Written:
-    """Write the cache to `beside` as the patches come, and give it its name."""
+def _write(beside: Path, reader: SlideReader, decided: SlidePlan, spec: CacheSpec, threads: int) -> _Written:
+    """Write the whole cache to `beside` as the patches come."""
     plan, bad, measures = decided.plan, {}, []
     head = CacheHead(
         plan,
@@ -474,7 +519,6 @@ def _write(
         )
     finally:
         writer.close()
-    put_in_place(beside, path)
     said = f"{len(bad)} of {len(plan)} tiles could not be decoded and were left out; the first:"
     return _Written(writer.num_bytes, len(bad), tuple(f"{said} {error}" for error in [*bad.values()][:1]))
 
