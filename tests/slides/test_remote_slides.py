@@ -16,7 +16,8 @@ from wsi_dbps.errors import UnreadableSlideError
 from wsi_dbps.patches.cache import PatchCache
 from wsi_dbps.patches.spec import CacheSpec
 from wsi_dbps.patches.tile import tile_slide
-from wsi_dbps.slides.reader import open_slide, sampled_fingerprint
+from wsi_dbps.slides.reader import open_slide
+from wsi_dbps.slides.source import sampled_fingerprint
 from wsi_dbps.synth.pyramid import write_aperio
 
 pytest.importorskip("aiohttp", reason="fsspec reads http through aiohttp")

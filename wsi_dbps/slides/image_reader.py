@@ -12,12 +12,12 @@ from PIL import Image
 from wsi_dbps.errors import UnreadableSlideError
 from wsi_dbps.slides.colour import as_rgb
 from wsi_dbps.slides.memory_reader import MemoryReader
-from wsi_dbps.slides.reader import SlideInfo, sampled_fingerprint
-from wsi_dbps.slides.source import opened
+from wsi_dbps.slides.source import opened, sampled_fingerprint
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from wsi_dbps.slides.reader import SlideInfo
     from wsi_dbps.slides.source import SlideFile
 
 MAX_GIGAPIXELS = 1.0
@@ -31,10 +31,11 @@ class ImageReader(MemoryReader):
     """
 
     def __init__(self, path: SlideFile) -> None:
+        fingerprint = sampled_fingerprint(path)  # before it is opened: see `check_unchanged`
         pixels, icc_profile = _decode(path)
         super().__init__([pixels], mpp_um=None, vendor="image")
         self._info: SlideInfo = dataclasses.replace(
-            self._info, reader="image", fingerprint=sampled_fingerprint(path), icc_profile=icc_profile
+            self._info, reader="image", fingerprint=fingerprint, icc_profile=icc_profile
         )
 
 

@@ -11,7 +11,8 @@ import openslide
 from wsi_dbps.errors import UnreadableSlideError
 from wsi_dbps.geometry import Size, pyramid_levels
 from wsi_dbps.slides.colour import as_rgb
-from wsi_dbps.slides.reader import SlideInfo, sampled_fingerprint, square_mpp
+from wsi_dbps.slides.reader import SlideInfo, square_mpp
+from wsi_dbps.slides.source import sampled_fingerprint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +32,7 @@ class OpenSlideReader:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        fingerprint = sampled_fingerprint(path)  # before it is opened: see `check_unchanged`
         try:
             self._slide = openslide.OpenSlide(path)
         except (openslide.OpenSlideError, OSError) as error:
@@ -48,7 +50,7 @@ class OpenSlideReader:
             ),
             vendor=properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown"),
             reader="openslide",
-            fingerprint=sampled_fingerprint(path),
+            fingerprint=fingerprint,
             icc_profile=self._icc_profile(),
         )
 

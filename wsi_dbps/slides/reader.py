@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +34,7 @@ class SlideInfo:
     reader: str
     """One of `READERS`, or `memory`."""
     fingerprint: str
-    """Tells this file's content from another's; see `sampled_fingerprint`."""
+    """Tells this file's content from another's; see `source.sampled_fingerprint`."""
     icc_profile: bytes = b""
     """The profile of its colours; empty where the file has none that can be read."""
 
@@ -135,22 +134,6 @@ def _choose(path: SlideFile, head: bytes) -> str:
             f"{path}: neither a TIFF nor a flat image; of other formats only local files are read"
         )
     raise UnreadableSlideError(f"{path}: not a slide: neither OpenSlide nor tiffslide knows the format")
-
-
-def sampled_fingerprint(path: SlideFile) -> str:
-    """16 hexadecimal digits from a file's length and 64 KiB at its head, middle and tail.
-
-    A slide of gigabytes on a network disk is told from another at once, and a copy of it is known again wherever it
-    lies. For a folder of files (DICOM) or a file with a companion folder (MIRAX) only the named file is looked at.
-    """
-    block = 1 << 16
-    with opened(path) as file:
-        length = file.seek(0, os.SEEK_END)
-        digest = hashlib.blake2b(str(length).encode(), digest_size=8)
-        for start in sorted({0, max(0, (length - block) // 2), max(0, length - block)}):
-            file.seek(start)
-            digest.update(file.read(block))
-    return digest.hexdigest()
 
 
 def square_mpp(path: SlideFile, mpp_x: float | None, mpp_y: float | None) -> float | None:

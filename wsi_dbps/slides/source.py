@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Self, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self, cast
 
 from wsi_dbps.errors import SlideError, UnreadableSlideError
+
+if TYPE_CHECKING:
+    from wsi_dbps.slides.reader import SlideInfo
 
 _BLOCK: Final = 1 << 18
 """Bytes fetched at a time for tables, which are small and lie far apart; fsspec's own 5 MiB is for whole files."""
@@ -28,6 +32,50 @@ def opened(source: SlideFile) -> BinaryIO:
         return cast("BinaryIO", system.open(path, "rb", block_size=_BLOCK))
     except Exception as error:  # every protocol raises its own
         raise UnreadableSlideError(f"{source}: cannot be opened: {_line(error)}") from None
+
+
+def sampled_fingerprint(path: SlideFile) -> str:
+    """16 hexadecimal digits from a file's length and 64 KiB at its head, middle and tail.
+
+    A slide of gigabytes on a network disk is told from another at once, and a copy of it is known again wherever it
+    lies. For a folder of files (DICOM) or a file with a companion folder (MIRAX) only the named file is looked at.
+    """
+    block = 1 << 16
+    with opened(path) as file:
+        length = file.seek(0, os.SEEK_END)
+        digest = hashlib.blake2b(str(length).encode(), digest_size=8)
+        for start in sorted({0, max(0, (length - block) // 2), max(0, length - block)}):
+            file.seek(start)
+            digest.update(file.read(block))
+    return digest.hexdigest()
+
+
+def check_unchanged(info: SlideInfo, source: SlideFile) -> None:
+    """Refuse a slide whose file was changed or replaced after it was opened.
+
+    Call it when the last pixel has been read. Readers take the fingerprint before they open the file, so that a
+    file replaced at any moment in between has another one now. As for every fingerprint, only the length and the
+    samples count: see `sampled_fingerprint`.
+
+    Args:
+        info: What the open reader says of the slide.
+        source: The file that it was opened from.
+
+    Raises:
+        SlideError: If the file's fingerprint is another one than that of `info`, or the file is gone.
+    """
+    try:
+        now = sampled_fingerprint(source)
+    except OSError as error:
+        raise SlideError(
+            f"{source}: cannot be read again to check that it did not change: {error.strerror or error}; "
+            "put the file back, and run the command again"
+        ) from None
+    if now != info.fingerprint:
+        raise SlideError(
+            f"{source}: the file changed while it was read (fingerprint {info.fingerprint} before, {now} after); "
+            "wait until it is copied completely, and run the command again"
+        )
 
 
 class ByteRanges:

@@ -13,8 +13,8 @@ import tiffslide
 from wsi_dbps.errors import UnreadableSlideError
 from wsi_dbps.geometry import Size, pyramid_levels
 from wsi_dbps.slides.colour import as_rgb
-from wsi_dbps.slides.reader import SlideInfo, sampled_fingerprint, square_mpp
-from wsi_dbps.slides.source import opened
+from wsi_dbps.slides.reader import SlideInfo, square_mpp
+from wsi_dbps.slides.source import opened, sampled_fingerprint
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +31,7 @@ class TiffSlideReader:
 
     def __init__(self, path: SlideFile) -> None:
         self._path = path
+        fingerprint = sampled_fingerprint(path)  # before it is opened: see `check_unchanged`
         slide = None
         self._file = None if isinstance(path, Path) else opened(path)
         try:
@@ -51,7 +52,7 @@ class TiffSlideReader:
             mpp_um=square_mpp(path, properties.get("tiffslide.mpp-x"), properties.get("tiffslide.mpp-y")),
             vendor=properties.get("tiffslide.vendor") or "tiff",
             reader="tiffslide",
-            fingerprint=sampled_fingerprint(path),
+            fingerprint=fingerprint,
             icc_profile=_icc_profile(slide),
         )
 
