@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from wsi_dbps.errors import UnreadableSlideError
 from wsi_dbps.slides.source import opened
-from wsi_dbps.slides.tiff_tables import MAGIC, missing_part
+from wsi_dbps.slides.tiff_tables import MAGIC, damage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -103,7 +103,7 @@ def _checked_head(path: SlideFile) -> bytes:
         with opened(path) as file:
             head = file.read(64)
             length = file.seek(0, os.SEEK_END)
-            missing = missing_part(file, length)
+            damaged = damage(file, length)
     except FileNotFoundError:
         raise UnreadableSlideError(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -114,8 +114,8 @@ def _checked_head(path: SlideFile) -> bytes:
         raise UnreadableSlideError(f"{path}: the file is empty; copy it again")
     if head.startswith(b"version https://git-lfs"):
         raise UnreadableSlideError(f"{path}: a Git LFS pointer, not the slide itself; run `git lfs pull`")
-    if missing:
-        raise UnreadableSlideError(f"{path}: the file is cut short: {missing}; copy it again")
+    if damaged:
+        raise UnreadableSlideError(f"{path}: {damaged}")
     return head
 
 

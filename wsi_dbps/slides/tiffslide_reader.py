@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import tiffslide
 
-from wsi_dbps.errors import UnreadableSlideError
+from wsi_dbps.errors import SlideError, UnreadableSlideError
 from wsi_dbps.geometry import Size, pyramid_levels
 from wsi_dbps.slides.colour import as_rgb
 from wsi_dbps.slides.reader import SlideInfo, square_mpp
@@ -33,18 +32,19 @@ class TiffSlideReader:
         self._path = path
         fingerprint = sampled_fingerprint(path)  # before it is opened: see `check_unchanged`
         slide = None
-        self._file = None if isinstance(path, Path) else opened(path)
+        self._file = opened(path)  # not by its name, which fsspec would read as a chain of protocols if it has `::`
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # "metadata parsing only partially implemented"
-                slide = tiffslide.TiffSlide(self._file or path)  # type: ignore[arg-type]
+                slide = tiffslide.TiffSlide(self._file)  # type: ignore[arg-type]
                 levels = pyramid_levels([Size(*size) for size in slide.level_dimensions])
                 properties = slide.properties
         except Exception as error:  # tifffile raises IndexError, struct.error and others on damaged files
             if slide is not None:
                 slide.close()
-            if self._file is not None:
-                self._file.close()
+            self._file.close()
+            if isinstance(error, SlideError):  # the network failed
+                raise
             raise UnreadableSlideError(f"{path}: tiffslide cannot open it: {_line(error)}") from None
         self._slide = slide
         self._info = SlideInfo(
@@ -68,6 +68,8 @@ class TiffSlideReader:
         try:
             pixels = self._slide.read_region(place, region.level, (region.width, region.height), as_array=True)
             return as_rgb(pixels)
+        except SlideError:  # the network failed: no damaged tile
+            raise
         except Exception as error:
             raise UnreadableSlideError(
                 f"{self._path}: cannot decode level {region.level} at ({region.x}, {region.y}): {_line(error)}"
@@ -76,8 +78,7 @@ class TiffSlideReader:
     def close(self) -> None:
         """Let go of the file."""
         self._slide.close()
-        if self._file is not None:
-            self._file.close()
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self
