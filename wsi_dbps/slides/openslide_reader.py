@@ -23,8 +23,22 @@ if TYPE_CHECKING:
 
 
 def recognises(path: Path) -> bool:
-    """Whether OpenSlide knows the file's format; it may yet fail to open it."""
-    return openslide.OpenSlide.detect_format(path) is not None
+    """Whether OpenSlide knows the file's format; it may yet fail to open it.
+
+    An OME-TIFF is any tiled TIFF to OpenSlide: it would show the finest level only, without its mpp.
+    """
+    found = openslide.OpenSlide.detect_format(path)
+    return found is not None and not (found == "generic-tiff" and _is_ome(path))
+
+
+def _is_ome(path: Path) -> bool:
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            return bool(tiff.is_ome)
+    except Exception:  # tifffile raises IndexError, struct.error and others on damaged files, which OpenSlide may open
+        return False
 
 
 class OpenSlideReader:

@@ -71,8 +71,8 @@ def open_slide(path: SlideFile, reader: str = "auto") -> SlideReader:
 
     What is not a local file is opened through fsspec, by tiffslide: OpenSlide reads local files only.
 
-    `auto` takes flat images (PNG, JPEG ...) by suffix, whatever OpenSlide recognises, and then TIFF files through
-    tiffslide. A file that OpenSlide recognises but cannot open is an error: no other decoder steps in.
+    `auto` takes flat images (PNG, JPEG ...) by suffix, whatever OpenSlide recognises except OME-TIFF, and then TIFF
+    files through tiffslide. A file that OpenSlide recognises but cannot open is an error: no other decoder steps in.
 
     Raises:
         UnreadableSlideError: If the file is missing, may not be read, is empty, cut short, or not a slide to that

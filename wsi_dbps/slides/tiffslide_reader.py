@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
+from xml.etree import ElementTree
 
 import tiffslide
 
@@ -25,6 +26,15 @@ if TYPE_CHECKING:
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it logs, it raises too; a run prints one line a slide
 
 
+_UNITS_UM: Final = {
+    **dict.fromkeys(("µm", "μm", "um"), 1.0),  # the micro sign, the Greek letter, and neither
+    **dict(m=1e6, dm=1e5, cm=1e4, mm=1e3, nm=1e-3, pm=1e-6, thou=25.4),
+    "Å": 1e-4,
+    "in": 25_400.0,
+}
+"""Units of length in OME-XML, in µm; not `pixel` and `reference frame`, which are none."""
+
+
 class TiffSlideReader:
     """A slide opened by tiffslide."""
 
@@ -39,18 +49,21 @@ class TiffSlideReader:
                 slide = tiffslide.TiffSlide(self._file)  # type: ignore[arg-type]
                 levels = pyramid_levels([Size(*size) for size in slide.level_dimensions])
                 properties = slide.properties
+                ome = slide.ts_tifffile.ome_metadata
+                tags = (properties.get("tiffslide.mpp-x"), properties.get("tiffslide.mpp-y"))
+                mpp_um = square_mpp(path, *(_ome_mpp(ome) or tags))
         except Exception as error:  # tifffile raises IndexError, struct.error and others on damaged files
             if slide is not None:
                 slide.close()
             self._file.close()
-            if isinstance(error, SlideError):  # the network failed
+            if isinstance(error, SlideError):  # the network failed, or pixels are not square
                 raise
             raise UnreadableSlideError(f"{path}: tiffslide cannot open it: {_line(error)}") from None
         self._slide = slide
         self._info = SlideInfo(
             levels=levels,
-            mpp_um=square_mpp(path, properties.get("tiffslide.mpp-x"), properties.get("tiffslide.mpp-y")),
-            vendor=properties.get("tiffslide.vendor") or "tiff",
+            mpp_um=mpp_um,
+            vendor=properties.get("tiffslide.vendor") or ("ome" if ome else "tiff"),
             reader="tiffslide",
             fingerprint=fingerprint,
             icc_profile=_icc_profile(slide),
@@ -91,6 +104,21 @@ def _place(start: int, scale: float) -> int:
     """The level-0 position that tiffslide, which divides by its own downsample and drops the rest, takes to `start`."""
     place = math.ceil(start * scale)
     return place if int(place / scale) >= start else place + 1
+
+
+def _ome_mpp(xml: str | None) -> tuple[float, float] | None:
+    """µm per pixel along x and y of the first image of an OME-TIFF, which tiffslide leaves unread; None without both.
+
+    Source: the OME data model, 2016-06: `Pixels` with `PhysicalSizeX`, `PhysicalSizeXUnit` (µm if absent).
+    """
+    pixels = ElementTree.fromstring(xml).find("{*}Image/{*}Pixels") if xml else None
+    if pixels is None:
+        return None
+    sizes = [
+        float(pixels.get(f"PhysicalSize{axis}", "nan")) * _UNITS_UM.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"), 0)
+        for axis in "XY"
+    ]
+    return (sizes[0], sizes[1]) if all(math.isfinite(size) and size > 0 for size in sizes) else None
 
 
 def _icc_profile(slide: tiffslide.TiffSlide) -> bytes:
