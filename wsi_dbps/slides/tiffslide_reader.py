@@ -28,7 +28,11 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it logs, it rai
 
 _UNITS_UM: Final = {
     **dict.fromkeys(("µm", "μm", "um"), 1.0),  # the micro sign, the Greek letter, and neither
-    **dict(m=1e6, dm=1e5, cm=1e4, mm=1e3, nm=1e-3, pm=1e-6, thou=25.4),
+    "m": 1e6,
+    "cm": 1e4,
+    "mm": 1e3,
+    "nm": 1e-3,
+    "pm": 1e-6,
     "Å": 1e-4,
     "in": 25_400.0,
 }
