@@ -25,7 +25,7 @@ SLIDES = [
     # name, manifest's mpp, reader that auto takes, vendor, patches' mpp, mpp source, least number of patches
     ("CMU-1-Small-Region.svs", None, "openslide", "aperio", 1.0, "file", 60),
     ("test3-DAPI-2-387.ndpi", None, "openslide", "hamamatsu", 0.5, "file", 50),
-    ("OS-1-detail.ome.tif", None, "tiffslide", "tiff", 0.5, "file", 40),
+    ("OS-1-detail.ome.tif", None, "tiffslide", "ome", 0.5, "file", 40),
     ("boxes.tiff", 0.25, "openslide", "generic-tiff", 0.5, "manifest", 1),
     ("camelyon-overview.dcm", 28.9685, "openslide", "dicom", 29.0, "manifest", 5),
 ]

@@ -2,6 +2,7 @@ import io
 import os
 import re
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from wsi_dbps.errors import UnreadableSlideError
-from wsi_dbps.geometry import Region
-from wsi_dbps.slides import image_reader
+from wsi_dbps.errors import SlideError, UnreadableSlideError
+from wsi_dbps.geometry import Region, Size
 from wsi_dbps.slides.reader import READERS, open_slide
-from wsi_dbps.slides.tiff_tables import missing_part
+from wsi_dbps.slides.sampling import read_box, thumbnail
+from wsi_dbps.slides.tiff_tables import MAX_IMAGES, damage
 
 EVERY = ("auto", *READERS)
 PICTURE = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
@@ -108,9 +109,9 @@ def test_a_file_cut_short_anywhere_is_refused_by_every_reader(fiducial_file: Pat
 
 def test_every_cut_is_seen_from_the_tables_alone(fiducial_file: Path) -> None:
     whole = fiducial_file.read_bytes()
-    assert missing_part(io.BytesIO(whole), len(whole)) is None
+    assert damage(io.BytesIO(whole), len(whole)) is None
     for length in {*range(16, len(whole), 997), *range(len(whole) - 3000, len(whole))}:
-        assert missing_part(io.BytesIO(whole[:length]), length), length
+        assert damage(io.BytesIO(whole[:length]), length), length
 
 
 @settings(deadline=None)
@@ -118,8 +119,8 @@ def test_every_cut_is_seen_from_the_tables_alone(fiducial_file: Path) -> None:
 def test_damaged_tables_never_crash_nor_hang_the_check(fiducial_file: Path, place: float, value: int) -> None:
     content = bytearray(fiducial_file.read_bytes())
     content[int(place * (len(content) - 1))] = value
-    said = missing_part(io.BytesIO(content), len(content))
-    assert said is None or said.endswith(f"of {len(content)}")
+    said = damage(io.BytesIO(content), len(content))
+    assert said is None or said.endswith(("; copy it again", ", or write it anew", "--tile --pyramid`)"))
 
 
 @settings(deadline=None, max_examples=40)
@@ -162,11 +163,100 @@ def test_deep_pictures_are_refused_not_scaled_in_silence(tmp_path: Path) -> None
     assert re.search(r"convert it to|cannot open|cannot decode", refusal(tmp_path / "five.tif"))
 
 
-def test_a_picture_too_large_for_memory_says_what_to_do(tmp_path: Path, monkeypatch) -> None:
-    Image.fromarray(PICTURE).save(tmp_path / "a.png")
-    monkeypatch.setattr(image_reader, "MAX_GIGAPIXELS", 1e-4)
-    said = refusal(tmp_path / "a.png")
-    assert said.startswith("a flat image of 400 x 300 px would be held in memory whole; convert it to a tiled pyramid")
+def test_a_picture_too_large_for_memory_says_what_to_do(tmp_path: Path) -> None:
+    head = struct.pack(">IIBBBBB", 31_000, 31_000, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
+    content = b"".join(struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks)
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    assert refusal(tmp_path / "a.png") == (
+        "a flat image of 31000 x 31000 px would be held in memory whole (2.9 GB; MAX_DECODED_BYTES allows 1.1); "
+        "convert it to a tiled pyramidal TIFF (for example `vips tiffsave --tile --pyramid`)"
+    )
+
+
+def tiny_tiff(size: int, *entries: tuple[int, int, int, int], after: int = 0, tables: int = 1, named: int = 8) -> bytes:
+    """A grey TIFF of `size` x `size` px with one strip, or with the tiles that `entries` name.
+
+    Args:
+        size: Its side.
+        entries: (tag, type, count, value), in place of or beside the usual ones.
+        after: The byte of the table that follows the last one.
+        tables: How many such tables follow each other.
+        named: The byte of the first one.
+    """
+    usual = [(256, 4, 1, size), (257, 4, 1, size), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (277, 3, 1, 1)]
+    if all(tag != 324 for tag, *_ in entries):
+        usual += [(273, 4, 1, 0), (278, 4, 1, size), (279, 4, 1, 16)]
+    tags = sorted({entry[0]: entry for entry in (*usual, *entries)}.values())
+    length = 2 + 12 * len(tags) + 4
+    content = b"II*\0" + struct.pack("<I", named)
+    for i in range(tables):
+        following = after if i == tables - 1 else named + (i + 1) * length
+        content += struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags)
+        content += struct.pack("<I", following)
+    return content
+
+
+CIRCLE = "its tables of contents run in a circle (image {} would be the one at byte 8 again); the file is damaged; copy"
+BOMB = "image 0 has {}s of {} x {} px, which would be decoded whole ({} GB; MAX_DECODED_BYTES allows 1.1); convert it"
+TILE = 999_984
+
+
+@pytest.mark.parametrize("reader", EVERY)
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (tiny_tiff(64, after=8), CIRCLE.format(1)),
+        (tiny_tiff(64, after=8, tables=3), CIRCLE.format(3)),
+        (tiny_tiff(64, (65420, 4, 1, 1), after=8), CIRCLE.format(1)),  # as in Hamamatsu's files
+        (tiny_tiff(64, (330, 4, 1, 8)), CIRCLE.format(1)),  # a SubIFD that is its own
+        (tiny_tiff(64, tables=MAX_IMAGES + 1), f"more than {MAX_IMAGES} images in one TIFF file (MAX_IMAGES), which"),
+        (tiny_tiff(10**6), BOMB.format("strip", 10**6, 10**6, "1000.0")),
+        (
+            tiny_tiff(10**6, (322, 4, 1, TILE), (323, 4, 1, TILE), (324, 4, 1, 0), (325, 4, 1, 16)),
+            BOMB.format("tile", TILE, TILE, "1000.0"),
+        ),
+        (
+            tiny_tiff(10**6, (322, 4, 1, 256), (323, 4, 1, 256), (324, 4, 1, 0), (325, 4, 1, 16)),
+            "image 0 of 1000000 x 1000000 px names 1 of the 15264649 tiles that it needs; the file is damaged; copy",
+        ),
+        (
+            tiny_tiff(64, (330, 4, 1, 4_000_000), tables=1),
+            "the file is cut short: a table of contents ends at byte 4000002 of ",
+        ),
+        (
+            tiny_tiff(64, (700, 7, 1_400_000, 8), tables=99).ljust(1_400_008, b"\0"),
+            "its tables name the same bytes again and again: more than 4 times the file's 1400008 bytes (MAX_NAMED)",
+        ),
+        (
+            tiny_tiff(64, *((tag, 7, 1_000_000, 8) for tag in range(1000, 60_000))).ljust(2_000_000, b"\0"),
+            "its tables name the same bytes again and again: more than 4 times the file's 2000000 bytes (MAX_NAMED)",
+        ),
+    ],
+)
+def test_tables_that_would_hang_or_crash_a_decoder_are_refused(
+    tmp_path: Path, reader: str, content: bytes, said: str
+) -> None:
+    path = tmp_path / "a.tif"
+    path.write_bytes(content)
+    found = refusal(path, reader)
+    assert found.startswith(said), found
+    assert found.endswith(("; copy it again", "write it anew", "--tile --pyramid`)", "file of their own"))
+
+
+def test_a_slide_without_a_level_coarse_enough_is_refused_in_place_of_reading_it_whole(tmp_path: Path) -> None:
+    """10^6 x 10^6 px in tiles of 8192 px, all of them the same 16 bytes: every table is as it should be."""
+    num = (-(-(10**6) // 8192)) ** 2
+    tags = [(322, 4, 1, 8192), (323, 4, 1, 8192)]
+    end = len(tiny_tiff(10**6, *tags, (324, 4, num, 0), (325, 4, num, 0)))
+    head = tiny_tiff(10**6, *tags, (324, 4, num, end), (325, 4, num, end + 4 * num))
+    (tmp_path / "a.tif").write_bytes(head + struct.pack("<I", 8) * num + struct.pack("<I", 16) * num)
+    with open_slide(tmp_path / "a.tif") as slide:
+        for look in (lambda: thumbnail(slide, 1600), lambda: read_box(slide, 0, (0, 0, 8e5, 8e5), Size(9, 9))):
+            with pytest.raises(
+                SlideError, match=r" px of level 0 would be decoded at once \(.*MAX_DECODED_BYTES.* with"
+            ):
+                look()
 
 
 def test_a_tile_that_cannot_be_decoded_is_named_with_its_place(fiducial_file: Path, tmp_path: Path) -> None:

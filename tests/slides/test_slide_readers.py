@@ -6,12 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from wsi_dbps.errors import SlideError
 from wsi_dbps.geometry import Region, Size
 from wsi_dbps.slides.colour import as_rgb
 from wsi_dbps.slides.memory_reader import MemoryReader
 from wsi_dbps.slides.openslide_reader import OpenSlideReader
-from wsi_dbps.slides.reader import open_slide, sampled_fingerprint, square_mpp
+from wsi_dbps.slides.reader import open_slide, square_mpp
 from wsi_dbps.slides.sampling import thumbnail
+from wsi_dbps.slides.source import check_unchanged, sampled_fingerprint
 from wsi_dbps.slides.tiffslide_reader import TiffSlideReader, _place
 from wsi_dbps.synth.pyramid import write_aperio
 
@@ -177,6 +179,27 @@ def test_a_fingerprint_knows_length_and_samples(tmp_path_factory, length: int, p
     middle = max(0, (length - block) // 2)
     sampled = i < block or i >= length - block or middle <= i < middle + block
     assert (sampled_fingerprint(path) != before) == sampled
+
+
+@pytest.mark.parametrize("reader", ["openslide", "tiffslide", "image"])
+def test_a_slide_that_changes_while_it_is_read_is_refused(tmp_path: Path, fiducial_file: Path, reader: str) -> None:
+    path = tmp_path / "a.tif"
+    if reader == "image":
+        Image.fromarray(PICTURE).save(path)
+    else:
+        path.write_bytes(fiducial_file.read_bytes())
+    with open_slide(path, reader) as slide:
+        slide.read(Region(0, 0, 0, 9, 9))
+        check_unchanged(slide.info, path)
+        whole = path.read_bytes()
+        (tmp_path / "other.tif").write_bytes(whole + b"more")
+        (tmp_path / "other.tif").replace(path)  # the open reader still sees the old file
+        said = rf"^{path}: the file changed while it was read \(fingerprint {slide.info.fingerprint} before, "
+        with pytest.raises(SlideError, match=said):
+            check_unchanged(slide.info, path)
+        path.unlink()
+        with pytest.raises(SlideError, match="to check that it did not change: No such file or directory; put"):
+            check_unchanged(slide.info, path)
 
 
 def test_pixels_that_are_not_square_are_refused() -> None:

@@ -33,8 +33,8 @@ def read_manifest(
 ) -> Cohort:
     """The slides of a CSV file, in its order; classes are its labels in the order of `ordered_classes`.
 
-    Without a `slide_id` column, the id is the slide file's name without its ending; without a `case_id` column, every
-    slide is its own case.
+    Without a `slide_id` column, the id is the slide file's name without its ending (`.ome.tif` is one); without a
+    `case_id` column, every slide is its own case.
 
     Args:
         path: The CSV file; slide, mask and annotation paths in it are relative to its folder.
@@ -87,7 +87,8 @@ def _slide_id(row: Row, table: Table) -> str:
     if "slide_id" in table.columns:
         return row.ours["slide_id"]
     where = row.ours["path"]
-    return PurePosixPath(where.partition("?")[0]).stem if _is_url(where) else Path(where).stem
+    stem = PurePosixPath(where.partition("?")[0]).stem if _is_url(where) else Path(where).stem
+    return stem[:-4] if stem.lower().endswith(".ome") else stem  # OME-TIFF has a double ending: .ome.tif
 
 
 def _record(row: Row, slide_id: str, folder: Path, table: Table) -> SlideRecord:

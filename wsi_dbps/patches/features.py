@@ -20,7 +20,7 @@ from wsi_dbps.files import digest, h5_written_whole
 from wsi_dbps.geometry import Size
 from wsi_dbps.patches.cache import PatchCache
 from wsi_dbps.patches.spec import FORMAT as CACHE_FORMAT
-from wsi_dbps.slides.reader import sampled_fingerprint
+from wsi_dbps.slides.source import sampled_fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from wsi_dbps.errors import UnreadableSlideError
+from wsi_dbps.errors import SlideError, UnreadableSlideError
 from wsi_dbps.slides.source import opened
 
 if TYPE_CHECKING:
@@ -192,6 +192,8 @@ def jpeg_levels(path: SlideFile, info: SlideInfo) -> list[JpegLevel | str]:
         with opened(path) as file, tifffile.TiffFile(file) as tiff:
             pages = [page for series in tiff.pages for page in (series, *(series.pages or ()))]
             return [_level(path, level.size, pages, jfif_wins=info.reader == "tiffslide") for level in info.levels]
+    except SlideError:  # the network failed
+        raise
     except Exception as error:  # tifffile raises IndexError, struct.error and others on damaged files
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         return [f"tifffile cannot read its tables ({said})"] * len(info.levels)

@@ -11,7 +11,8 @@ import openslide
 from wsi_dbps.errors import UnreadableSlideError
 from wsi_dbps.geometry import Size, pyramid_levels
 from wsi_dbps.slides.colour import as_rgb
-from wsi_dbps.slides.reader import SlideInfo, sampled_fingerprint, square_mpp
+from wsi_dbps.slides.reader import SlideInfo, square_mpp
+from wsi_dbps.slides.source import sampled_fingerprint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,8 +23,22 @@ if TYPE_CHECKING:
 
 
 def recognises(path: Path) -> bool:
-    """Whether OpenSlide knows the file's format; it may yet fail to open it."""
-    return openslide.OpenSlide.detect_format(path) is not None
+    """Whether OpenSlide knows the file's format; it may yet fail to open it.
+
+    An OME-TIFF is any tiled TIFF to OpenSlide: it would show the finest level only, without its mpp.
+    """
+    found = openslide.OpenSlide.detect_format(path)
+    return found is not None and not (found == "generic-tiff" and _is_ome(path))
+
+
+def _is_ome(path: Path) -> bool:
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            return bool(tiff.is_ome)
+    except Exception:  # tifffile raises IndexError, struct.error and others on damaged files, which OpenSlide may open
+        return False
 
 
 class OpenSlideReader:
@@ -31,6 +46,7 @@ class OpenSlideReader:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        fingerprint = sampled_fingerprint(path)  # before it is opened: see `check_unchanged`
         try:
             self._slide = openslide.OpenSlide(path)
         except (openslide.OpenSlideError, OSError) as error:
@@ -48,7 +64,7 @@ class OpenSlideReader:
             ),
             vendor=properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown"),
             reader="openslide",
-            fingerprint=sampled_fingerprint(path),
+            fingerprint=fingerprint,
             icc_profile=self._icc_profile(),
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from wsi_dbps.errors import UnreadableSlideError
 from wsi_dbps.slides.source import opened
-from wsi_dbps.slides.tiff_tables import MAGIC, missing_part
+from wsi_dbps.slides.tiff_tables import MAGIC, damage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +34,7 @@ class SlideInfo:
     reader: str
     """One of `READERS`, or `memory`."""
     fingerprint: str
-    """Tells this file's content from another's; see `sampled_fingerprint`."""
+    """Tells this file's content from another's; see `source.sampled_fingerprint`."""
     icc_profile: bytes = b""
     """The profile of its colours; empty where the file has none that can be read."""
 
@@ -72,8 +71,8 @@ def open_slide(path: SlideFile, reader: str = "auto") -> SlideReader:
 
     What is not a local file is opened through fsspec, by tiffslide: OpenSlide reads local files only.
 
-    `auto` takes flat images (PNG, JPEG ...) by suffix, whatever OpenSlide recognises, and then TIFF files through
-    tiffslide. A file that OpenSlide recognises but cannot open is an error: no other decoder steps in.
+    `auto` takes flat images (PNG, JPEG ...) by suffix, whatever OpenSlide recognises except OME-TIFF, and then TIFF
+    files through tiffslide. A file that OpenSlide recognises but cannot open is an error: no other decoder steps in.
 
     Raises:
         UnreadableSlideError: If the file is missing, may not be read, is empty, cut short, or not a slide to that
@@ -104,7 +103,7 @@ def _checked_head(path: SlideFile) -> bytes:
         with opened(path) as file:
             head = file.read(64)
             length = file.seek(0, os.SEEK_END)
-            missing = missing_part(file, length)
+            damaged = damage(file, length)
     except FileNotFoundError:
         raise UnreadableSlideError(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -115,8 +114,8 @@ def _checked_head(path: SlideFile) -> bytes:
         raise UnreadableSlideError(f"{path}: the file is empty; copy it again")
     if head.startswith(b"version https://git-lfs"):
         raise UnreadableSlideError(f"{path}: a Git LFS pointer, not the slide itself; run `git lfs pull`")
-    if missing:
-        raise UnreadableSlideError(f"{path}: the file is cut short: {missing}; copy it again")
+    if damaged:
+        raise UnreadableSlideError(f"{path}: {damaged}")
     return head
 
 
@@ -135,22 +134,6 @@ def _choose(path: SlideFile, head: bytes) -> str:
             f"{path}: neither a TIFF nor a flat image; of other formats only local files are read"
         )
     raise UnreadableSlideError(f"{path}: not a slide: neither OpenSlide nor tiffslide knows the format")
-
-
-def sampled_fingerprint(path: SlideFile) -> str:
-    """16 hexadecimal digits from a file's length and 64 KiB at its head, middle and tail.
-
-    A slide of gigabytes on a network disk is told from another at once, and a copy of it is known again wherever it
-    lies. For a folder of files (DICOM) or a file with a companion folder (MIRAX) only the named file is looked at.
-    """
-    block = 1 << 16
-    with opened(path) as file:
-        length = file.seek(0, os.SEEK_END)
-        digest = hashlib.blake2b(str(length).encode(), digest_size=8)
-        for start in sorted({0, max(0, (length - block) // 2), max(0, length - block)}):
-            file.seek(start)
-            digest.update(file.read(block))
-    return digest.hexdigest()
 
 
 def square_mpp(path: SlideFile, mpp_x: float | None, mpp_y: float | None) -> float | None:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from PIL import Image
 
+from wsi_dbps.errors import SlideError
 from wsi_dbps.geometry import Region, Size, fit_within
+from wsi_dbps.slides.source import MAX_DECODED_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,12 +51,22 @@ def read_box(
         margin_px: Pixels of the level to read around the rectangle where there are some. Without them Lanczos has only
             the rectangle's own pixels at its edges: right for a patch, which must not cost a second row of scanner
             tiles, but a seam where two rectangles are to be joined.
+
+    Raises:
+        SlideError: If more than `MAX_DECODED_BYTES` would be read: the slide has no level for this resolution.
     """
     scale, size = reader.info.levels[level].downsample, reader.info.levels[level].size
     x0, y0, x1, y1 = (_snap(v / scale) for v in box_lv0)
     left, top = max(0, math.floor(x0) - margin_px), max(0, math.floor(y0) - margin_px)
     right, bottom = (min(math.ceil(v) + margin_px, side) for v, side in ((x1, size.width), (y1, size.height)))
-    pixels = reader.read(Region(level, left, top, right - left, bottom - top))
+    region = Region(level, left, top, right - left, bottom - top)
+    if (decoded := 3 * region.width * region.height) > MAX_DECODED_BYTES:
+        raise SlideError(
+            f"{region.width} x {region.height} px of level {level} would be decoded at once ({decoded / 1e9:.1f} GB; "
+            f"MAX_DECODED_BYTES allows {MAX_DECODED_BYTES / 1e9:.1f}), because no level is coarse enough; write the "
+            "slide with more levels (for example `vips tiffsave --tile --pyramid`)"
+        )
+    pixels = reader.read(region)
     if x1 > size.width or y1 > size.height:
         beyond = (max(0, math.ceil(y1) - bottom), max(0, math.ceil(x1) - right))
         pixels = np.pad(pixels, ((0, beyond[0]), (0, beyond[1]), (0, 0)), mode="edge")
