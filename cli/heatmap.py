@@ -67,7 +67,9 @@ def command(
     device: Device = "auto",
     columns: Columns = [],
 ) -> None:
-    """Draw how the model, or several together, looked at each slide.
+    """Draw attention and evidence of a model over each slide.
+
+    Several runs are drawn together, as an ensemble.
 
     The slides themselves are opened for --overlay-level and --crops only: for all else the caches, or features of
     `wsi-dbps embed`, hold all it takes.
@@ -75,13 +77,13 @@ def command(
     Attention that is there already, from the same checkpoint and cache, is not computed again.
     """
     from wsi_dbps.errors import PredictionError
-    from wsi_dbps.records import read_predictions
+    from wsi_dbps.records import read_predicted
 
     records = cohort_part(cohort, columns, split or Split.ALL, fold)
     if slide:
         records = records.slides(*slide)
     elif predictions and split is None:
-        predicted = {row.slide_id for row in read_predictions(predictions / "predictions.csv").slides}
+        predicted = {row.slide_id for row in read_predicted(predictions).slides}
         records = records.slides(*(record.slide_id for record in records.records if record.slide_id in predicted))
     if not len(records):
         raise PredictionError("no slide to draw: the cohort, or the part asked for, is empty")

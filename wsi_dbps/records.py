@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from wsi_dbps.errors import PredictionError
-from wsi_dbps.files import write_text, written_whole
+from wsi_dbps.files import file_digest, write_text, written_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,6 +68,49 @@ class Predictions:
 
 
 _COLUMNS: Final = ("level", "slide_id", "case_id", "split", "label", "predicted", "num_patches")
+
+
+def read_predicted(folder: Path) -> Predictions:
+    """The table of a folder of `wsi-dbps predict`, checked to be the one that its predict.json was written with.
+
+    A folder without predict.json, or with one that names no digest (of an earlier version), is taken as it is.
+
+    Raises:
+        PredictionError: As `read_predictions`; also if the two files are not of the same run of `predict`.
+    """
+    predictions = read_predictions(folder / "predictions.csv")
+    expected = made_with(folder).get(TABLE_DIGEST)
+    if expected is not None and expected != file_digest(folder / "predictions.csv"):
+        raise PredictionError(
+            f"{folder}: predictions.csv is not the table that predict.json was written with: `predict` was stopped "
+            "between the two files, or the table was changed by hand. Predict again; if the change is intended, delete "
+            "predict.json"
+        )
+    return predictions
+
+
+TABLE_DIGEST: Final = "predictions_fingerprint"
+"""The key of predict.json that binds it to its predictions.csv."""
+
+
+def made_with(folder: Path) -> dict[str, Any]:
+    """What predict.json of a folder of predictions says; nothing where it is missing or cannot be used."""
+    return said_by(folder / "predict.json")
+
+
+def said_by(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one where the file is missing or holds something else."""
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def failed_slides(folder: Path) -> tuple[str, ...]:
+    """One line, beginning with its id, for each slide of a folder of predictions that could not be predicted."""
+    failed = made_with(folder).get("failed")
+    return tuple(str(line) for line in failed) if isinstance(failed, list) else ()
 
 
 def read_predictions(path: Path) -> Predictions:

@@ -48,7 +48,7 @@ def write_report(
     Args:
         path: File to write.
         predictions: What the metrics were computed from.
-        metrics: From `evaluate`.
+        metrics: From `evaluate`; what `with_flaws` has added stands in the first box of the page.
         title: Heading of the page.
         facts: Where the numbers come from, name to value, in the order to show.
         runs: The runs that made the predictions, from `runs_behind`: for the leak check, the cohort and the training.
@@ -122,7 +122,8 @@ def _head(predictions: Predictions, metrics: Metrics) -> dict[str, Any]:
         "auroc": tables.cell(scores.get("auroc"), metrics.cases.delong.get("auroc")),
         "no_auroc": metrics.cases.reasons.get("auroc", ""),
         "confidence": f"{metrics.config.confidence * 100:g} %",
-        "caveats": metrics.caveats,
+        "flaws": metrics.flaws,
+        "caveats": [caveat for caveat in metrics.caveats if caveat not in metrics.flaws],
         "headline": [
             (f"{metrics.cases.num:,}", "labelled case" + "s" * (metrics.cases.num != 1)),
             (f"{len(predictions.slides):,}", "slide" + "s" * (len(predictions.slides) != 1)),
