@@ -16,7 +16,7 @@ import numpy as np
 import simplejpeg
 
 from wsi_dbps.errors import CacheError, SpecMismatchError
-from wsi_dbps.files import digest, written_whole
+from wsi_dbps.files import digest, h5_written_whole
 from wsi_dbps.geometry import Size
 from wsi_dbps.patches.cache import PatchCache
 from wsi_dbps.patches.spec import FORMAT as CACHE_FORMAT
@@ -54,7 +54,8 @@ def features_written(path: Path, cache: PatchCache, dim: int, made: Mapping[str,
     from wsi_dbps.version import __version__
 
     about = {**made, "cache_fingerprint": cache.fingerprint}
-    with written_whole(path) as partial, h5py.File(partial, "w") as file, h5py.File(cache.path, "r") as source:
+    size = len(cache) * (dim * 4 + 16)
+    with h5_written_whole(path, size=size) as file, h5py.File(cache.path, "r") as source:
         rows = file.create_dataset("features", (len(cache), dim), np.float32)
         rows.attrs.update(name=cache.slide_id, encoder=made["encoder"], savetodir=".")
         file["coords"] = cache.coords_N2
