@@ -9,13 +9,14 @@ import csv
 import io
 import json
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from wsi_dbps.errors import PredictionError
-from wsi_dbps.files import file_digest, write_text, written_whole
+from wsi_dbps.files import file_digest, h5_written_whole, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -242,9 +243,7 @@ class SlideAttention:
 
     def write(self, path: Path) -> None:
         """Write the attention file (HDF5), whole or not at all."""
-        import h5py
-
-        with written_whole(path) as partial, h5py.File(partial, "w") as file:
+        with h5_written_whole(path) as file:
             file.attrs.update(
                 format=ATTENTION_FORMAT,
                 format_version=ATTENTION_VERSION,
@@ -282,6 +281,24 @@ ATTENTION_VERSION: Final = 1
 def attention_path(folder: Path, slide_id: str) -> Path:
     """Where a slide's attention lies in a folder of predictions, or of heatmaps."""
     return folder / "attention" / f"{slide_id}.h5"
+
+
+def drawn_path(folder: Path, slide_id: str, ending: str) -> Path:
+    """Where a picture or table of a slide lies in a folder of heatmaps: <slide_id>.<ending>.
+
+    An id that itself ends like a file of another slide, as `S.rgb` beside `S`, has a `_` added, and so has that id with
+    its `_`. No name of ours then ends so before its ending, so that two slides never share a file, whichever are drawn.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> drawn_path(Path("maps"), "S", "rgb.ome.tiff").name, drawn_path(Path("maps"), "S.rgb", "ome.tiff").name
+        ('S.rgb.ome.tiff', 'S.rgb_.ome.tiff')
+    """
+    return folder / f"{slide_id}{'_' * bool(_LIKE_A_FILE.search(slide_id))}.{ending}"
+
+
+_LIKE_A_FILE: Final = re.compile(r"\.(rgb|sheet|atlas|level\d+|level\d+\.crop\d+)_*$", re.IGNORECASE)
+"""What stands between a slide's id and a file's last ending, with any `_` added to it."""
 
 
 def read_attention(path: Path) -> SlideAttention:

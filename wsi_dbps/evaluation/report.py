@@ -12,6 +12,7 @@ from wsi_dbps.evaluation.report_pictures import atlas_pictures, inline_picture
 from wsi_dbps.evaluation.report_runs import find_leaks
 from wsi_dbps.evaluation.report_truth import read_truth
 from wsi_dbps.files import write_json, write_text
+from wsi_dbps.records import drawn_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -210,7 +211,7 @@ def _pictures(
             words += f"{row.probabilities[1]:.3f} and the threshold {slide.threshold:.3f}"
         if truth and slide_id in truth.slide_auroc:
             words += f", patch AUROC {truth.slide_auroc[slide_id]:.3f}"
-        found.append((slide_id, words, inline_picture(folder / f"{slide_id}.png")))
+        found.append((slide_id, words, inline_picture(drawn_path(folder, slide_id, "png"))))
     return found
 
 
