@@ -25,7 +25,9 @@ def command(
         list[str], typer.Option(help=f"Draw this slide, in place of {NUM_SLIDES} of all classes. May be repeated.")
     ] = [],
 ) -> None:
-    """Draw how the buffers moved over training, from the trainer's record: churn and entropy over the epochs, and per
+    """Draw which patches were selected during training.
+
+    From the record of the run: churn and entropy over the epochs, and per
     slide how often, when first and when last each patch was salient. Numbers in atlas.csv and atlas.json.
     """
     from wsi_dbps.cohort.manifest import read_manifest

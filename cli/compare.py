@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from wsi_dbps_cli.options import check_same_model
+from wsi_dbps_cli.options import check_same_model, prediction_folders
 
 if TYPE_CHECKING:
     from wsi_dbps.evaluation.compare import Comparison
+    from wsi_dbps.records import Predictions
 
 
 def command(
@@ -24,28 +25,48 @@ def command(
     bootstrap: Annotated[int, typer.Option(help="Resamples of the cases for each interval.")] = 2000,
     seed: Annotated[int, typer.Option(help="Of the resampling.")] = 0,
 ) -> None:
-    """Print, by case, the difference B - A of every score with its interval, DeLong's paired test and McNemar's."""
+    """Compare two models on the same cases.
+
+    Prints, by case, the difference B - A of every score with its interval, DeLong's paired test and McNemar's. Of a
+    folder of `predict --folds all` the test cases of all folds are taken together.
+    """
     from wsi_dbps.config import build
+    from wsi_dbps.errors import ConfigError
     from wsi_dbps.evaluation.bootstrap import MetricsConfig
     from wsi_dbps.evaluation.compare import compare
     from wsi_dbps.files import write_json
-    from wsi_dbps.records import read_predictions
+    from wsi_dbps.records import failed_slides
 
     config = build(MetricsConfig, {"num_bootstrap": bootstrap, "seed": seed}, "compare")
     for pred, val in ((a, val_a), (b, val_b)):
+        if val and prediction_folders([pred]) != [pred]:
+            raise ConfigError(
+                f"{pred}: holds folds, each with a threshold of its own; leave out its --val, or compare fold by fold"
+            )
         if val:
             check_same_model(pred, val)
-    first, second, *given = (
-        read_predictions(pred / "predictions.csv") if pred else None for pred in (a, b, val_a, val_b)
-    )
-    assert first is not None
-    assert second is not None
-    found = compare(first, second, config, validation_a=given[0], validation_b=given[1], common=common)
+    validation_a, validation_b = (_read(val) if val else None for val in (val_a, val_b))
+    found = compare(_read(a), _read(b), config, validation_a=validation_a, validation_b=validation_b, common=common)
     _print(found, a, b)
+    for name, pred in (("A", a), ("B", b)):
+        if num := sum(len(failed_slides(folder)) for folder in prediction_folders([pred])):
+            print(f"{name} lacks {num} slides that could not be predicted; see predict.json")
     if out is not None:
         head = {"format": "wsi-dbps comparison", "format_version": 1, "a": str(a), "b": str(b)}
         write_json(out / "compare.json", {**head, **found.to_dict()})
         print(f"wrote {out / 'compare.json'}")
+
+
+def _read(pred: Path) -> Predictions:
+    """A folder's predictions; of a folder of folds the test cases of each fold, together."""
+    from wsi_dbps.evaluation.pooling import pool_folds
+    from wsi_dbps.evaluation.validation import parts
+    from wsi_dbps.records import read_predicted
+
+    folders = prediction_folders([pred])
+    if folders == [pred]:
+        return read_predicted(pred)
+    return pool_folds({folder.name: parts(read_predicted(folder), None)[0] for folder in folders})
 
 
 def _print(found: Comparison, a: Path, b: Path) -> None:

@@ -56,7 +56,9 @@ def command(
     seed: Annotated[int, typer.Option(help="Of the slides and of training.")] = 0,
     epochs: Annotated[int | None, typer.Option(help="Fewer epochs, for a quick look.")] = None,
 ) -> None:
-    """Make a cohort of synthetic slides, tile it, train, predict, draw heatmaps and put them to the test: CPU, offline,
+    """Run every step on a synthetic cohort.
+
+    Makes a cohort of synthetic slides, tiles it, trains, predicts, draws heatmaps and tests them: CPU, offline,
     minutes.
 
     Each step is a command of its own, and is printed as you would type it. Run again, it goes on where it was stopped.
@@ -128,7 +130,7 @@ def _compare(manifest: Path, caches: Path, folder: Path) -> Comparison:
     from wsi_dbps.evaluation.colour_baseline import ColourBaseline, patch_colours
     from wsi_dbps.evaluation.localisation import patch_auroc
     from wsi_dbps.patches.cache import PatchCache
-    from wsi_dbps.records import attention_path, read_attention, read_predictions
+    from wsi_dbps.records import attention_path, read_attention, read_predicted
 
     cohort = read_manifest(manifest)
     positive = cohort.classes[1]
@@ -141,7 +143,7 @@ def _compare(manifest: Path, caches: Path, folder: Path) -> Comparison:
         list(colours(training).values()), [record.label == positive for record in training.records]
     )
     test, probability = colours(cohort.part("test")), {}
-    for row in read_predictions(folder / "predictions.csv").slides:
+    for row in read_predicted(folder).slides:
         probability[row.slide_id] = row.probabilities[1]
     records = [record for record in cohort.part("test").records if record.slide_id in probability]
     truth = [record.label == positive for record in records]

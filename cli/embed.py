@@ -42,7 +42,9 @@ def command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make anew what is there already.")] = False,
     columns: Columns = [],
 ) -> None:
-    """Write the features of every cached patch, in a layout that TRIDENT and CLAM read and `wsi-dbps train` takes.
+    """Compute features of every cached patch.
+
+    They are written in a layout that TRIDENT and CLAM read and `wsi-dbps train` takes.
 
     Features of a slide that are there already, from the same cache and encoder, are kept; a killed run goes on.
     """

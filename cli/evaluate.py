@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from wsi_dbps_cli.options import Columns, check_same_model, check_truth_of, made_with
+from wsi_dbps_cli.options import Columns, check_same_model, check_truth_of, prediction_folders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ def command(
         list[Path],
         typer.Argument(
             metavar="PRED...",
-            help="Folder of predictions, as `wsi-dbps predict` wrote it; several: folds, to be pooled.",
+            help="Folder of predictions, as `wsi-dbps predict` wrote it; several, or one of folds: they are pooled.",
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="Folder for the report; the predictions' own if not given.")] = None,
@@ -47,20 +47,26 @@ def command(
     ] = None,
     atlas: Annotated[Path | None, typer.Option(help="Folder of pictures of what was selected in training.")] = None,
 ) -> None:
-    """Write metrics.json and report.html, by case and by slide, with 95 % intervals resampled by case.
+    """Compute metrics of predictions and write a report.
+
+    Writes metrics.json and report.html, by case and by slide, with 95 % intervals from resampling cases. A folder of
+    `predict --folds all` is taken as its folds, whose cases are pooled.
 
     The report holds a leak check and the training curves where the run of the predictions is still there.
     """
     from wsi_dbps.config import build
     from wsi_dbps.errors import ConfigError
-    from wsi_dbps.evaluation.metrics import MetricsConfig, evaluate_folds
+    from wsi_dbps.evaluation.metrics import MetricsConfig, evaluate_folds, with_flaws
     from wsi_dbps.evaluation.pooling import pool_folds
     from wsi_dbps.evaluation.report import write_metrics, write_report
+    from wsi_dbps.evaluation.report_runs import find_leaks
     from wsi_dbps.evaluation.validation import parts
-    from wsi_dbps.records import read_predictions
+    from wsi_dbps.records import failed_slides, read_predicted
 
     if len(preds) > 1 and out is None:
         raise ConfigError("several folders of predictions: say with --out where the report goes")
+    folder, title = out or preds[0], ", ".join(pred.resolve().name for pred in preds)
+    preds, val = prediction_folders(preds), prediction_folders(val)
     if val and len(val) != len(preds):
         raise ConfigError(f"--val is given {len(val)} times for {len(preds)} folders of predictions; give one for each")
     if bool(by) != (cohort is not None):
@@ -70,17 +76,17 @@ def command(
         check_same_model(pred, own)
     if truth is not None:
         check_truth_of(truth, preds)
-    folds = dict(zip(_names(preds), (read_predictions(pred / "predictions.csv") for pred in preds), strict=True))
-    given = [read_predictions(pred / "predictions.csv") for pred in val]
+    folds = dict(zip(_names(preds), map(read_predicted, preds), strict=True))
+    given = [read_predicted(pred) for pred in val]
     tested = {name: parts(fold, None)[0] for name, fold in folds.items()}  # one fold's val cases are another's test
     evaluated = pool_folds(tested)
     groups = _subgroups(evaluated, cohort, columns, by) if cohort else None
     metrics = evaluate_folds(folds, config, validation=dict(zip(folds, given, strict=False)), subgroups=groups)
-    folder = out or preds[0]
-    write_metrics(metrics, folder / "metrics.json")
-    title = ", ".join(pred.resolve().name for pred in preds)
-    fold_of_case = {row.case_id: name for name, fold in tested.items() for row in fold.cases}
     runs, why_none = _runs(preds, tested, run)
+    failed = [line for pred in preds for line in failed_slides(pred)]
+    metrics = with_flaws(metrics, failed=failed, leaked=(leak.case_id for leak in find_leaks(evaluated, runs)))
+    write_metrics(metrics, folder / "metrics.json")
+    fold_of_case = {row.case_id: name for name, fold in tested.items() for row in fold.cases}
     write_report(
         folder / "report.html",
         evaluated,
@@ -94,6 +100,8 @@ def command(
         atlas=atlas,
     )
     print(f"{headline(metrics)}: {folder / 'report.html'}")
+    if metrics.flaws:
+        print(" ".join(metrics.flaws))
 
 
 def _names(preds: list[Path]) -> list[str]:
@@ -136,6 +144,8 @@ def headline(metrics: Metrics) -> str:
 
 def _facts(preds: list[Path]) -> dict[str, str]:
     """What predict.json knows of the making of the predictions, where it is there."""
+    from wsi_dbps.records import made_with
+
     made = [made_with(pred) for pred in preds if (pred / "predict.json").exists()]
     try:
         return _facts_of(made) if made else {}

@@ -36,7 +36,9 @@ def command(
     seed: Annotated[int, typer.Option(help="Of that draw.", min=0)] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Export again what is there already.")] = False,
 ) -> None:
-    """Write the patches of caches to files that other tools read, with their place on the slide.
+    """Write cached patches to files that other tools read.
+
+    Each keeps its place on the slide.
 
     A slide that is exported already, from the same cache with the same settings, is kept; a killed run goes on.
     """

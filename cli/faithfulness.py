@@ -36,8 +36,9 @@ def command(
     device: Device = "auto",
     columns: Columns = [],
 ) -> None:
-    """Delete and insert each slide's top patches, beside patches in random order, and drop patches at random.
+    """Test whether heatmaps show what predictions depend on.
 
+    Deletes and inserts each slide's top patches, compares with patches in random order, and drops patches at random.
     With several runs, how far their scores agree is said too.
     """
     from wsi_dbps.config import build

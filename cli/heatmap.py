@@ -31,9 +31,9 @@ class Format(StrEnum):
 class Values(StrEnum):
     """Which map is drawn where there can be only one."""
 
-    PERCENTILE = "percentile"
-    RAW = "raw"
     EVIDENCE = "evidence"
+    RAW = "raw"
+    PERCENTILE = "percentile"
 
 
 def command(
@@ -52,7 +52,10 @@ def command(
     format_: Annotated[list[Format], typer.Option("--format", help="May be repeated.")] = [Format.PNG, Format.GEOJSON],
     values: Annotated[
         Values, typer.Option(help="What coloured TIFFs, levels and crops show. PNGs show all there is.")
-    ] = Values.PERCENTILE,
+    ] = Values.EVIDENCE,
+    scale: Annotated[
+        float, typer.Option(help="Evidence of full colour, in log-odds; the same for all slides to be compared.")
+    ] = 1.0,
     smooth: Annotated[float, typer.Option(min=0, help="Smooth maps by a Gaussian of this standard deviation, µm.")] = 0,
     overlay_level: Annotated[
         int | None,
@@ -67,25 +70,29 @@ def command(
     device: Device = "auto",
     columns: Columns = [],
 ) -> None:
-    """Draw how the model, or several together, looked at each slide.
+    """Draw attention and evidence of a model over each slide.
+
+    Several runs are drawn together, as an ensemble.
 
     The slides themselves are opened for --overlay-level and --crops only: for all else the caches, or features of
     `wsi-dbps embed`, hold all it takes.
 
     Attention that is there already, from the same checkpoint and cache, is not computed again.
     """
-    from wsi_dbps.errors import PredictionError
-    from wsi_dbps.records import read_predictions
+    from wsi_dbps.errors import ConfigError, PredictionError
+    from wsi_dbps.records import read_predicted
 
+    if not 0 < scale < float("inf"):
+        raise ConfigError(f"--scale is {scale:g}; it must be a number above 0")
     records = cohort_part(cohort, columns, split or Split.ALL, fold)
     if slide:
         records = records.slides(*slide)
     elif predictions and split is None:
-        predicted = {row.slide_id for row in read_predictions(predictions / "predictions.csv").slides}
+        predicted = {row.slide_id for row in read_predicted(predictions).slides}
         records = records.slides(*(record.slide_id for record in records.records if record.slide_id in predicted))
     if not len(records):
         raise PredictionError("no slide to draw: the cohort, or the part asked for, is empty")
-    how = Drawing(tuple(format_), values, smooth, overlay_level, crops)
+    how = Drawing(tuple(format_), values, scale, smooth, overlay_level, crops)
     failed = draw(member_runs(runs, fold), records.records, caches, out, predictions, how, device)
     if failed:
         raise typer.Exit(1)
@@ -97,6 +104,8 @@ class Drawing:
 
     formats: tuple[Format, ...]
     values: Values
+    scale: float
+    """Evidence of full colour."""
     smooth_um: float
     overlay_level: int | None
     crops: int
@@ -113,10 +122,17 @@ def draw(
 ) -> int:
     """Draw every slide, name those that cannot be drawn, and say how many these are."""
     from wsi_dbps.cohort.each_slide import each_slide
+    from wsi_dbps.errors import ConfigError
     from wsi_dbps.evaluation.predict import Predictor
+    from wsi_dbps.training.bags import FeatureKind
     from wsi_dbps.training.checkpoint import load_checkpoint
 
     checkpoints = [load_checkpoint(run / "best.pt") for run in runs]
+    if Format.SHEET in how.formats and isinstance(checkpoints[0].patch_kind, FeatureKind):
+        raise ConfigError(
+            f"{runs[0]}: was trained on features, which hold no pixels to show; leave out --format sheet, or draw a "
+            "run that was trained on patch caches"
+        )
     with Predictor(checkpoints, caches, device=device) as predictor:
 
         def one(record: SlideRecord) -> None:
@@ -134,7 +150,6 @@ def draw(
 
 def draw_formats(out: Path, attention: SlideAttention, cache: BagFile, how: Drawing) -> None:
     """All formats that need no slide."""
-    from wsi_dbps.errors import CacheError
     from wsi_dbps.heatmaps.geojson import write_geojson
     from wsi_dbps.heatmaps.ome_tiff import write_coloured_map, write_value_map
     from wsi_dbps.heatmaps.overlay import draw_overlay
@@ -142,9 +157,10 @@ def draw_formats(out: Path, attention: SlideAttention, cache: BagFile, how: Draw
     from wsi_dbps.heatmaps.table import write_scores
     from wsi_dbps.heatmaps.tile_maps import chosen_map
     from wsi_dbps.patches.cache import PatchCache
+    from wsi_dbps.records import drawn_path
 
     def named(ending: str) -> Path:
-        return out / f"{attention.slide_id}.{ending}"
+        return drawn_path(out, attention.slide_id, ending)
 
     if Format.CSV in how.formats:
         write_scores(named("csv"), attention)
@@ -156,15 +172,14 @@ def draw_formats(out: Path, attention: SlideAttention, cache: BagFile, how: Draw
     if Format.OME_TIFF in how.formats:
         place = (slide_lv0, cache.mpp_lv0_um)
         write_value_map(named("ome.tiff"), attention, *place, smooth_um=how.smooth_um)
-        one = chosen_map(attention, how.values.value)
+        one = chosen_map(attention, how.values.value, how.scale)
         write_coloured_map(named("rgb.ome.tiff"), attention, one, *place, smooth_um=how.smooth_um)
     if Format.SHEET in how.formats:
-        if not isinstance(cache, PatchCache):
-            raise CacheError(f"{cache.path}: holds features, no pixels to show; --format sheet needs patch caches")
+        assert isinstance(cache, PatchCache)  # `draw` has refused runs on features
         draw_sheet(named("sheet.png"), attention, cache.patches, cache.mpp_lv0_um)
     if Format.PNG in how.formats:
         picture = (cache.thumbnail(), slide_lv0, cache.mpp_lv0_um)
-        draw_overlay(named("png"), attention, *picture, smooth_um=how.smooth_um)
+        draw_overlay(named("png"), attention, *picture, smooth_um=how.smooth_um, scale=how.scale)
 
 
 def draw_close(out: Path, attention: SlideAttention, cache: BagFile, record: SlideRecord, how: Drawing) -> None:
@@ -172,11 +187,12 @@ def draw_close(out: Path, attention: SlideAttention, cache: BagFile, record: Sli
     from wsi_dbps.errors import SlideError, SpecMismatchError
     from wsi_dbps.heatmaps.closeup import draw_crops, draw_level
     from wsi_dbps.heatmaps.tile_maps import chosen_map
+    from wsi_dbps.records import drawn_path
     from wsi_dbps.slides.reader import open_slide
 
     if record.file is None:
         raise SlideError("no path in the manifest; --overlay-level and --crops read the slide itself")
-    level, one = how.overlay_level or 0, chosen_map(attention, how.values.value)
+    level, one = how.overlay_level or 0, chosen_map(attention, how.values.value, how.scale)
     with open_slide(record.file, str(cache.attrs.get("reader", "auto"))) as slide:
         info, expected = slide.info, cache.attrs.get("slide_fingerprint")
         if info.size_lv0 != cache.slide_lv0 or (expected is not None and expected != info.fingerprint):
@@ -186,4 +202,5 @@ def draw_close(out: Path, attention: SlideAttention, cache: BagFile, record: Sli
         if how.crops:
             draw_crops(out, *what, how.crops, attention, one, cache.mpp_lv0_um, smooth_lv0=smooth_lv0)
         else:
-            draw_level(out / f"{record.slide_id}.level{level}.png", *what, attention, one, smooth_lv0=smooth_lv0)
+            path = drawn_path(out, record.slide_id, f"level{level}.png")
+            draw_level(path, *what, attention, one, cache.mpp_lv0_um, smooth_lv0=smooth_lv0)

@@ -14,7 +14,10 @@ def command(
         list[Path], typer.Argument(metavar="FILE ...", help="Slides, caches, checkpoints, run folders ...")
     ],
 ) -> None:
-    """Say what each slide, cache, file of features or attention, checkpoint, folder of a run or of predictions is."""
+    """Say what each given file or folder is.
+
+    Slides, caches, files of features or attention, checkpoints, folders of a run or of predictions.
+    """
     from wsi_dbps.errors import WsiDbpsError
 
     failed = False
@@ -133,9 +136,9 @@ def _checkpoint(path: Path) -> dict[str, str]:
 
 def _predictions(path: Path) -> dict[str, str]:
     from wsi_dbps.errors import PredictionError
-    from wsi_dbps.records import read_predictions
+    from wsi_dbps.records import read_predicted
 
-    predictions = read_predictions(path / "predictions.csv")
+    predictions = read_predicted(path)
     try:
         made = json.loads((path / "predict.json").read_text(encoding="utf-8"))
         checkpoints = [f"{m['checkpoint']} ({m['checkpoint_fingerprint']})" for m in made.get("members", [made])]

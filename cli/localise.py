@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from wsi_dbps_cli.options import CohortCsv, Columns, Score, check_same_model, made_with
+from wsi_dbps_cli.options import CohortCsv, Columns, Score, check_same_model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,7 +35,9 @@ def command(
     seed: Annotated[int, typer.Option(help="Of the resampling.")] = 0,
     columns: Columns = [],
 ) -> None:
-    """Write localisation.json: patch AUROC, Dice, and FROC by the rule of CAMELYON16, with 95 % intervals by case.
+    """Measure how well heatmaps agree with annotations.
+
+    Writes localisation.json: patch AUROC, Dice, and FROC by the rule of CAMELYON16, with 95 % intervals by case.
 
     The manifest's `annotations` column names what was drawn; slides of the first class need none.
     """
@@ -46,7 +48,7 @@ def command(
     from wsi_dbps.evaluation.localisation import best_percentile, locate_slides, summarise
     from wsi_dbps.evaluation.validation import check_validation, parts
     from wsi_dbps.files import write_json
-    from wsi_dbps.records import read_predictions
+    from wsi_dbps.records import made_with, read_predicted
 
     config = build(MetricsConfig, {"num_bootstrap": bootstrap, "seed": seed}, "localise")
     whole = read_manifest(cohort, columns=parse_columns(columns))
@@ -54,8 +56,8 @@ def command(
         raise PredictionError(f"{cohort}: no slide has annotations; name their files in a column annotations")
     if val:
         check_same_model(pred, val)
-    predicted = read_predictions(pred / "predictions.csv")
-    evaluated, validation = parts(predicted, read_predictions(val / "predictions.csv") if val else None)
+    predicted = read_predicted(pred)
+    evaluated, validation = parts(predicted, read_predicted(val) if val else None)
 
     def frame(record: SlideRecord) -> tuple[Size, float]:
         return slide_frame(record, caches)
@@ -111,5 +113,10 @@ def slide_frame(record: SlideRecord, caches: Path | None) -> tuple[Size, float]:
 
 
 def _estimate(found: Mapping[str, float], value: str) -> str:
-    interval = f" ({found['low']:.3f} to {found['high']:.3f})" if "low" in found else ""
-    return f"{found[value]:.3f}{interval}"
+    interval = f" ({_share(found['low'])} to {_share(found['high'])})" if "low" in found else ""
+    return f"{_share(found[value])}{interval}"
+
+
+def _share(value: float) -> str:
+    """Three digits; what is below 1 is not rounded up to certainty."""
+    return "above 0.999" if 0.9995 <= value < 1 else f"{value:.3f}"

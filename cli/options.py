@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -61,16 +62,45 @@ def member_runs(runs: list[Path], fold: int | None) -> list[Path]:
     return found
 
 
+def prediction_folders(preds: list[Path]) -> list[Path]:
+    """Folders of predictions, with those of folds in place of a folder of `predict --folds all`."""
+    found: list[Path] = []
+    for pred in preds:
+        folds = {} if (pred / "predictions.csv").exists() else fold_runs(pred)
+        found += folds.values() or [pred]
+    return found
+
+
 def cohort_part(
     cohort: Path, columns: list[str], split: Split, fold: int | None = None, *, need_path: bool = False
 ) -> Cohort:
-    """The slides of one split of a manifest."""
+    """The slides of one split of a manifest.
+
+    Raises:
+        PredictionError: If there is none, with what the manifest holds and what to do.
+    """
     from wsi_dbps.cohort.manifest import parse_columns, read_manifest
+    from wsi_dbps.errors import PredictionError
 
     whole = read_manifest(cohort, columns=parse_columns(columns), need_path=need_path)
     if fold is not None:
         whole = whole.with_fold(fold)
-    return whole if split is Split.ALL else whole.part(split.value)
+    part = whole if split is Split.ALL else whole.part(split.value)
+    if not len(part):
+        raise PredictionError(_no_slide(cohort, whole, split))
+    return part
+
+
+def _no_slide(cohort: Path, whole: Cohort, split: Split) -> str:
+    """Why a part of a manifest is empty, and what to do."""
+    if not len(whole):
+        return f"{cohort}: holds no slide"
+    counts = Counter(record.split for record in whole.records if record.split)
+    found = ", ".join(f"{num} of {name}" for name, num in counts.items()) or "no slide with a split"
+    return (
+        f"{cohort}: holds no slide of split {split.value} ({found}, of {len(whole)} slides). For all slides add "
+        f"--split all; to make splits run `wsi-dbps split {cohort} --out splits.csv` and give splits.csv"
+    )
 
 
 def warn_of_seen(run: Path, slides: Cohort) -> None:
@@ -109,25 +139,10 @@ def warn_of_more_to_come(run: Path, checkpoint: Checkpoint) -> None:
         )
 
 
-def made_with(pred: Path) -> dict[str, Any]:
-    """What predict.json of a folder of predictions says; nothing where it is missing or is none."""
-    return said_by(pred / "predict.json")
-
-
-def said_by(path: Path) -> dict[str, Any]:
-    """What a JSON file holds by name; nothing where it is missing or is none."""
-    import json
-
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return said if isinstance(said, dict) else {}
-
-
 def check_same_model(pred: Path, val: Path) -> None:
     """Refuse validation by another model than is judged, as far as predict.json tells."""
     from wsi_dbps.errors import PredictionError
+    from wsi_dbps.records import made_with
 
     own, other = (made_with(folder).get("checkpoint_fingerprint") for folder in (pred, val))
     if own and other and own != other:
@@ -140,6 +155,7 @@ def check_same_model(pred: Path, val: Path) -> None:
 def check_truth_of(truth: Path, preds: list[Path]) -> None:
     """Refuse what was found about another model's heatmaps than that of the predictions, as far as the files tell."""
     from wsi_dbps.errors import PredictionError
+    from wsi_dbps.records import made_with, said_by
 
     models = [made_with(pred).get("checkpoint_fingerprint") for pred in preds]
     if None in models:

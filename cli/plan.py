@@ -25,7 +25,10 @@ def command(
     device: Device = "auto",
     columns: Columns = [],
 ) -> None:
-    """Measure for a few seconds what patches cost on the device; say what a run needs and which settings fit."""
+    """Estimate time and memory of a run, and settings that fit.
+
+    Measures for a few seconds what patches cost on the device.
+    """
     from wsi_dbps.cohort.manifest import parse_columns, read_manifest
     from wsi_dbps.config import read_toml, with_overrides
     from wsi_dbps.errors import ConfigError

@@ -35,7 +35,9 @@ def command(
     device: Device = "auto",
     columns: Columns = [],
 ) -> None:
-    """Predict slides and cases, with or without labels, and keep every patch's attention and evidence.
+    """Predict slides and cases with a trained model.
+
+    Labels are not needed. Every patch's attention and evidence is kept.
 
     Several runs, or a run of folds, are an ensemble: the mean of their probabilities.
     """

@@ -21,7 +21,10 @@ def command(
     seed: Annotated[int, typer.Option(help="Of the shuffle.")] = 0,
     columns: Columns = [],
 ) -> None:
-    """Deal cases, never slides, stratified by label; the same seed and cases give the same split in any row order."""
+    """Split a cohort by patient into train, val and test.
+
+    The split is stratified by label. The same seed and cases give the same split in any order of the rows.
+    """
     from wsi_dbps.cohort.manifest import parse_columns, read_manifest, write_manifest
     from wsi_dbps.cohort.splits import fold_cohort, split_cohort
 

@@ -140,7 +140,7 @@ def command(
     columns: Columns = [],
     ctx: typer.Context = None,  # type: ignore[assignment]  # typer's own, which `demo` has no use for
 ) -> None:
-    """Find tissue on each slide, cut it into patches, and cache them.
+    """Find tissue on each slide and cache its patches.
 
     A cache made from the same slide with the same settings is kept; a killed run goes on where it was.
     """

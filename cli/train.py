@@ -29,7 +29,9 @@ def command(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's last.pt.")] = False,
     columns: Columns = [],
 ) -> None:
-    """Train on the `train` slides, choose the best epoch on the `val` slides; the `test` slides are never opened.
+    """Train a model end to end with dual-buffer selection.
+
+    Learns from the `train` slides, chooses the best epoch on the `val` slides; the `test` slides are never opened.
 
     On several GPUs: torchrun --nproc-per-node=N -m wsi_dbps_cli.main train ...
     """

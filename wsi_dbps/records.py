@@ -9,13 +9,14 @@ import csv
 import io
 import json
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from wsi_dbps.errors import PredictionError
-from wsi_dbps.files import write_text, written_whole
+from wsi_dbps.files import file_digest, h5_written_whole, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,6 +69,49 @@ class Predictions:
 
 
 _COLUMNS: Final = ("level", "slide_id", "case_id", "split", "label", "predicted", "num_patches")
+
+
+def read_predicted(folder: Path) -> Predictions:
+    """The table of a folder of `wsi-dbps predict`, checked to be the one that its predict.json was written with.
+
+    A folder without predict.json, or with one that names no digest (of an earlier version), is taken as it is.
+
+    Raises:
+        PredictionError: As `read_predictions`; also if the two files are not of the same run of `predict`.
+    """
+    predictions = read_predictions(folder / "predictions.csv")
+    expected = made_with(folder).get(TABLE_DIGEST)
+    if expected is not None and expected != file_digest(folder / "predictions.csv"):
+        raise PredictionError(
+            f"{folder}: predictions.csv is not the table that predict.json was written with: `predict` was stopped "
+            "between the two files, or the table was changed by hand. Predict again; if the change is intended, delete "
+            "predict.json"
+        )
+    return predictions
+
+
+TABLE_DIGEST: Final = "predictions_fingerprint"
+"""The key of predict.json that binds it to its predictions.csv."""
+
+
+def made_with(folder: Path) -> dict[str, Any]:
+    """What predict.json of a folder of predictions says; nothing where it is missing or cannot be used."""
+    return said_by(folder / "predict.json")
+
+
+def said_by(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one where the file is missing or holds something else."""
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def failed_slides(folder: Path) -> tuple[str, ...]:
+    """One line, beginning with its id, for each slide of a folder of predictions that could not be predicted."""
+    failed = made_with(folder).get("failed")
+    return tuple(str(line) for line in failed) if isinstance(failed, list) else ()
 
 
 def read_predictions(path: Path) -> Predictions:
@@ -199,9 +243,7 @@ class SlideAttention:
 
     def write(self, path: Path) -> None:
         """Write the attention file (HDF5), whole or not at all."""
-        import h5py
-
-        with written_whole(path) as partial, h5py.File(partial, "w", locking=False) as file:
+        with h5_written_whole(path) as file:
             file.attrs.update(
                 format=ATTENTION_FORMAT,
                 format_version=ATTENTION_VERSION,
@@ -239,6 +281,24 @@ ATTENTION_VERSION: Final = 1
 def attention_path(folder: Path, slide_id: str) -> Path:
     """Where a slide's attention lies in a folder of predictions, or of heatmaps."""
     return folder / "attention" / f"{slide_id}.h5"
+
+
+def drawn_path(folder: Path, slide_id: str, ending: str) -> Path:
+    """Where a picture or table of a slide lies in a folder of heatmaps: <slide_id>.<ending>.
+
+    An id that itself ends like a file of another slide, as `S.rgb` beside `S`, has a `_` added, and so has that id with
+    its `_`. No name of ours then ends so before its ending, so that two slides never share a file, whichever are drawn.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> drawn_path(Path("maps"), "S", "rgb.ome.tiff").name, drawn_path(Path("maps"), "S.rgb", "ome.tiff").name
+        ('S.rgb.ome.tiff', 'S.rgb_.ome.tiff')
+    """
+    return folder / f"{slide_id}{'_' * bool(_LIKE_A_FILE.search(slide_id))}.{ending}"
+
+
+_LIKE_A_FILE: Final = re.compile(r"\.(rgb|sheet|atlas|level\d+|level\d+\.crop\d+)_*$", re.IGNORECASE)
+"""What stands between a slide's id and a file's last ending, with any `_` added to it."""
 
 
 def read_attention(path: Path) -> SlideAttention:

@@ -10,6 +10,7 @@ import pytest
 import tiffslide
 from PIL import Image
 
+from wsi_dbps.heatmaps.closeup import FOOT_PX
 from wsi_dbps.records import read_attention
 
 QUICK = [
@@ -80,10 +81,10 @@ def test_levels_and_crops_read_the_slide(predicted, tmp_path, wsi_dbps) -> None:
     one = ("--slide", "slide_00", "--format", "csv")
     assert wsi_dbps(*draw, *one, "--overlay-level", 0)[0] == 0
     with Image.open(tmp_path / "slide_00.level0.png") as picture:
-        assert picture.size == (192, 192)
+        assert picture.size == (640, 192 + FOOT_PX)
     assert wsi_dbps(*draw, *one, "--crops", 2)[0] == 0
     with Image.open(tmp_path / "slide_00.level0.crop1.png") as picture:
-        assert picture.size == (192 + 16 + 192, 192 + 64)
+        assert picture.size == (640, 192 + FOOT_PX)
     assert len(list(tmp_path.glob("*.crop*.png"))) == 1  # the first shows all there is
     code, _, err = wsi_dbps(*draw, *one, "--overlay-level", 2)
     assert (code, err) == (1, "slide_00: has no level 2; its levels are 0 to 0\n")
@@ -116,8 +117,8 @@ def test_what_is_missing_is_one_line(predicted, tmp_path, wsi_dbps) -> None:
     )
     said = fails("--predictions", tmp_path, "--values", "evidence", "--format", "ome-tiff")
     assert said == (
-        "slide_00: its attention file holds no evidence by class; predict again, or ask for --values percentile "
-        "or raw\n"
+        "slide_00: its attention file holds no evidence by class; predict again, or ask for --values raw or "
+        "percentile\n"
     )
     empty = ("heatmap", run, manifest, "--caches", tmp_path, "--out", tmp_path / "maps", "--slide", "slide_00")
     code, _, err = wsi_dbps(*empty, "--predictions", pred)

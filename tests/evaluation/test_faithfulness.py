@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsi_dbps.errors import PredictionError
+from wsi_dbps.errors import CheckpointError, PredictionError
 from wsi_dbps.evaluation.faithfulness import (
     FRACTIONS,
     FaithfulnessConfig,
@@ -137,7 +137,7 @@ def test_a_damaged_model_and_runs_of_other_patches_are_named(checkpoints, cohort
     state = {name: weights.clone() for name, weights in checkpoints[0].model_state.items()}
     state["aggregator.head.bias"] += float("nan")
     damaged = dataclasses.replace(checkpoints[0], model_state=state)
-    with pytest.raises(PredictionError, match="its output is not finite; the checkpoint is damaged"):
+    with pytest.raises(CheckpointError, match=r"the weights aggregator.head.bias are not finite; the checkpoint is"):
         faithfulness([damaged], part, caches, tmp_path, FEW, device="cpu")
     fewer = PatchCache(caches / f"{part.records[0].slide_id}.h5").only(np.arange(36) < 30, why={"test": 1})
     monkeypatch.setattr(Member, "cache", lambda member, record: fewer if member.checkpoint is checkpoints[1] else whole)

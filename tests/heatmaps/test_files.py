@@ -11,7 +11,7 @@ from PIL import Image
 
 from wsi_dbps.errors import PredictionError, SlideError
 from wsi_dbps.geometry import Region, Size, pyramid_levels
-from wsi_dbps.heatmaps.closeup import crop_regions, draw_level
+from wsi_dbps.heatmaps.closeup import FOOT_PX, LEAST_WIDTH_PX, crop_regions, draw_level
 from wsi_dbps.heatmaps.geojson import write_geojson
 from wsi_dbps.heatmaps.ome_tiff import map_grid, write_coloured_map, write_value_map
 from wsi_dbps.heatmaps.raster import percentile_ranks
@@ -136,17 +136,33 @@ def test_a_level_that_is_too_large_or_not_there_is_refused_with_what_to_do(tmp_p
     a = make_scene(slide=size).attention
     draw = (reader(size), levels)
     with pytest.raises(SlideError) as error:
-        draw_level(tmp_path / "a.png", *draw, 0, a, percentile_map(a))
+        draw_level(tmp_path / "a.png", *draw, 0, a, percentile_map(a), 0.25)
     assert str(error.value) == (
         "slide-1: level 0 is 40001 x 30003 px = 1200 million pixels, of which at most 100 are drawn; "
         "ask for --overlay-level 1, or for --crops"
     )
     with pytest.raises(SlideError, match="slide-1: has no level 3; its levels are 0 to 2"):
-        draw_level(tmp_path / "a.png", *draw, 3, a, percentile_map(a))
-    draw_level(tmp_path / "a.png", *draw, 2, a, percentile_map(a))
+        draw_level(tmp_path / "a.png", *draw, 3, a, percentile_map(a), 0.25)
+    draw_level(tmp_path / "a.png", *draw, 2, a, percentile_map(a), 0.25)
     with Image.open(tmp_path / "a.png") as page:
-        assert page.size == (2500, 1875)
+        assert page.size == (2500, 1875 + FOOT_PX)
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_level_has_a_scale_bar_and_its_colours_below_even_where_it_is_narrow(tmp_path, make_scene) -> None:
+    size = Size(4001, 3003)
+    levels = pyramid_levels([size, Size(400, 300)])
+    a = make_scene(slide=size).attention
+    draw_level(tmp_path / "a.png", reader(size), levels, 1, a, percentile_map(a), 0.25)
+    page = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
+    assert page.shape == (300 + FOOT_PX, LEAST_WIDTH_PX, 3)
+    assert (page[:300, 400:] == 255).all()
+    foot = page[300:].astype(int)
+    bar = (foot[17] < 60).all(axis=1)
+    assert bar[:80].all()  # 200 µm at 2.5 µm per pixel, the longest round length of at most a fifth of the file's width
+    assert not bar[80:90].any()
+    assert np.ptp(foot[34:68], axis=2).max() > 80  # the colours
+    assert (foot[68:] < 200).any()  # the text
 
 
 def test_crops_lie_on_the_slide_round_the_highest_salient_and_no_middle_is_shown_twice(make_scene) -> None:

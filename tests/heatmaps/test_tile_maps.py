@@ -4,9 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_dbps.errors import PredictionError
-from wsi_dbps.heatmaps.colours import blend, colours_with_alpha
-from wsi_dbps.heatmaps.tile_maps import MAX_CLASSES, chosen_map, evidence_maps, ranks
-from wsi_dbps.records import Prediction
+from wsi_dbps.heatmaps.colours import blend, colours_with_alpha, signed_share, signed_value
+from wsi_dbps.heatmaps.tile_maps import EVIDENCE_SCALE, MAX_CLASSES, chosen_map, evidence_maps, ranks
+from wsi_dbps.records import Prediction, SlideAttention
 
 number = st.floats(-1e3, 1e3, allow_subnormal=False, width=32)
 
@@ -26,32 +26,77 @@ def of_classes(make_scene, num_classes: int, evidence: np.ndarray):
     return make_scene(classes=classes, prediction=prediction, evidence_NC=evidence).attention
 
 
+def bare_attention(evidence_NC: np.ndarray) -> SlideAttention:
+    n, c = evidence_NC.shape
+    return SlideAttention(
+        slide_id="s",
+        prediction=Prediction("s", "c", None, None, n, (1 / c,) * c),
+        classes=tuple(f"c{i}" for i in range(c)),
+        coords_N2=np.zeros((n, 2), np.int64),
+        tile_lv0=1.0,
+        logits_NR=np.zeros((n, 1), np.float32),
+        weights_N=np.full(n, 1 / n, np.float32),
+        role_N=np.ones(n, np.uint8),
+        cache_fingerprint="",
+        checkpoint_fingerprint="",
+        evidence_NC=evidence_NC,
+    )
+
+
+@given(st.integers(2, 8), st.integers(0, 2**32 - 1))
+def test_the_maps_of_a_slide_add_up_to_its_centred_logits(num_classes, seed) -> None:
+    """Patches in the buffers add up to the logits; a number added to all logits changes neither softmax nor map."""
+    random = np.random.default_rng(seed)
+    evidence = random.normal(size=(9, num_classes))
+    attention = bare_attention(evidence + random.normal(size=(9, 1)))
+    classes = attention.classes
+    logits = evidence.sum(axis=0)
+    expected = logits - logits.mean() if num_classes > 2 else [logits[1] - logits[0]]
+    found = {one.name.removeprefix("Evidence for "): one.values_N.sum() for one in evidence_maps(attention)}
+    shown = classes if num_classes > 2 else classes[1:]
+    assert len(found) == min(len(shown), MAX_CLASSES)
+    for name, value in found.items():
+        assert value == pytest.approx(expected[shown.index(name)], abs=1e-9)
+
+
 def test_of_more_classes_each_has_its_map_on_one_scale_and_the_most_probable_are_shown(make_scene) -> None:
     evidence = np.random.default_rng(0).normal(size=(9, 8)).astype(np.float32)
     maps = evidence_maps(of_classes(make_scene, 8, evidence))
     assert [one.name for one in maps] == [f"Evidence for c{i}" for i in range(8 - MAX_CLASSES, 8)]
-    assert len({one.highest for one in maps}) == 1
+    centred = evidence.astype(np.float64) - evidence.astype(np.float64).mean(axis=1, keepdims=True)
     for i, one in enumerate(maps):
-        np.testing.assert_array_equal(one.values_N, evidence[:, i + 8 - MAX_CLASSES])
+        np.testing.assert_allclose(one.values_N, centred[:, i + 8 - MAX_CLASSES])
     assert chosen_map(of_classes(make_scene, 8, evidence), "evidence").name == "Evidence for c7"
 
 
-def test_one_extreme_tile_does_not_bleach_the_rest(make_scene) -> None:
-    scene = make_scene(40)
-    evidence = np.zeros((1600, 2), np.float32)
-    evidence[:, 1] = np.linspace(-1, 1, 1600)
-    evidence[7, 1] = 1e6
-    (one,) = evidence_maps(make_scene(40, evidence_NC=evidence).attention)
-    assert one.highest <= 1
-    assert one.beyond
-    assert scene.attention.evidence_NC is None
-    assert evidence_maps(scene.attention) == ()
+@given(st.floats(0.01, 100), number)
+def test_the_scale_is_the_same_for_every_slide_and_says_what_lies_beyond(scale, value) -> None:
+    """0.05 log-odds on one slide are never as red as 3 on another."""
+    evidence = np.zeros((9, 2), np.float32)
+    evidence[3, 1] = value
+    (one,) = evidence_maps(bare_attention(evidence), scale)
+    assert one.highest == scale
+    assert one.beyond == (abs(value) > scale)
+    (usual,) = evidence_maps(bare_attention(evidence))
+    assert usual.highest == EVIDENCE_SCALE == 1
 
 
-@pytest.mark.parametrize("n", [0, 1])
-def test_few_tiles_or_no_evidence_at_all_still_have_a_scale(make_scene, n) -> None:
-    (one,) = evidence_maps(make_scene(n, evidence_NC=np.zeros((n, 2), np.float32)).attention)
-    assert (one.highest, one.beyond) == (1.0, False)
+def test_weak_evidence_is_pale_and_strong_evidence_full() -> None:
+    white = np.full((1, 4, 3), 255, np.uint8)
+    weak, middle, strong, more = blend(white, np.array([[0.05, 0.5, 3, 30]]), 3.0, signed=True)[0].astype(int)
+    assert (strong == more).all()
+    assert np.ptp(weak) < 0.25 * np.ptp(strong) < np.ptp(middle)
+
+
+@given(st.lists(number, min_size=1, max_size=9), st.floats(0.1, 10))
+def test_a_value_is_found_again_from_its_colour(values, highest) -> None:
+    inside = np.clip(values, -highest, highest)
+    np.testing.assert_allclose(signed_value(signed_share(inside, highest), highest), inside, atol=1e-6 * highest)
+
+
+def test_of_a_slide_without_evidence_there_is_no_map(make_scene) -> None:
+    assert evidence_maps(make_scene().attention) == ()
+    assert len(evidence_maps(make_scene(0, evidence_NC=np.zeros((0, 2), np.float32)).attention)) == 1
 
 
 def test_evidence_that_does_not_fit_or_is_missing_is_refused_by_name(make_scene) -> None:

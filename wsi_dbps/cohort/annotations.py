@@ -15,7 +15,7 @@ import numpy as np
 from wsi_dbps.errors import SlideError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -29,6 +29,11 @@ EXCLUSIONS: Final = ("exclusion", "_2", "normal", "ignore*")
 OVERHANG: Final = 0.01
 """How far beyond the slide's edge a hand may have drawn, as a share of the slide's longer side."""
 _ASAP_AREAS: Final = ("Polygon", "Spline", "Rectangle")
+MAX_CROSSINGS: Final = 2_000
+"""Most points at which the outline of one area may cross itself. To find what such an outline encloses takes time with
+the square of their number: for 2,000 about two seconds, for 370,000 (1,500 lines drawn at random) hours."""
+MAX_CROSSINGS_OF_AREAS: Final = 200_000
+"""Most points at which the outlines of all areas of a file may cross each other."""
 _FEW, _PARTS = 32, 16
 _BEFORE: Final = b"\xef\xbb\xbf\xff\xfe\0 \t\r\n"
 """Bytes that may stand before the first `<`: the marks of UTF-8 and UTF-16, and blanks."""
@@ -54,7 +59,8 @@ def read_annotations(path: Path) -> tuple[Area, ...]:
     A ring that crosses itself encloses what lies inside it an odd number of times.
 
     Raises:
-        SlideError: If the file is missing, or is neither GeoJSON nor ASAP's XML, or a coordinate is no number.
+        SlideError: If the file is missing, or is neither GeoJSON nor ASAP's XML, or a coordinate is no number, or
+            outlines cross more often than `MAX_CROSSINGS` or `MAX_CROSSINGS_OF_AREAS`.
     """
     from shapely.errors import ShapelyError
 
@@ -67,7 +73,10 @@ def read_annotations(path: Path) -> tuple[Area, ...]:
     try:
         rings = _from_xml(content) if content.lstrip(_BEFORE).startswith(b"<") else _from_json(content)
         with np.errstate(invalid="ignore", over="ignore"):
-            return tuple(Area(name, shape) for name, drawn in rings if not (shape := _areas_of(drawn)).is_empty)
+            areas = tuple(Area(name, shape) for name, drawn in rings if not (shape := _areas_of(drawn)).is_empty)
+        if len(areas) > 1:
+            _check_crossings([area.shape for area in areas], MAX_CROSSINGS_OF_AREAS, "MAX_CROSSINGS_OF_AREAS")
+        return areas
     except (ShapelyError, ElementTree.ParseError, *_NO_ANNOTATIONS) as error:
         raise SlideError(f"{path}: not annotations that can be used: {' '.join(str(error).split())[:200]}") from None
 
@@ -198,7 +207,38 @@ def _areas_of(drawn: BaseGeometry) -> BaseGeometry:
 
     if not np.isfinite(shapely.get_coordinates(drawn)).all():
         raise ValueError("a coordinate is not a finite number")
+    if not shapely.is_valid(drawn):
+        _check_crossings(shapely.get_parts(drawn), MAX_CROSSINGS, "MAX_CROSSINGS")
     return shapely.union_all(shapely.get_parts(_polygons(shapely.make_valid(shapely.force_2d(drawn)))))
+
+
+def _check_crossings(shapes: Iterable[BaseGeometry], limit: int, name: str) -> None:
+    """Refuse outlines that cross too often, before time and memory are spent on them.
+
+    Raises:
+        ValueError: If there are more than `limit` crossings; their counting stops soon after that.
+    """
+    import shapely
+
+    parts = np.array(list(shapes), dtype=object)
+    while (shapely.get_type_id(parts) > shapely.GeometryType.POLYGON).any():  # collections, also within collections
+        parts = shapely.get_parts(parts)
+    corners_N2, ring_N = shapely.get_coordinates(shapely.get_rings(parts), return_index=True)
+    edges = shapely.linestrings(np.stack([corners_N2[:-1], corners_N2[1:]], axis=1)[ring_N[:-1] == ring_N[1:]])
+    tree = shapely.STRtree(edges)
+    # Every crossing is found from both of its edges. Few edges are asked at a time, as each may cross all others.
+    at_once, found = max(1, _MOST_PAIRS // max(len(edges), 1)), 0
+    for start in range(0, len(edges), at_once):
+        found += tree.query(edges[start : start + at_once], predicate="crosses").shape[1]
+        if found > 2 * limit:
+            raise ValueError(
+                f"outlines of {len(edges):,} edges cross more than {limit:,} times, the limit ({name} in "
+                "wsi_dbps/cohort/annotations.py); draw the area again, or simplify it in the tool it was drawn with"
+            )
+
+
+_MOST_PAIRS: Final = 1_000_000
+"""Pairs of edges looked at in one step of counting."""
 
 
 def _polygons(valid: BaseGeometry) -> BaseGeometry:

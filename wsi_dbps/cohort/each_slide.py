@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wsi_dbps.errors import OutputError, WsiDbpsError
+from wsi_dbps.errors import CheckpointError, OutputError, WsiDbpsError
 from wsi_dbps.progress import Progress
 
 if TYPE_CHECKING:
@@ -21,16 +21,18 @@ def each_slide(what: str, records: Sequence[SlideRecord], do: Callable[[SlideRec
 
     Raises:
         OutputError: If a file cannot be written, which would befall the other slides too.
+        CheckpointError: If the model cannot be used, likewise.
     """
     failed: list[str] = []
     with Progress(what, len(records), "slides") as progress:
         for record in records:
             try:
                 do(record)
-            except OutputError:
+            except (OutputError, CheckpointError):
                 raise
-            except WsiDbpsError as error:
-                failed.append(f"{record.slide_id}: {str(error).removeprefix(f'{record.slide_id}: ')}")
+            except (WsiDbpsError, MemoryError) as error:
+                said = "not enough memory: " * isinstance(error, MemoryError)
+                failed.append(f"{record.slide_id}: {said}{str(error).removeprefix(f'{record.slide_id}: ')}")
                 progress.say(failed[-1])
             progress.advance()
     return tuple(failed)

@@ -13,7 +13,8 @@ import numpy as np
 from wsi_dbps.cohort.annotations import lesion_shares, read_lesion
 from wsi_dbps.errors import PredictionError
 from wsi_dbps.evaluation import froc
-from wsi_dbps.evaluation.bootstrap import TWO_CASES, MetricsConfig, estimates, mean_estimate
+from wsi_dbps.evaluation.bootstrap import TWO_CASES, Estimate, MetricsConfig, estimates, mean_estimate
+from wsi_dbps.evaluation.perfect import share_interval
 from wsi_dbps.records import attention_path, read_attention
 
 if TYPE_CHECKING:
@@ -280,7 +281,12 @@ def _froc(slides: Sequence[LocatedSlide], config: MetricsConfig) -> dict[str, An
     cases, case_S = np.unique([slide.case_id for slide in slides], return_inverse=True)
     has_lesion_K = np.bincount(case_S, [len(hit.found) for hit in hits], len(cases)) > 0
     mean = {"score": lambda weights_BS: froc.sensitivities(hits, weights_BS).mean(axis=1)}
-    found = estimates(mean, case_S, has_lesion_K.astype(np.intp), config)["score"].to_dict()
+    estimate = estimates(mean, case_S, has_lesion_K.astype(np.intp), config)["score"]
+    num_with_lesion = int(has_lesion_K.sum())
+    if num_with_lesion > 1 and (all_or_none := round(estimate.value, 12)) in (0, 1):
+        # Resampling cases that were all found, or all missed, shows no spread; other cases would still differ.
+        estimate = Estimate(all_or_none, *share_interval(all_or_none, num_with_lesion, config.confidence))
+    found = estimate.to_dict()
     return {"score": found.pop("value"), **found} | {
         "false_positives_per_slide": list(froc.RATES),
         "sensitivity": froc.sensitivities(hits)[0].tolist(),

@@ -118,9 +118,48 @@ class Metrics:
     subgroups: Mapping[str, Mapping[str, LevelMetrics]] = field(default_factory=dict)
     """By column of the manifest and its value: the cases that have it."""
 
+    failed_slides: tuple[str, ...] = ()
+    """A line for each slide that could not be predicted, beginning with its id: no number here knows of them."""
+    leaked_cases: tuple[str, ...] = ()
+    """Evaluated cases that a model which predicted them had in train or val, as far as was checked."""
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; what is None is left out."""
         return plain(self)
+
+    @property
+    def flaws(self) -> tuple[str, ...]:
+        """The caveats without which the headline must not be read: leaked cases and slides that failed."""
+        found = []
+        if self.leaked_cases:
+            found.append(
+                f"Leak: {len(self.leaked_cases)} of the {self.cases.num + self.cases.num_unlabelled} evaluated cases "
+                "had been seen by the model in training or model selection, so these results are no test."
+            )
+        if self.failed_slides:
+            num, shown = len(self.failed_slides), self.failed_slides[:_MAX_NAMED]
+            more = f"; and {num - len(shown)} more, see predict.json" if num > len(shown) else ""
+            found.append(
+                f"{num} slide{'s' if num > 1 else ''} could not be predicted and {'are' if num > 1 else 'is'} missing "
+                f"from every number: {'; '.join(shown)}{more}."
+            )
+        return tuple(found)
+
+
+_MAX_NAMED: Final = 5
+"""Most failed slides that a caveat names."""
+
+
+def with_flaws(metrics: Metrics, *, failed: Iterable[str] = (), leaked: Iterable[str] = ()) -> Metrics:
+    """The same metrics with slides that failed and cases that leaked; both come first in the caveats.
+
+    Args:
+        metrics: From `evaluate`.
+        failed: A line for each slide that could not be predicted, beginning with its id.
+        leaked: Case ids.
+    """
+    found = dataclasses.replace(metrics, failed_slides=tuple(failed), leaked_cases=tuple(dict.fromkeys(leaked)))
+    return dataclasses.replace(found, caveats=(*found.flaws, *metrics.caveats))
 
 
 def evaluate(

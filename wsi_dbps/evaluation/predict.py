@@ -12,10 +12,18 @@ import torch
 
 from wsi_dbps.cohort.each_slide import each_slide
 from wsi_dbps.config import to_dict
-from wsi_dbps.errors import CacheError, PredictionError
+from wsi_dbps.errors import CacheError, CheckpointError, PredictionError, WsiDbpsError
 from wsi_dbps.evaluation.pooling import pool_cases
-from wsi_dbps.files import digest, write_json
-from wsi_dbps.records import ROLES, Prediction, Predictions, SlideAttention, attention_path, read_attention
+from wsi_dbps.files import digest, file_digest, write_json
+from wsi_dbps.records import (
+    ROLES,
+    TABLE_DIGEST,
+    Prediction,
+    Predictions,
+    SlideAttention,
+    attention_path,
+    read_attention,
+)
 from wsi_dbps.training.bags import CacheBag, PatchReader, open_cache
 from wsi_dbps.training.loop import pick_device
 from wsi_dbps.version import __version__
@@ -70,6 +78,7 @@ def predict(
 
         failed = each_slide("predicting", cohort.records, one)
     predictions = Predictions(predictor.classes, tuple(rows), pool_cases(rows, predictor.classes))
+    # The two files cannot be renamed in one step. The digest makes readers refuse a pair that a kill has left mixed.
     predictions.write_csv(out / "predictions.csv")
     write_json(
         out / "predict.json",
@@ -86,6 +95,7 @@ def predict(
             "checkpoint_fingerprint": predictor.fingerprint,
             "classes": list(predictor.classes),
             "failed": list(failed),
+            TABLE_DIGEST: file_digest(out / "predictions.csv"),
             "wsi_dbps_version": __version__,
             "torch_version": torch.__version__,
         },
@@ -186,8 +196,23 @@ class Member:
 
     @cached_property
     def model(self) -> SlideModel:
-        """In evaluation mode."""
-        return self.checkpoint.build_model(self.device)
+        """In evaluation mode.
+
+        Raises:
+            CheckpointError: If the checkpoint is damaged; no slide can then be predicted.
+        """
+        path = self.checkpoint.path
+        try:
+            model = self.checkpoint.build_model(self.device)
+        except (CheckpointError, torch.OutOfMemoryError):
+            raise
+        except (WsiDbpsError, RuntimeError, TypeError, ValueError, AttributeError, KeyError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"{path}: no model can be built from it: {said}; train again") from None
+        for name, values in model.state_dict().items():
+            if values.is_floating_point() and not torch.isfinite(values).all():
+                raise CheckpointError(f"{path}: the weights {name} are not finite; the checkpoint is damaged")
+        return model
 
     def cache(self, record: SlideRecord) -> BagFile:
         """As `Predictor.cache`."""
@@ -212,7 +237,10 @@ class Member:
             PredictionError: If a logit is not finite.
         """
         if not torch.isfinite(logits_C).all():
-            raise PredictionError(f"{self.checkpoint.path}: its output is not finite; the checkpoint is damaged")
+            raise PredictionError(
+                f"{self.checkpoint.path}: its output is not finite: the model has diverged, or the slide's features "
+                "hold numbers that are not finite"
+            )
 
     def slide(self, record: SlideRecord) -> SlideAttention:
         """As `Predictor.slide`, by this model alone."""

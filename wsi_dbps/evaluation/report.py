@@ -12,6 +12,7 @@ from wsi_dbps.evaluation.report_pictures import atlas_pictures, inline_picture
 from wsi_dbps.evaluation.report_runs import find_leaks
 from wsi_dbps.evaluation.report_truth import read_truth
 from wsi_dbps.files import write_json, write_text
+from wsi_dbps.records import drawn_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -48,7 +49,7 @@ def write_report(
     Args:
         path: File to write.
         predictions: What the metrics were computed from.
-        metrics: From `evaluate`.
+        metrics: From `evaluate`; what `with_flaws` has added stands in the first box of the page.
         title: Heading of the page.
         facts: Where the numbers come from, name to value, in the order to show.
         runs: The runs that made the predictions, from `runs_behind`: for the leak check, the cohort and the training.
@@ -122,7 +123,8 @@ def _head(predictions: Predictions, metrics: Metrics) -> dict[str, Any]:
         "auroc": tables.cell(scores.get("auroc"), metrics.cases.delong.get("auroc")),
         "no_auroc": metrics.cases.reasons.get("auroc", ""),
         "confidence": f"{metrics.config.confidence * 100:g} %",
-        "caveats": metrics.caveats,
+        "flaws": metrics.flaws,
+        "caveats": [caveat for caveat in metrics.caveats if caveat not in metrics.flaws],
         "headline": [
             (f"{metrics.cases.num:,}", "labelled case" + "s" * (metrics.cases.num != 1)),
             (f"{len(predictions.slides):,}", "slide" + "s" * (len(predictions.slides) != 1)),
@@ -209,7 +211,7 @@ def _pictures(
             words += f"{row.probabilities[1]:.3f} and the threshold {slide.threshold:.3f}"
         if truth and slide_id in truth.slide_auroc:
             words += f", patch AUROC {truth.slide_auroc[slide_id]:.3f}"
-        found.append((slide_id, words, inline_picture(folder / f"{slide_id}.png")))
+        found.append((slide_id, words, inline_picture(drawn_path(folder, slide_id, "png"))))
     return found
 
 

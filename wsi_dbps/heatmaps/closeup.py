@@ -15,8 +15,8 @@ from wsi_dbps.geometry import Region, Size
 from wsi_dbps.heatmaps.colours import GREY, INK, blend
 from wsi_dbps.heatmaps.placement import Window, check_on_slide, length_text, round_length_um
 from wsi_dbps.heatmaps.raster import rasterize_window
-from wsi_dbps.heatmaps.tile_maps import ranks
-from wsi_dbps.records import ROLES
+from wsi_dbps.heatmaps.tile_maps import ranks, scale_text
+from wsi_dbps.records import ROLES, drawn_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,8 +37,12 @@ CROP_PX: Final = 1024
 _STRENGTH: Final = 0.55
 """Of the colours, so that the tissue under them can be looked at."""
 _BAND_PX: Final = 4_000_000
-_GAP_PX, _FOOT_PX, _BAR_PX, _RAMP_PX = 16, 64, 6, 200
-"""Between the two pictures of a crop; what stands below them; thickness of the scale bar; length of the colours."""
+LEAST_WIDTH_PX: Final = 640
+"""Least width of a file, so that what stands below the pixels can be read."""
+_GAP_PX, _ROW_PX, _BAR_PX, _RAMP_PX = 16, 34, 6, 160
+"""Between the two pictures of a crop; height of a line below; thickness of the scale bar; length of the colours."""
+FOOT_PX: Final = 3 * _ROW_PX
+"""What stands below the pixels: scale bar, colours, text."""
 
 
 def checked_level(slide_id: str, levels: Sequence[Level], level: int, *, whole: bool) -> Level:
@@ -68,10 +72,13 @@ def draw_level(
     level: int,
     attention: SlideAttention,
     one: TileMap,
+    mpp_lv0_um: float,
     *,
     smooth_lv0: float = 0.0,
 ) -> None:
-    """Write a PNG of the very size of a level, the map over its pixels; without tiles the slide keeps its colours.
+    """Write a PNG of a level's very pixels with the map over them, and below a scale bar and the scale of the colours.
+
+    The first pixel of the file is the level's. Without tiles the slide keeps its colours.
 
     Raises:
         SlideError: If the slide has no such level, or it is too large.
@@ -83,13 +90,16 @@ def draw_level(
     check_on_slide(attention, levels[0].size)
     found = checked_level(attention.slide_id, levels, level, whole=True)
     width, height = found.size.width, found.size.height
-    mixed_HWC = np.empty((height, width, 3), np.uint8)
+    page_HWC = _blank_page(width, height)
     lines = max(1, _BAND_PX // width)
     for top in range(0, height, lines):
         region = Region(level, 0, top, width, min(lines, height - top))
-        mixed_HWC[top : top + lines] = _mixed(read(region), region, found.downsample, attention, one, smooth_lv0)
+        mixed_HWC = _mixed(read(region), region, found.downsample, attention, one, smooth_lv0)
+        page_HWC[top : top + region.height, :width] = mixed_HWC
+    said = f"{attention.slide_id}  ·  level {level}"
+    page_HWC[height:] = _foot(page_HWC.shape[1], one, said, mpp_lv0_um * found.downsample)
     with written_whole(path) as partial:
-        Image.fromarray(mixed_HWC).save(partial, "PNG", compress_level=2)
+        Image.fromarray(page_HWC).save(partial, "PNG", compress_level=2)
 
 
 def _mixed(
@@ -151,7 +161,8 @@ def draw_crops(
 ) -> list[Path]:
     """Write `<slide_id>.level<L>.crop<K>.png` for the regions of `crop_regions`: as it is, and under the map.
 
-    Both are the level's very pixels; the picture on the left begins at the file's left top corner.
+    Both are the level's very pixels; the picture on the left begins at the file's left top corner. Below stand a scale
+    bar, the scale of the colours, and which tile is in the middle.
 
     Returns:
         The files, from the highest tile on.
@@ -175,7 +186,7 @@ def draw_crops(
             f"{one.name.lower()} {one.values_N[row]:.3g} in the middle"
         )
         page = _page(pixels_HWC, mixed_HWC, one, said, mpp_lv0_um * downsample)
-        path = folder / f"{attention.slide_id}.level{level}.crop{number}.png"
+        path = drawn_path(folder, attention.slide_id, f"level{level}.crop{number}.png")
         with written_whole(path) as partial:
             Image.fromarray(page).save(partial, "PNG", compress_level=4)
         written.append(path)
@@ -185,37 +196,49 @@ def draw_crops(
 def _page(
     left_HWC: npt.NDArray[np.uint8], right_HWC: npt.NDArray[np.uint8], one: TileMap, said: str, mpp_um: float
 ) -> npt.NDArray[np.uint8]:
-    """Two pictures side by side, and below them a scale bar, a line of text and the scale of the colours."""
+    """Two pictures side by side over a foot."""
+    height, width = left_HWC.shape[:2]
+    page_HWC = _blank_page(2 * width + _GAP_PX, height)
+    page_HWC[:height, :width] = left_HWC
+    page_HWC[:height, width + _GAP_PX : 2 * width + _GAP_PX] = right_HWC
+    page_HWC[height:] = _foot(page_HWC.shape[1], one, said, mpp_um)
+    return page_HWC
+
+
+def _blank_page(width: int, height: int) -> npt.NDArray[np.uint8]:
+    """White, with room for a picture of this size at the left top corner and for a foot below it."""
+    return np.full((height + FOOT_PX, max(width, LEAST_WIDTH_PX), 3), 255, np.uint8)
+
+
+def _foot(width: int, one: TileMap, said: str, mpp_um: float) -> npt.NDArray[np.uint8]:
+    """(FOOT_PX, width, 3): a scale bar, the scale of the colours, and a line of text."""
     from pathlib import Path
 
     import matplotlib
     from PIL import Image, ImageDraw, ImageFont
 
-    height, width = left_HWC.shape[:2]
-    page = Image.new("RGB", (2 * width + _GAP_PX, height + _FOOT_PX), "white")
-    page.paste(Image.fromarray(left_HWC), (0, 0))
-    page.paste(Image.fromarray(right_HWC), (width + _GAP_PX, 0))
-    draw = ImageDraw.Draw(page)
-    font = ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), 20)
-    length_um, top = round_length_um(width / 5 * mpp_um), height + 12
-    bar_px = round(length_um / mpp_um)
-    draw.rectangle((0, top, bar_px - 1, top + _BAR_PX - 1), fill=INK)
-    draw.text((0, top + 12), length_text(length_um), INK, font)
-    begin = max(bar_px, round(draw.textlength(length_text(length_um), font))) + 40
+    foot = Image.new("RGB", (width, FOOT_PX), "white")
+    draw = ImageDraw.Draw(foot)
+    largest = ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), 20)
+
+    def write(left: float, top: int, text: str, colour: str) -> float:
+        """Write in letters small enough to fit; where the text ends."""
+        font = largest
+        while font.size > 8 and left + draw.textlength(text, font) > width:
+            font = font.font_variant(size=font.size - 1)
+        draw.text((left, top), text, colour, font)
+        return left + float(draw.textlength(text, font))
+
+    bar_um = round_length_um(min(width / 5, 400) * mpp_um)
+    bar_px = round(bar_um / mpp_um)
+    draw.rectangle((0, _ROW_PX // 2 - _BAR_PX // 2, bar_px - 1, _ROW_PX // 2 + _BAR_PX // 2 - 1), fill=INK)
+    write(bar_px + 12, 5, length_text(bar_um), INK)
     lowest = -one.highest if one.signed else 0.0
-    legend = f"{lowest:.3g}", f"{one.highest:.3g} {one.unit}"
-    low_px, high_px = (round(draw.textlength(text, font)) + 12 for text in legend)
-    end, left = page.width, page.width - high_px - _RAMP_PX
-    if left - low_px > page.width // 3:  # else the page is too narrow for it
-        end = left - low_px - 24
-        ramp_HW = np.linspace(lowest, one.highest, _RAMP_PX, dtype=np.float32)[None].repeat(24, 0)
-        white_HWC = np.full((*ramp_HW.shape, 3), 255, np.uint8)
-        colours_HWC = blend(white_HWC, ramp_HW, one.highest, signed=one.signed, strength=_STRENGTH)
-        page.paste(Image.fromarray(colours_HWC), (left, top))
-        draw.text((left - low_px, top), legend[0], INK, font)
-        draw.text((left + _RAMP_PX + 12, top), legend[1], INK, font)
-    small = font
-    while small.size > 8 and draw.textlength(said, small) > end - begin:
-        small = small.font_variant(size=small.size - 1)
-    draw.text((begin, top), said, GREY, small)
-    return np.asarray(page)
+    left = round(write(0, _ROW_PX + 5, f"{lowest:.3g}", INK)) + 12
+    ramp_HW = np.linspace(lowest, one.highest, _RAMP_PX, dtype=np.float32)[None].repeat(24, 0)
+    white_HWC = np.full((*ramp_HW.shape, 3), 255, np.uint8)
+    colours_HWC = blend(white_HWC, ramp_HW, one.highest, signed=one.signed, strength=_STRENGTH)
+    foot.paste(Image.fromarray(colours_HWC), (left, _ROW_PX + 5))
+    write(left + _RAMP_PX + 12, _ROW_PX + 5, f"{one.highest:.3g}  {one.name}: {scale_text(one)}", INK)
+    write(0, 2 * _ROW_PX + 5, said, GREY)
+    return np.asarray(foot)

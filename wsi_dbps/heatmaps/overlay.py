@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from wsi_dbps.files import written_whole
 from wsi_dbps.geometry import Size
-from wsi_dbps.heatmaps.colours import GREY, INK, blend, colours_with_alpha
+from wsi_dbps.heatmaps.colours import GREY, INK, blend, colours_with_alpha, signed_share, signed_value
 from wsi_dbps.heatmaps.placement import check_on_slide, length_text, picture_mpp_um, round_length_um, tile_boxes_px
 from wsi_dbps.heatmaps.raster import rasterize
-from wsi_dbps.heatmaps.tile_maps import evidence_maps, percentile_map, raw_map
+from wsi_dbps.heatmaps.tile_maps import EVIDENCE_SCALE, evidence_maps, percentile_map, raw_map, scale_text
 from wsi_dbps.records import ROLES
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from wsi_dbps.records import SlideAttention
 
 DPI: Final = 200
+_NEARLY_ALL: Final = 0.9
+"""A role of more than this share of the tiles is not outlined."""
 _OUTLINES: Final = {"recycled": ("#00a8e8", 0.7), "salient": ("#000000", 1.0)}
 """Colour and relative thickness per role, drawn in this order."""
 
@@ -44,6 +47,7 @@ def draw_overlay(
     mpp_lv0_um: float,
     *,
     smooth_um: float = 0.0,
+    scale: float = EVIDENCE_SCALE,
 ) -> None:
     """Write a PNG: the thumbnail, and over it the attention as it is, as percentiles, and the evidence by class.
 
@@ -57,6 +61,7 @@ def draw_overlay(
         slide_lv0: Slide size in level-0 pixels.
         mpp_lv0_um: µm per pixel at level 0.
         smooth_um: See `rasterize`.
+        scale: Evidence of full colour, in log-odds; the same for all slides that are to be compared.
 
     Raises:
         PredictionError: If a tile starts outside the slide, or a value is not finite.
@@ -64,7 +69,7 @@ def draw_overlay(
     """
     check_on_slide(attention, slide_lv0)
     picture = Size(thumbnail_HWC.shape[1], thumbnail_HWC.shape[0])
-    maps = (raw_map(attention), percentile_map(attention), *evidence_maps(attention))
+    maps = (raw_map(attention), percentile_map(attention), *evidence_maps(attention, scale))
     figure, (slide, *panels) = _figure_of(1 + len(maps), picture)
     write_head(figure, attention, smooth_um)
     _show(slide, thumbnail_HWC, "Slide")
@@ -76,8 +81,9 @@ def draw_overlay(
         _show(panel, blend(thumbnail_HWC, heatmap.values_HW, one.highest, signed=one.signed), one.name)
         _colour_bar(panel, one)
     boxes_N4 = tile_boxes_px(attention.coords_N2, attention.tile_lv0, slide_lv0, picture)
-    _outline(slide, boxes_N4, attention.role_N)
-    _legend(slide, attention.role_N)
+    outlined_N = _outlined(attention.role_N)
+    _outline(slide, boxes_N4, outlined_N)
+    _legend(slide, outlined_N)
     with written_whole(path) as partial:
         figure.savefig(partial, format="png", dpi=DPI, metadata={"Software": None}, pil_kwargs={"compress_level": 4})
 
@@ -160,13 +166,23 @@ def _show(panel: Axes, image_HWC: npt.NDArray[np.uint8], name: str) -> None:
     panel.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
     panel.spines[:].set(color="#bbbbbb", linewidth=0.5)
     # Centred, so that a name wider than a narrow slide stays in its cell.
-    panel.set_title(name, fontsize=9.5, color=INK, pad=4)
+    panel.set_title(name, fontsize=9.5, color=INK, pad=4, parse_math=False)
 
 
 def _points_per_px(panel: Axes) -> float:
     figure = panel.get_figure(root=True)
     assert figure is not None
     return float(figure.get_size_inches()[0] * panel.get_position().width * 72 / abs(np.diff(panel.get_xlim())[0]))
+
+
+def _outlined(role_N: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Roles as they are outlined. A role of nearly all tiles (preset full) is not: it would only hide the slide."""
+    shown_N = role_N.copy()
+    for name in _OUTLINES:
+        of_role_N = role_N == ROLES.index(name)
+        if of_role_N.mean() > _NEARLY_ALL if len(role_N) else False:
+            shown_N[of_role_N] = ROLES.index("other")
+    return shown_N
 
 
 def _outline(panel: Axes, boxes_N4: npt.NDArray[np.float64], role_N: npt.NDArray[np.uint8]) -> None:
@@ -228,8 +244,8 @@ def _scale_bar(panel: Axes, picture: Size, mpp_um: float) -> None:
 
 def _colour_bar(panel: Axes, one: TileMap) -> None:
     from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import ListedColormap, Normalize
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.colors import FuncNorm, ListedColormap, Normalize
+    from matplotlib.ticker import FixedLocator, Locator, MaxNLocator
 
     figure = panel.get_figure(root=True)
     assert figure is not None
@@ -237,11 +253,15 @@ def _colour_bar(panel: Axes, one: TileMap) -> None:
     at = panel.get_position()
     middle, bar = (at.x0 + at.x1) / 2, 2.6 / width
     axes = figure.add_axes((middle - bar / 2, at.y0 - 0.2 / height, bar, 0.1 / height))
-    colours = ScalarMappable(
-        Normalize(-one.highest if one.signed else 0, one.highest), ListedColormap(colours_with_alpha(signed=one.signed))
-    )
-    ticks, pointed = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]), "both" if one.beyond else "neither"
-    figure.colorbar(colours, cax=axes, orientation="horizontal", ticks=ticks, extend=pointed)
+    norm: Normalize = Normalize(0, one.highest)
+    ticks: Locator = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10])
+    if one.signed:
+        there = partial(signed_share, highest=one.highest)
+        norm = FuncNorm((there, partial(signed_value, highest=one.highest)), -one.highest, one.highest)
+        ticks = FixedLocator([one.highest * share for share in (-1, -0.25, 0, 0.25, 1)])
+    colours = ScalarMappable(norm, ListedColormap(colours_with_alpha(signed=one.signed)))
+    pointed = "both" if one.beyond else "neither"
+    figure.colorbar(colours, cax=axes, orientation="horizontal", ticks=ticks, extend=pointed, format="%g")
     axes.tick_params(labelsize=7.5, length=2, width=0.5, color=GREY, labelcolor=INK, pad=1.5)
-    axes.set_xlabel(one.unit, fontsize=8, color=GREY, labelpad=1.5)
+    axes.set_xlabel(scale_text(one, "\n"), fontsize=8, color=GREY, labelpad=1.5, parse_math=False)
     axes.spines[:].set(color="#bbbbbb", linewidth=0.5)

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 Values = Literal["percentile", "raw", "evidence"]
 MAX_CLASSES: Final = 6
 """Most classes whose evidence a picture shows."""
-_ROBUST_PERCENT: Final = 99.5
-"""Share of the tiles whose evidence lies inside the colour scale."""
+EVIDENCE_SCALE: Final = 1.0
+"""Evidence of full colour, in log-odds, where no other is asked for: a tile that alone takes a probability of 50 % to
+73 %. It is the same for every slide, so that pictures can be compared whether they are drawn together or one by one."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,13 @@ class TileMap:
     highest: float
     """The value of full colour; above 0."""
     signed: bool = False
-    """Whether colours run from -`highest` over none at 0, or from 0."""
+    """Whether colours run from -`highest` over none at 0, by the square root of the value, or from 0 in proportion."""
     beyond: bool = False
     """Whether values lie outside the scale."""
 
 
-def chosen_map(attention: SlideAttention, values: Values) -> TileMap:
-    """The map to draw where only one can be; of evidence, that for the predicted class.
+def chosen_map(attention: SlideAttention, values: Values, scale: float = EVIDENCE_SCALE) -> TileMap:
+    """The map to draw where only one can be; of evidence, that for the predicted class, on the scale given.
 
     Raises:
         PredictionError: If evidence is asked for and there is none, or it cannot be drawn.
@@ -50,22 +51,27 @@ def chosen_map(attention: SlideAttention, values: Values) -> TileMap:
     if attention.evidence_NC is None:
         raise PredictionError(
             f"{attention.slide_id}: its attention file holds no evidence by class; predict again, or ask for --values "
-            "percentile or raw"
+            "raw or percentile"
         )
-    shown = shown_evidence(attention)
+    shown = shown_evidence(attention, scale)
     assert shown is not None
     return shown
 
 
-def shown_evidence(attention: SlideAttention) -> TileMap | None:
+def shown_evidence(attention: SlideAttention, scale: float = EVIDENCE_SCALE) -> TileMap | None:
     """The one map of evidence to show where only one can be: for the predicted class, of two classes for the second.
 
     Raises:
         PredictionError: If the evidence does not fit tiles and classes, or is not finite.
     """
-    maps = evidence_maps(attention)
+    maps = evidence_maps(attention, scale)
     best = attention.classes[int(np.argmax(attention.prediction.probabilities))]
     return next((one for one in maps if one.name == f"Evidence for {best}"), maps[0] if maps else None)
+
+
+def scale_text(one: TileMap, between: str = "; ") -> str:
+    """A map's unit, and whether some tiles lie beyond its colours."""
+    return one.unit + f"{between}some tiles lie beyond ±{one.highest:g}" * one.beyond
 
 
 def ranks(weights_N: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
@@ -94,12 +100,16 @@ def percentile_map(attention: SlideAttention) -> TileMap:
     return TileMap("Attention percentile", "% of tiles with less", 100 * percentile_ranks(attention.weights_N), 100.0)
 
 
-def evidence_maps(attention: SlideAttention) -> tuple[TileMap, ...]:
+def evidence_maps(attention: SlideAttention, scale: float = EVIDENCE_SCALE) -> tuple[TileMap, ...]:
     """What each patch says for and against each class; none where the attention file holds no evidence.
 
     Of two classes one map: for the second, less that for the first, which is what moves the prediction. Of more, the
-    contribution to each class's logit, for the most probable `MAX_CLASSES` in their order. All have one scale: it
-    holds 99.5 % of the tiles' values, so that a few extreme ones do not bleach the rest.
+    contribution to each class's logit less the mean over all classes, because a number added to every logit changes no
+    probability; for the most probable `MAX_CLASSES` in their order.
+
+    Args:
+        attention: Of a slide.
+        scale: Evidence of full colour; what lies beyond has the full colour too, and `beyond` says so.
 
     Raises:
         PredictionError: If the evidence does not fit tiles and classes, or is not finite.
@@ -111,15 +121,12 @@ def evidence_maps(attention: SlideAttention) -> tuple[TileMap, ...]:
         named = {attention.classes[1]: evidence_NC[:, 1] - evidence_NC[:, 0]}
         unit = f"contribution to the log-odds against {attention.classes[0]}"
     else:
+        centred_NC = evidence_NC - evidence_NC.mean(axis=1, keepdims=True)
         probable = np.argsort(attention.prediction.probabilities)[::-1][:MAX_CLASSES]
-        named = {attention.classes[c]: evidence_NC[:, c] for c in sorted(probable)}
-        unit = "contribution to the logit"
-    size_NC = np.abs(np.stack(list(named.values()), axis=1))
-    highest = float(np.percentile(size_NC, _ROBUST_PERCENT)) if size_NC.size else 0.0
-    largest = float(size_NC.max(initial=0))
-    highest = highest or largest or 1.0
+        named = {attention.classes[c]: centred_NC[:, c] for c in sorted(probable)}
+        unit = "contribution to the logit, less the mean of all classes"
     return tuple(
-        TileMap(f"Evidence for {name}", unit, values_N, highest, signed=True, beyond=largest > highest)
+        TileMap(f"Evidence for {name}", unit, values_N, scale, True, bool(np.abs(values_N).max(initial=0) > scale))
         for name, values_N in named.items()
     )
 
