@@ -24,9 +24,14 @@ def command(
     fold: Fold = None,
     folds: Annotated[
         str | None,
-        typer.Option(help="all: train every fold in turn, into RUN/fold0 ...; goes on where it was stopped."),
+        typer.Option(help="all: train every fold in turn, into RUN/fold0 ...; goes on by itself where it was stopped."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's last.pt.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the folder's last.pt, with the settings of its run.")
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="auto (the first GPU, else the CPU), cpu, cuda, cuda:1 ...: training.device.")
+    ] = None,
     columns: Columns = [],
 ) -> None:
     """Train a model end to end with dual-buffer selection.
@@ -39,12 +44,19 @@ def command(
     from wsi_dbps.config import read_toml, with_overrides
     from wsi_dbps.errors import ConfigError
     from wsi_dbps.training.config import build_run_config
+    from wsi_dbps.training.run_folder import settings_to_go_on
 
-    if folds is not None and (folds != "all" or fold is not None or resume):
-        raise ConfigError("--folds takes `all`, and neither --fold nor --resume beside it: it goes on by itself")
+    if folds is not None and (folds != "all" or fold is not None):
+        raise ConfigError("--folds takes `all`, and no --fold beside it")
     tables = with_overrides(read_toml(config) if config else {}, set_)
-    source = " with ".join([str(config)] * bool(config) + ["--set"] * bool(set_)) or "train"
-    settings = build_run_config(tables, source)
+    if device is not None:
+        tables = with_overrides(tables, [f"training.device='{device}'"])
+    given = [str(config)] * (config is not None) + ["--set"] * bool(set_) + ["--device"] * (device is not None)
+    source = " with ".join(given) or "train"
+    if resume:
+        settings = settings_to_go_on(out if folds is None else out / "fold0", tables, source)
+    else:
+        settings = build_run_config(tables, source)
     whole = read_manifest(cohort, columns=parse_columns(columns), need_label=True)
     if fold is not None:
         whole = whole.with_fold(fold)

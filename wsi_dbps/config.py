@@ -19,8 +19,22 @@ T = TypeVar("T")
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def settings(cls: type[T]) -> type[T]:
     """Make a class a frozen, keyword-only dataclass whose unknown keys and wrong types `build` refuses."""
-    cls.__pydantic_config__ = {"extra": "forbid", "strict": True}  # type: ignore[attr-defined]
+    cls.__pydantic_config__ = {"extra": "forbid", "strict": True, "allow_inf_nan": False}  # type: ignore[attr-defined]
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+
+
+def check_ranges(config: object, **ranges: tuple[float, float]) -> None:
+    """Refuse a number of `config` that is outside its range; both ends belong to it. None and text pass.
+
+    The upper ends are far beyond any use: they keep a slip of the keyboard (1e23) from reaching code that it breaks.
+
+    Raises:
+        ValueError: Naming the setting, its range and what was found.
+    """
+    for name, (low, high) in ranges.items():
+        value = getattr(config, name)
+        if isinstance(value, (int, float)) and not low <= value <= high:
+            raise ValueError(f"{name} must lie in {low} .. {high}, found {value!r}")
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@
     └── OutputError            a file that cannot be written
 
 Each message is one line: which slide, which file, what was found, what to do. The command line prints it and exits
-with 2 (1 when only some slides failed, 143 when training was told to end); anything else is a bug and keeps its
+with 2 (1 when only some slides failed, 143 or 130 when training was told to end); anything else is a bug and keeps its
 traceback.
 """
 
@@ -62,7 +62,12 @@ class TrainingError(WsiDbpsError):
 
 
 class StoppedError(TrainingError):
-    """Training was told to end by SIGTERM; its state is saved, to go on from."""
+    """Training was told to end, by SIGTERM or Ctrl-C; its state is saved, to go on from."""
+
+    def __init__(self, message: str, *, exit_code: int = 143) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        """128 + the signal's number: 143 after SIGTERM, 130 after Ctrl-C."""
 
 
 class PredictionError(WsiDbpsError):

@@ -4,37 +4,50 @@ import csv
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed import TCPStore
 
 from wsi_dbps.config import to_toml
 from wsi_dbps.training.checkpoint import load_checkpoint
 from wsi_dbps.training.config import RunConfig, build_run_config
 
-TRAIN = """
-import sys
-from pathlib import Path
-import torch
-from wsi_dbps.cohort.manifest import read_manifest
-from wsi_dbps.config import read_toml
-from wsi_dbps.errors import StoppedError, WsiDbpsError
-from wsi_dbps.training.config import build_run_config
-from wsi_dbps.training.loop import train
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    cohort, caches, run, config = map(Path, sys.argv[1:5])
-    resume = (run / "run.json").exists()
-    try:
-        train(read_manifest(cohort), caches, run, build_run_config(read_toml(config), "test"), resume=resume)
-    except WsiDbpsError as error:
-        print(f"wsi-dbps: {error}", file=sys.stderr)
-        sys.exit(143 if isinstance(error, StoppedError) else 2)
-"""
-"""What `wsi-dbps train` does, with --resume where there is a run."""
+class Started:
+    """A process of `wsi-dbps train`; what it says goes to a file, so that no full pipe holds it up."""
+
+    def __init__(self, command: list[str], env: dict[str, str], log: Path) -> None:
+        self._log = log
+        with open(log, "w") as file:
+            self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file, env=env)
+
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def until(self, there: Callable[[], bool], seconds: float = 300) -> None:
+        """Wait until something is so while it runs, or until it has ended."""
+        end = time.monotonic() + seconds
+        while self.running() and not there():
+            assert time.monotonic() < end, self.said()
+            time.sleep(0.005)
+
+    def send_signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def wait(self, seconds: float = 300) -> int:
+        return self._process.wait(seconds)
+
+    def said(self) -> str:
+        return self._log.read_text()
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
 
 
 @pytest.fixture
@@ -53,31 +66,43 @@ def make_config():
 
 
 @pytest.fixture
-def start(small_cohort, tmp_path):
-    """Start training in processes of their own."""
-    running: list[subprocess.Popen[str]] = []
+def run_together(tmp_path):
+    """Start a command in several processes that meet as torchrun's do, at a free port, or in one."""
+    running: list[Started] = []
+    stores: list[TCPStore] = []
 
-    def start(run: Path, config: RunConfig, *, processes: int = 1, **env: str) -> list[subprocess.Popen[str]]:
-        script, settings = tmp_path / "train.py", tmp_path / f"{run.name}.toml"
-        script.write_text(TRAIN)
-        settings.write_text(to_toml(config))
-        port = str(20_000 + (os.getpid() * 7 + len(running)) % 20_000)
-        together = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    def run_together(command: list[str], processes: int) -> list[Started]:
+        env = os.environ | {"OMP_NUM_THREADS": "1"}
+        if processes > 1:
+            stores.append(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
+            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(stores[-1].port), "WORLD_SIZE": str(processes)}
+            env |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}
         started = []
         for rank in range(processes):
-            torchrun = {"RANK": str(rank), "LOCAL_RANK": str(rank), **together} if processes > 1 else {}
-            command = [sys.executable, str(script), *map(str, (*small_cohort, run, settings))]
-            everything = os.environ | {"OMP_NUM_THREADS": "1"} | torchrun | env
-            started.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=everything))
-        running.extend(started)
+            ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+            started.append(Started(command, env | ranks, tmp_path / f"{len(running)}.log"))
+            running.append(started[-1])
         return started
 
-    yield start
+    yield run_together
     for process in running:
-        process.kill()
-        process.wait()
-        assert process.stderr is not None
-        process.stderr.close()
+        process.end()
+
+
+@pytest.fixture
+def start(small_cohort, tmp_path, run_together):
+    """Start `wsi-dbps train` in processes of their own, with --resume where there is a run."""
+
+    def start(
+        run: Path, config: RunConfig, *more: str, cohort: Path = small_cohort[0], processes: int = 1
+    ) -> list[Started]:
+        settings = tmp_path / f"{run.name}.toml"
+        settings.write_text(to_toml(config))
+        command = [sys.executable, "-m", "wsi_dbps_cli.main", "train", str(cohort), "--caches", str(small_cohort[1])]
+        command += ["--out", str(run), "--config", str(settings), *more]
+        return run_together(command + ["--resume"] * (run / "run.json").exists(), processes)
+
+    return start
 
 
 @pytest.fixture

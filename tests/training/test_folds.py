@@ -2,18 +2,17 @@
 
 import csv
 import dataclasses
-import os
+import shlex
 import signal
-import subprocess
 import sys
 
 import pytest
 
 from wsi_dbps.cohort.cohort import Cohort
 from wsi_dbps.cohort.manifest import write_manifest
-from wsi_dbps.config import to_toml
 from wsi_dbps.errors import ManifestError, StoppedError
 from wsi_dbps.training import folds as folds_module
+from wsi_dbps.training import loop as loop_module
 from wsi_dbps.training.checkpoint import load_checkpoint
 from wsi_dbps.training.folds import train_folds
 
@@ -56,16 +55,16 @@ def test_every_fold_is_trained_and_listed_and_nothing_is_done_twice(
 
 
 def test_sigterm_between_two_folds_ends_the_run(folded, caches, tmp_path, make_config, monkeypatch) -> None:
-    whole = folds_module.train
+    whole = loop_module.write_history
 
-    def last_moment(*arguments: object, **named: object) -> object:
-        result = whole(*arguments, **named)  # type: ignore[arg-type]
-        signal.raise_signal(signal.SIGTERM)
-        return result
+    def last_moment(*arguments: object) -> None:
+        whole(*arguments)  # type: ignore[arg-type]
+        signal.raise_signal(signal.SIGTERM)  # after the fold's last look at whether to stop
 
-    monkeypatch.setattr(folds_module, "train", last_moment)
-    with pytest.raises(StoppedError, match="1 of 3 folds are done; the same command goes on"):
+    monkeypatch.setattr(loop_module, "write_history", last_moment)
+    with pytest.raises(StoppedError, match=r"ended by SIGTERM between two folds; 1 of 3 are done$") as error:
         train_folds(folded, caches, tmp_path / "out", make_config(training={"epochs": 1}))
+    assert error.value.exit_code == 143
     assert (tmp_path / "out" / "folds.csv").exists()
 
 
@@ -74,34 +73,29 @@ def test_a_manifest_without_folds_is_refused(cohort, caches, tmp_path, make_conf
         train_folds(cohort, caches, tmp_path / "out", make_config())
 
 
-TOGETHER = """
-import sys
-from pathlib import Path
-from wsi_dbps.cohort.manifest import read_manifest
-from wsi_dbps.config import read_toml
-from wsi_dbps.training.config import build_run_config
-from wsi_dbps.training.folds import train_folds
-cohort, caches, out, settings = map(Path, sys.argv[1:])
-train_folds(read_manifest(cohort, need_label=True), caches, out, build_run_config(read_toml(settings), "test"))
-"""
-
-
-def test_two_processes_train_every_fold_as_one_does(folded, caches, tmp_path, make_config) -> None:
+def test_two_processes_train_every_fold_as_one_does(folded, caches, tmp_path, make_config, start) -> None:
     config = make_config(training={"epochs": 1})
     train_folds(folded, caches, tmp_path / "one", config)
     write_manifest(tmp_path / "cohort.csv", folded)
-    (tmp_path / "run.toml").write_text(to_toml(config))
-    arguments = [str(tmp_path / "cohort.csv"), str(caches), str(tmp_path / "two"), str(tmp_path / "run.toml")]
-    port = str(40_000 + os.getpid() % 10_000)
-    together = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    two = [
-        subprocess.Popen(
-            [sys.executable, "-c", TOGETHER, *arguments],
-            env=os.environ | together | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
-    assert [process.wait(300) for process in two] == [0, 0]
+    two = start(tmp_path / "two", config, "--folds", "all", cohort=tmp_path / "cohort.csv", processes=2)
+    assert [process.wait() for process in two] == [0, 0], two[0].said() + two[1].said()
     found = [list(csv.DictReader((tmp_path / name / "folds.csv").read_text().splitlines())) for name in ("one", "two")]
     for one, other in zip(*found, strict=True):
         assert float(one["val_loss"]) == pytest.approx(float(other["val_loss"]), rel=1e-5)
+
+
+def test_folds_that_are_stopped_name_the_command_that_goes_on(
+    folded, tmp_path, make_config, start, run_together
+) -> None:
+    write_manifest(tmp_path / "cohort.csv", folded)
+    config = make_config(training={"epochs": 8, "save_every_minutes": 0.0})
+    (process,) = start(tmp_path / "out", config, "--folds", "all", cohort=tmp_path / "cohort.csv")
+    process.until((tmp_path / "out" / "fold1" / "last.pt").exists)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 143, process.said()
+    command = process.said().splitlines()[-1].partition("go on with: wsi-dbps ")[2]
+    assert command.endswith("--folds all")
+    for arguments in (shlex.split(command), [*shlex.split(command), "--resume"]):  # either goes on
+        (again,) = run_together([sys.executable, "-m", "wsi_dbps_cli.main", *arguments], 1)
+        assert again.wait() == 0, again.said()
+        assert len((tmp_path / "out" / "folds.csv").read_text().splitlines()) == 4

@@ -2,8 +2,10 @@
 
 import random
 import re
+import shlex
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -14,17 +16,11 @@ from wsi_dbps.errors import CacheError, OutputError, StoppedError
 from wsi_dbps.training import loop as loop_module
 from wsi_dbps.training.checkpoint import load_checkpoint
 from wsi_dbps.training.loop import train
+from wsi_dbps.training.stopping import told_to_stop
 
 pytestmark = pytest.mark.filterwarnings("ignore:distutils:DeprecationWarning")
 
 EVERY = {"epochs": 3, "batch_slides": 2, "accumulate": 2, "save_every_minutes": 0.0, "ema": 0.9}
-
-
-def until(condition, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 @pytest.mark.parametrize("step", range(1, 7))
@@ -56,41 +52,55 @@ def test_a_run_killed_at_random_moments_ends_as_an_unbroken_one(
 ) -> None:
     config = make_config(training=EVERY, selection={"exploration": 0.5})
     (whole,) = start(tmp_path / "unbroken", config)
-    assert whole.wait() == 0, whole.stderr.read()
+    assert whole.wait() == 0, whole.said()
     chance, run = random.Random(0), tmp_path / "killed"
+    last = run / "last.pt"
     for _ in range(4):
+        before = last.stat().st_mtime_ns if last.exists() else 0
         (process,) = start(run, config)
-        before = (run / "last.pt").stat().st_mtime_ns if (run / "last.pt").exists() else 0
-        until(lambda p=process: p.poll() is not None or (run / "last.pt").exists())
-        until(lambda p=process, b=before: p.poll() is not None or (run / "last.pt").stat().st_mtime_ns != b)
+        process.until(lambda before=before: last.exists() and last.stat().st_mtime_ns != before)
         time.sleep(chance.uniform(0, 0.15))
         process.send_signal(signal.SIGKILL)
         assert process.wait() in (-signal.SIGKILL, 0)
-    (last,) = start(run, config)
-    assert last.wait() == 0, last.stderr.read()
+    (process,) = start(run, config)
+    assert process.wait() == 0, process.said()
     assert_same_run(tmp_path / "unbroken", run)
 
 
-def test_sigterm_ends_the_step_saves_and_says_how_to_go_on(
-    cohort, caches, tmp_path, make_config, start, assert_same_run
+@pytest.mark.parametrize(("number", "name", "code"), [(signal.SIGTERM, "SIGTERM", 143), (signal.SIGINT, "Ctrl-C", 130)])
+def test_sigterm_or_ctrl_c_ends_the_step_saves_and_names_the_command_that_goes_on(
+    cohort, caches, tmp_path, make_config, start, run_together, assert_same_run, number, name, code
 ) -> None:
-    config = make_config(training=EVERY | {"epochs": 8})
+    config = make_config(training=EVERY | {"epochs": 16})
     (process,) = start(tmp_path / "run", config)
-    until(lambda: (tmp_path / "run" / "last.pt").exists() or process.poll() is not None)
-    process.send_signal(signal.SIGTERM)
-    said = process.stderr.read()
-    assert process.wait() == 143
-    assert re.fullmatch(
-        r"classes: .*\n"
-        r"parameters: .*\n"
-        r"wsi-dbps: \S+/run: ended by SIGTERM (after step \d of 3|in the validation) of epoch \d; all is saved; "
-        r"go on with --resume\n",
-        said,
+    process.until((tmp_path / "run" / "last.pt").exists)
+    process.send_signal(number)
+    assert process.wait() == code, process.said()
+    said = process.said().splitlines()
+    assert said[0].startswith("classes: ")
+    assert ("wsi-dbps: the running step is finished and saved; Ctrl-C again ends at once" in said) == (code == 130)
+    found = re.fullmatch(
+        rf"wsi-dbps: \S+/run: ended by {name} (?:after step \d of 3|in the validation) of epoch \d+; all is saved; "
+        r"go on with: wsi-dbps (train .* --resume)",
+        said[-1],
     )
-    (process,) = start(tmp_path / "run", config)
-    assert process.wait() == 0
+    assert found
+    (again,) = run_together([sys.executable, "-m", "wsi_dbps_cli.main", *shlex.split(found[1])], 1)
+    assert again.wait() == 0, again.said()
+    assert re.match(r"\S+/run: goes on from epoch \d+ of 16, (step \d of 3|validation)$", again.said().splitlines()[2])
     train(cohort, caches, tmp_path / "unbroken", config)
     assert_same_run(tmp_path / "unbroken", tmp_path / "run")
+
+
+def test_a_second_ctrl_c_ends_at_once() -> None:
+    with told_to_stop() as stopping:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # within a second: the same one, which torchrun has passed on
+        assert stopping()
+        time.sleep(1.1)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_sigterm_in_validation_does_not_wait_for_its_end(
@@ -105,7 +115,7 @@ def test_sigterm_in_validation_does_not_wait_for_its_end(
         return whole(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop_module, "validate", told)
-    with pytest.raises(StoppedError, match="in the validation of epoch 1; all is saved; go on with --resume"):
+    with pytest.raises(StoppedError, match=r"ended by SIGTERM in the validation of epoch 1; all is saved$"):
         train(cohort, caches, tmp_path / "run", config)
     monkeypatch.setattr(loop_module, "validate", whole)
     assert not (tmp_path / "run" / "best.pt").exists()

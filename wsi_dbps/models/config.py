@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from wsi_dbps.config import settings
+from wsi_dbps.config import check_ranges, settings
 from wsi_dbps.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ class EncoderConfig:
     """`frozen` keeps the running statistics of the pretrained encoder. `train` lets them follow the salient patches,
     and then applies them to all: a feedback loop that the method's authors do not discuss. `group` puts group norm in
     their place, for training from random weights."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, dim=(1, 65_536), num_features=(1, 65_536))
 
 
 @settings
@@ -80,6 +83,8 @@ class SelectionConfig:
             raise ValueError(f"drop_rate must lie in [0, 1), found {self.drop_rate}")
         if not 0 <= self.exploration <= 1:
             raise ValueError(f"exploration must lie in 0 .. 1, found {self.exploration}")
+        most = 10**9  # patches of a bag
+        check_ranges(self, num_salient=(1, most), num_subsalient=(0, most), num_kept=(1, most), chunk_size=(1, most))
         if self.num_kept is not None and self.drop_rate > 0:
             raise ValueError("give num_kept or drop_rate, not both")
         if self.num_kept is not None and self.num_kept < self.num_salient:
@@ -163,3 +168,4 @@ class AggregatorConfig:
             raise ValueError(f"num_heads must be at least 1, found {self.num_heads}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), found {self.dropout}")
+        check_ranges(self, num_heads=(1, 1024))

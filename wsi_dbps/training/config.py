@@ -6,7 +6,7 @@ import re
 from dataclasses import field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from wsi_dbps.config import build, settings
+from wsi_dbps.config import build, check_ranges, settings
 from wsi_dbps.models.config import AggregatorConfig, EncoderConfig, SelectionConfig, with_preset
 from wsi_dbps.patches.quality import PatchFilter
 
@@ -42,6 +42,7 @@ class OptimizerConfig:
             raise ValueError(f"layer_decay must lie in (0, 1], found {self.layer_decay}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup must lie in [0, 1), found {self.warmup}")
+        check_ranges(self, lr=(0, 1000), encoder_lr=(0, 1000), weight_decay=(0, 1000), clip_norm=(0, 10**9))
 
 
 @settings
@@ -121,6 +122,10 @@ class LoopConfig:
         for name in ("epochs", "batch_slides", "accumulate", "decode_threads", "patience"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, found {value}")
+        count, year = (1, 10**6), 365 * 24 * 60
+        check_ranges(self, epochs=count, batch_slides=count, accumulate=count, patience=count)
+        check_ranges(self, decode_threads=(1, 1024), seed=(0, 2**32 - 1))
+        check_ranges(self, save_every_minutes=(0, year), wait_minutes=(0.01, year))
         if self.vram is not None:
             size_bytes(self.vram)
 
@@ -161,8 +166,8 @@ def size_bytes(text: str) -> int:
         (True, 1572864)
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?) *([GM])(?:iB|B)?", text.strip(), re.I)
-    if not found or not float(found[1]):
-        raise ValueError(f"write it as 12G or 800M, found {text!r}")
+    if not found or not 0 < float(found[1]) < 1e9:
+        raise ValueError(f"write it as 12G or 800M, found {text[:50]!r}")
     return int(float(found[1]) * _UNITS[found[2].upper()])
 
 

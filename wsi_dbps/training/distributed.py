@@ -17,10 +17,13 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import distributed
 
-from wsi_dbps.errors import TrainingError
+from wsi_dbps.errors import StoppedError, TrainingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from wsi_dbps.training.stopping import Stopping
 
 T = TypeVar("T")
 
@@ -109,5 +112,28 @@ def joined(wait_minutes: float) -> Iterator[World]:
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, timeout=timedelta(minutes=wait_minutes))
-    yield World(distributed.get_rank(), size, int(os.environ.get("LOCAL_RANK", "0")))
-    distributed.destroy_process_group()  # not after an error: the others may be gone, and it would wait for them
+    together = False
+    try:
+        yield World(distributed.get_rank(), size, int(os.environ.get("LOCAL_RANK", "0")))
+        together = True
+    except StoppedError:  # all processes end at the same step
+        together = True
+        raise
+    finally:
+        # Python must not end while Gloo's threads run, which then abort the process (exit code 134). Gloo's group is
+        # destroyed without the other processes; NCCL's after an error waits for them, and they may be gone.
+        if together or backend == "gloo":
+            distributed.destroy_process_group()
+
+
+def stopped(place: Path, where: str, world: World, stopping: Stopping) -> StoppedError:
+    """The error to end with after a process was told to stop. All processes call it, and get the same.
+
+    Args:
+        place: The run folder, or that of all folds.
+        where: How far the run came.
+        world: The processes.
+        stopping: What this one was told. If any was told by SIGTERM, all end with its exit code.
+    """
+    by, code = ("SIGTERM", 143) if world.sum([float(stopping.by_sigterm)])[0] else ("Ctrl-C", 130)
+    return StoppedError(f"{place}: ended by {by} {where}", exit_code=code)

@@ -6,9 +6,8 @@ import csv
 import io
 from typing import TYPE_CHECKING, Any
 
-from wsi_dbps.errors import StoppedError
 from wsi_dbps.files import write_text
-from wsi_dbps.training.distributed import joined
+from wsi_dbps.training.distributed import joined, stopped
 from wsi_dbps.training.loop import TrainingResult, train
 from wsi_dbps.training.stopping import told_to_stop
 
@@ -27,7 +26,7 @@ def train_folds(cohort: Cohort, caches: Path, out: Path, config: RunConfig) -> t
 
     Raises:
         ManifestError: If the cohort has no usable `fold` column.
-        StoppedError: If SIGTERM came.
+        StoppedError: After SIGTERM or Ctrl-C, when the running step is done and saved.
         WsiDbpsError: Whatever `train` raises for a fold; the folds done stay.
     """
     num_folds = max(cohort.folds().values(), default=0) + 1
@@ -36,10 +35,8 @@ def train_folds(cohort: Cohort, caches: Path, out: Path, config: RunConfig) -> t
     # joined once: processes cannot part and meet again
     with joined(config.training.wait_minutes) as world, told_to_stop() as stopping:
         for fold, split in enumerate(splits):
-            if stopping():
-                raise StoppedError(
-                    f"{out}: SIGTERM came; {fold} of {num_folds} folds are done; the same command goes on"
-                )
+            if world.sum([float(stopping())])[0]:  # one process is told: all end here
+                raise stopped(out, f"between two folds; {fold} of {num_folds} are done", world, stopping)
             run = out / f"fold{fold}"
             results.append(train(split, caches, run, config, resume=(run / "run.json").exists()))
             if world.rank == 0:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 from contextlib import closing, contextmanager, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import nn
@@ -24,21 +25,24 @@ from wsi_dbps.training.checkpoint import Checkpoint, load_checkpoint, save_check
 from wsi_dbps.training.config import size_bytes
 from wsi_dbps.training.cost import check_budget
 from wsi_dbps.training.data import TrainingData, fitted, load_data
-from wsi_dbps.training.distributed import World, joined
+from wsi_dbps.training.distributed import World, joined, stopped
 from wsi_dbps.training.gpu_decode import pick_decoder
 from wsi_dbps.training.optimizer import build_optimizer, lr_share, set_learning_rate, update_average
 from wsi_dbps.training.record import VisitRecord, record_path, write_selection_record
-from wsi_dbps.training.run_folder import begin_run, check_same_run
+from wsi_dbps.training.run_folder import begin_run, check_same_run, note_changes
 from wsi_dbps.training.stopping import told_to_stop
 from wsi_dbps.training.validation import autocast, best_row, patience_is_over, validate
 from wsi_dbps.training.visits import draw_visit, exploring, read_ahead
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from wsi_dbps.cohort.cohort import Cohort
     from wsi_dbps.training.config import RunConfig
+    from wsi_dbps.training.stopping import Stopping
+
+REPAIR: Final = "put back an intact copy, or delete it, and --resume trains this run again from its first epoch"
 
 
 @dataclass(frozen=True)
@@ -90,13 +94,14 @@ def train(cohort: Cohort, caches: Path, run: Path, config: RunConfig, *, resume:
         run: Folder to write; its files are listed in training/checkpoint.py.
         config: Settings.
         resume: Go on from the folder's last.pt, which must come from the same settings and inputs. The result is that
-            of an unbroken run; on a CPU, bit for bit.
+            of an unbroken run; on a CPU, bit for bit. `training.epochs` may be larger than before: from here on the
+            learning rate and exploration then follow the schedule of the larger number.
 
     Raises:
         ConfigError: If `training.vram` is given and the device is no GPU, or `training.decode` cannot be met.
         TrainingError: If a part is empty or lacks a class, a loss or gradient is not finite, another process ends, or a
             step needs over 15 % more memory than `training.vram`.
-        StoppedError: After SIGTERM, when the running step is done and saved.
+        StoppedError: After SIGTERM or Ctrl-C, when the running step is done and saved.
         CacheError: If a cache is missing, damaged or of another kind.
         CheckpointError: If there is a run already (without `resume`), or none or another one (with it).
     """
@@ -119,6 +124,10 @@ def train(cohort: Cohort, caches: Path, run: Path, config: RunConfig, *, resume:
             world.sum([0.0])
             if not resume and world.rank == 0:
                 begin_run(run, config, cohort.part("train", "val"), data, f"{device} x {world.size}")
+            elif world.rank == 0:
+                note_changes(run, config)
+                if last is None:
+                    print(f"{run}: has no last.pt yet; goes on from the first epoch", file=sys.stderr)
             return _fit(model, data, run, config, last, reader, device, budget, world, stopping)
 
 
@@ -132,7 +141,7 @@ def _fit(  # noqa: PLR0912, PLR0915 - it reads straight down
     device: torch.device,
     budget: int | None,
     world: World,
-    stopping: Callable[[], bool],
+    stopping: Stopping,
 ) -> TrainingResult:
     loop, precision = config.training, pick_precision(config.training.precision, device)
     average = deepcopy(model) if loop.ema else None
@@ -143,13 +152,17 @@ def _fit(  # noqa: PLR0912, PLR0915 - it reads straight down
     history: list[dict[str, Any]] = []
     now, visited = _Epoch(), []
     if last is not None:
-        model.load_state_dict(last.model_state)
-        optimizer.load_state_dict(last.loop_state["optimizer"])
-        scaler.load_state_dict(last.loop_state["scaler"])
-        if average is not None:
-            average.load_state_dict(last.loop_state["average"])
-        history, now = last.loop_state["history"], _Epoch(**last.loop_state["epoch"])
-        visited = [_visit_from(state) for state in last.loop_state["visits"]] if world.rank == 0 else []
+        try:
+            model.load_state_dict(last.model_state)
+            optimizer.load_state_dict(last.loop_state["optimizer"])
+            scaler.load_state_dict(last.loop_state["scaler"])
+            if average is not None:
+                average.load_state_dict(last.loop_state["average"])
+            history, now = last.loop_state["history"], _Epoch(**last.loop_state["epoch"])
+            visited = [_visit_from(state) for state in last.loop_state["visits"]] if world.rank == 0 else []
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            why = " ".join(f"{type(error).__name__} {error}".split())[:200]
+            raise CheckpointError(f"{last.path}: is not what a run goes on from ({why}); {REPAIR}") from None
         if world.rank == 0 and history:  # a run killed between its last two files has an epoch too few there
             write_history(run / "history.csv", history)
     if loop.compile:
@@ -184,7 +197,7 @@ def _fit(  # noqa: PLR0912, PLR0915 - it reads straight down
 
     def stop(where: str) -> StoppedError:
         save("last.pt")
-        return StoppedError(f"{run}: ended by SIGTERM {where}; all is saved; go on with --resume")
+        return stopped(run, f"{where}; all is saved", world, stopping)
 
     batches = math.ceil(len(data.train) / loop.batch_slides)
     num_steps = math.ceil(batches / loop.accumulate)
@@ -197,6 +210,9 @@ def _fit(  # noqa: PLR0912, PLR0915 - it reads straight down
         positive = f"; {data.classes[1]} is the positive one" if len(data.classes) == 2 else ""
         progress.say(f"classes: {', '.join(data.classes)}{positive} (training.classes sets the order)")
         progress.say(model.parameters_line)
+        if last is not None:
+            for line in _where_it_goes_on(run, last, now, history, num_steps, config):
+                progress.say(line)
         for slide_id in data.left_out:
             progress.say(f"{slide_id}: its cache holds no patch (no tissue was found); left out")
         for epoch in range(len(history), loop.epochs):
@@ -312,7 +328,9 @@ def _fit(  # noqa: PLR0912, PLR0915 - it reads straight down
             if world.rank == 0 and loop.record:
                 write_selection_record(record_path(run, epoch + 1), epoch + 1, visited)
             now, visited = _Epoch(), []
-            if best_row(history, loop) is history[-1]:
+            better = best_row(history, loop) is history[-1]
+            progress.say(_epoch_line(history[-1], loop.epochs, better=better))
+            if better:
                 save("best.pt")
             save("last.pt")
             last_save = time.monotonic()
@@ -406,10 +424,42 @@ def _last_checkpoint(run: Path, config: RunConfig, data: TrainingData) -> Checkp
     check_same_run(run, config, data)
     if not (run / "last.pt").exists():
         return None
-    last = load_checkpoint(run / "last.pt")
+    try:
+        last = load_checkpoint(run / "last.pt")
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; {REPAIR}") from None
     if last.classes != data.classes:
         raise CheckpointError(f"{last.path}: has classes {', '.join(last.classes)}, not {', '.join(data.classes)}")
     return last
+
+
+def _where_it_goes_on(
+    run: Path, last: Checkpoint, now: _Epoch, history: list[dict[str, Any]], num_steps: int, config: RunConfig
+) -> list[str]:
+    """What a resumed run prints first."""
+    done, epochs, before = len(history), config.training.epochs, last.config.training.epochs
+    if done >= epochs:
+        return [f"{run}: all {epochs} epochs are done (for more: --set training.epochs={2 * epochs})"]
+    if patience_is_over(history, config.training):
+        return [f"{run}: training.patience ended it after epoch {done}; nothing is left to do"]
+    place = "validation" if now.step == num_steps else f"step {now.step + 1} of {num_steps}"
+    lines = [f"{run}: goes on from epoch {done + 1} of {epochs}, {place}"]
+    if before != epochs:
+        step, warmup = min(done * num_steps + now.step, before * num_steps - 1), config.optimizer.warmup
+        old, new = (lr_share(step, num_steps * total, warmup) for total in (before, epochs))
+        lines.append(
+            f"training.epochs was {before}, is {epochs}: from here on the learning rate follows the schedule of "
+            f"{epochs} epochs, which is at {new:.0%} of the peak here (that of {before} epochs: {old:.0%})"
+        )
+    return lines
+
+
+def _epoch_line(row: dict[str, Any], epochs: int, *, better: bool) -> str:
+    auroc = "does not exist" if row["val_auroc"] is None else f"{row['val_auroc']:.3f}"
+    return (
+        f"epoch {row['epoch']} of {epochs}: train loss {row['train_loss']:.3f}, val loss {row['val_loss']:.3f}, "
+        f"val AUROC {auroc}, {row['seconds']:.0f} s{', the best so far' if better else ''}"
+    )
 
 
 class _Board:

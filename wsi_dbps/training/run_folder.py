@@ -8,16 +8,18 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from wsi_dbps.cohort.manifest import write_manifest
-from wsi_dbps.config import to_dict, to_toml
+from wsi_dbps.config import build, to_dict, to_toml
 from wsi_dbps.errors import CheckpointError
 from wsi_dbps.files import write_json, write_text
+from wsi_dbps.models.config import with_preset
+from wsi_dbps.training.config import RunConfig
 from wsi_dbps.version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from wsi_dbps.cohort.cohort import Cohort
-    from wsi_dbps.training.config import RunConfig
     from wsi_dbps.training.data import TrainingData
 
 
@@ -34,21 +36,46 @@ def begin_run(run: Path, config: RunConfig, cohort: Cohort, data: TrainingData, 
     write_json(run / "run.json", _inputs(config, data) | {"made_with": _versions() | {"device": device}})
 
 
+def settings_to_go_on(run: Path, given: Mapping[str, Any], source: str) -> RunConfig:
+    """The settings of a begun run, with those given anew in their place where they may change.
+
+    Args:
+        run: Its folder.
+        given: Tables of settings; what they leave out is as it was when the run began.
+        source: Where they come from, for an error.
+
+    Raises:
+        CheckpointError: If the folder holds no run, or what is given differs from it.
+        ConfigError: If what is given is no setting.
+    """
+    begun = _begun(run)["settings"]
+    tables = {name: dict(table) for name, table in begun.items()}
+    for name, table in with_preset(given, source).items():
+        tables[name] = {**tables.get(name, {}), **table} if isinstance(table, dict) else table
+    config = build(RunConfig, tables, source)
+    _refuse_changes(run, begun, config)
+    return config
+
+
 def check_same_run(run: Path, config: RunConfig, data: TrainingData) -> None:
     """Check that settings and inputs are those that the folder's run began with.
 
     Raises:
         CheckpointError: If the folder holds no run, or another one; naming what differs.
     """
-    try:
-        begun = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{run}: no run to resume here; leave --resume out to begin one") from None
+    begun = _begun(run)
+    _refuse_changes(run, begun["settings"], config)
     for name, value in _inputs(config, data).items():
-        if name == "settings" and (changed := _changed(begun[name], value)):
-            raise CheckpointError(f"{run}: cannot resume with other settings ({', '.join(changed)}); begin another run")
         if name != "settings" and begun.get(name) != value:
             raise CheckpointError(f"{run}: cannot resume, {name} differ from when the run began; begin another run")
+
+
+def note_changes(run: Path, config: RunConfig) -> None:
+    """Write run.toml and run.json anew if the run goes on with settings changed, so that it is resumed with them."""
+    begun, settings = _begun(run), _plain(config)
+    if begun["settings"] != settings:
+        write_text(run / "run.toml", to_toml(config))
+        write_json(run / "run.json", begun | {"settings": settings})
 
 
 _FREE: Final = tuple(
@@ -57,9 +84,38 @@ _FREE: Final = tuple(
 """Settings that a run may go on with changed: where it runs, not what it computes."""
 
 
+def _begun(run: Path) -> dict[str, Any]:
+    path = run / "run.json"
+    try:
+        begun = json.loads(path.read_text(encoding="utf-8"))
+        if not all(isinstance(table, dict) for table in begun["settings"].values()):
+            raise TypeError("settings are no tables")
+    except FileNotFoundError:
+        raise CheckpointError(f"{run}: no run to resume here; leave --resume out to begin one") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        why = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        raise CheckpointError(
+            f"{path}: is damaged ({why}); put back an intact copy, or begin another run in another --out folder"
+        ) from None
+    found: dict[str, Any] = begun
+    return found
+
+
+def _refuse_changes(run: Path, begun: dict[str, Any], config: RunConfig) -> None:
+    if changed := _changed(begun, _plain(config)):
+        raise CheckpointError(
+            f"{run}: cannot resume with other settings ({', '.join(changed)}); leave them out, or begin another run"
+        )
+
+
+def _plain(config: RunConfig) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(to_dict(config)))  # as run.json holds them
+    return plain
+
+
 def _inputs(config: RunConfig, data: TrainingData) -> dict[str, Any]:
     return {
-        "settings": json.loads(json.dumps(to_dict(config))),  # as run.json will hold them
+        "settings": _plain(config),
         "classes": list(data.classes),
         "patches": asdict(data.kind),
         "caches": {
@@ -71,12 +127,18 @@ def _inputs(config: RunConfig, data: TrainingData) -> dict[str, Any]:
 
 
 def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    return [
-        f"{table}.{key} was {old.get(table, {}).get(key)!r}, now {value!r}"
-        for table, keys in new.items()
-        for key, value in keys.items()
-        if old.get(table, {}).get(key) != value and f"{table}.{key}" not in _FREE
-    ]
+    """What differs and may not, each as one says it."""
+    found = []
+    for table, keys in new.items():
+        for key, value in keys.items():
+            name, before = f"{table}.{key}", old.get(table, {}).get(key)
+            if before == value or name in _FREE:
+                continue
+            if name != "training.epochs" or not isinstance(before, int):
+                found.append(f"{name} was {before!r}, now {value!r}")
+            elif value < before:
+                found.append(f"{name} was {before!r}, now {value!r}, and may only grow")
+    return found
 
 
 def _versions() -> dict[str, str]:

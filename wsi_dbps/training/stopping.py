@@ -1,25 +1,64 @@
-"""SIGTERM, by which a cluster's scheduler says that a run must end soon."""
+"""Being told to stop: by SIGTERM, with which a cluster's scheduler ends a job, or by Ctrl-C at the keyboard."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
+    from types import FrameType
+
+_SAME_PRESS_SECONDS: Final = 1.0
+"""Ctrl-C within this time after the first is the same one: torchrun passes it on to processes that have it already."""
+
+
+class Stopping:
+    """Whether this process was told to stop."""
+
+    def __init__(self) -> None:
+        self.by_sigterm = False
+        self._pressed: float | None = None
+
+    def __call__(self) -> bool:
+        """Whether it was."""
+        return self.by_sigterm or self._pressed is not None
+
+    def note(self, number: int, _: FrameType | None = None) -> None:
+        """Remember a signal. A second Ctrl-C ends the process at once, by `KeyboardInterrupt`."""
+        if number == signal.SIGTERM:
+            self.by_sigterm = True
+        elif self._pressed is None:
+            self._pressed = time.monotonic()
+            if os.environ.get("RANK", "0") == "0":
+                # os.write, as a signal may come in the middle of a print
+                os.write(2, b"\nwsi-dbps: the running step is finished and saved; Ctrl-C again ends at once\n")
+        elif time.monotonic() - self._pressed > _SAME_PRESS_SECONDS:
+            raise KeyboardInterrupt
 
 
 @contextmanager
-def told_to_stop() -> Iterator[Callable[[], bool]]:
-    """A function that says whether SIGTERM has come; inside, it does nothing else. In the main thread only."""
-    came = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield came.is_set
+def told_to_stop() -> Iterator[Stopping]:
+    """Inside, SIGTERM and the first Ctrl-C are noted and do nothing else. In the main thread only.
+
+    A block inside another one shares its `Stopping`, so that a signal that comes in the last moment of the inner block
+    is seen by the outer one.
+    """
+    outer = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    if isinstance(outer, Stopping):
+        yield outer
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: came.set())
+    stopping = Stopping()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopping
+        return
+    before = {number: signal.signal(number, stopping.note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield came.is_set
+        yield stopping
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
