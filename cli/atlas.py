@@ -41,7 +41,7 @@ def command(
         read_courses,
         spread_over_classes,
     )
-    from wsi_dbps.files import write_json, write_text
+    from wsi_dbps.files import output_folder, write_json, write_text
     from wsi_dbps.heatmaps.atlas import draw_curves, draw_maps
     from wsi_dbps.training.config import build_run_config
 
@@ -55,20 +55,21 @@ def command(
     found = {slide_id: _cache(caches, courses[slide_id], patch_filter, mpps_um.get(slide_id)) for slide_id in drawn}
 
     epochs = quartiles(list(courses.values()))
-    for slide_id, cache in found.items():
-        of = courses[slide_id]
-        draw_maps(
-            out / f"{slide_id}.atlas.png",
-            f"{slide_id}, {labels.get(slide_id) or 'no label'}: "
-            f"{(of.times_N > 0).sum():,} of {len(of.times_N):,} tiles ever salient in {len(of.epochs_V)} visits",
-            *(cache.thumbnail(), cache.slide_lv0, cache.mpp_lv0_um, cache.coords_N2, cache.tile_lv0),
-            *(of.first_N, of.last_N, of.times_N),
-            num_epochs=epochs[-1]["epoch"],
-        )
-    draw_curves(out / "churn_entropy.png", epochs, f"{run.resolve().name}: {len(courses)} training slides")
-    write_text(out / "atlas.csv", atlas_csv(list(courses.values())))
-    about = {"format": FORMAT, "format_version": FORMAT_VERSION, "num_slides": len(courses), "slides": list(drawn)}
-    write_json(out / "atlas.json", about | {"epochs": epochs})
+    with output_folder(out, "atlas", ("atlas.csv", "atlas.json", "churn_entropy.png")):
+        for slide_id, cache in found.items():
+            of = courses[slide_id]
+            draw_maps(
+                out / f"{slide_id}.atlas.png",
+                f"{slide_id}, {labels.get(slide_id) or 'no label'}: "
+                f"{(of.times_N > 0).sum():,} of {len(of.times_N):,} tiles ever salient in {len(of.epochs_V)} visits",
+                *(cache.thumbnail(), cache.slide_lv0, cache.mpp_lv0_um, cache.coords_N2, cache.tile_lv0),
+                *(of.first_N, of.last_N, of.times_N),
+                num_epochs=epochs[-1]["epoch"],
+            )
+        draw_curves(out / "churn_entropy.png", epochs, f"{run.resolve().name}: {len(courses)} training slides")
+        write_text(out / "atlas.csv", atlas_csv(list(courses.values())))
+        about = {"format": FORMAT, "format_version": FORMAT_VERSION, "num_slides": len(courses), "slides": list(drawn)}
+        write_json(out / "atlas.json", about | {"epochs": epochs})
     print(f"{len(epochs)} epochs of {len(courses)} slides, {len(drawn)} of them drawn: {out}")
 
 

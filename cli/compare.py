@@ -34,7 +34,7 @@ def command(
     from wsi_dbps.errors import ConfigError
     from wsi_dbps.evaluation.bootstrap import MetricsConfig
     from wsi_dbps.evaluation.compare import compare
-    from wsi_dbps.files import write_json
+    from wsi_dbps.files import output_folder, write_json
     from wsi_dbps.records import failed_slides
 
     config = build(MetricsConfig, {"num_bootstrap": bootstrap, "seed": seed}, "compare")
@@ -53,7 +53,8 @@ def command(
             print(f"{name} lacks {num} slides that could not be predicted; see predict.json")
     if out is not None:
         head = {"format": "wsi-dbps comparison", "format_version": 1, "a": str(a), "b": str(b)}
-        write_json(out / "compare.json", {**head, **found.to_dict()})
+        with output_folder(out, "compare", ("compare.json",)):
+            write_json(out / "compare.json", {**head, **found.to_dict()})
         print(f"wrote {out / 'compare.json'}")
 
 

@@ -63,6 +63,13 @@ def command(
 
     Each step is a command of its own, and is printed as you would type it. Run again, it goes on where it was stopped.
     """
+    from wsi_dbps.files import output_folder
+
+    with output_folder(out, "demo", ("cohort.csv", "demo.toml")):
+        _whole_way(out, slides, seed, epochs)
+
+
+def _whole_way(out: Path, slides: int, seed: int, epochs: int | None) -> None:
     from wsi_dbps.files import write_text
     from wsi_dbps.synth.cohort import make_cohort
 

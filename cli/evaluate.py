@@ -61,6 +61,7 @@ def command(
     from wsi_dbps.evaluation.report import write_metrics, write_report
     from wsi_dbps.evaluation.report_runs import find_leaks
     from wsi_dbps.evaluation.validation import parts
+    from wsi_dbps.files import output_folder
     from wsi_dbps.records import failed_slides, read_predicted
 
     if len(preds) > 1 and out is None:
@@ -85,20 +86,22 @@ def command(
     runs, why_none = _runs(preds, tested, run)
     failed = [line for pred in preds for line in failed_slides(pred)]
     metrics = with_flaws(metrics, failed=failed, leaked=(leak.case_id for leak in find_leaks(evaluated, runs)))
-    write_metrics(metrics, folder / "metrics.json")
-    fold_of_case = {row.case_id: name for name, fold in tested.items() for row in fold.cases}
-    write_report(
-        folder / "report.html",
-        evaluated,
-        metrics,
-        title=title,
-        facts=_facts(preds) | ({"Leak check": f"{'in part' if runs else 'not made'}: {why_none}"} if why_none else {}),
-        runs=runs,
-        fold_of_case=fold_of_case,
-        heatmaps=heatmaps,
-        truth=truth,
-        atlas=atlas,
-    )
+    with output_folder(folder, "evaluate", ("metrics.json", "report.html")):
+        write_metrics(metrics, folder / "metrics.json")
+        fold_of_case = {row.case_id: name for name, fold in tested.items() for row in fold.cases}
+        write_report(
+            folder / "report.html",
+            evaluated,
+            metrics,
+            title=title,
+            facts=_facts(preds)
+            | ({"Leak check": f"{'in part' if runs else 'not made'}: {why_none}"} if why_none else {}),
+            runs=runs,
+            fold_of_case=fold_of_case,
+            heatmaps=heatmaps,
+            truth=truth,
+            atlas=atlas,
+        )
     print(f"{headline(metrics)}: {folder / 'report.html'}")
     if metrics.flaws:
         print(" ".join(metrics.flaws))

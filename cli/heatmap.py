@@ -124,6 +124,7 @@ def draw(
     from wsi_dbps.cohort.each_slide import each_slide
     from wsi_dbps.errors import ConfigError
     from wsi_dbps.evaluation.predict import Predictor
+    from wsi_dbps.files import output_folder
     from wsi_dbps.training.bags import FeatureKind
     from wsi_dbps.training.checkpoint import load_checkpoint
 
@@ -133,7 +134,7 @@ def draw(
             f"{runs[0]}: was trained on features, which hold no pixels to show; leave out --format sheet, or draw a "
             "run that was trained on patch caches"
         )
-    with Predictor(checkpoints, caches, device=device) as predictor:
+    with output_folder(out, "heatmap"), Predictor(checkpoints, caches, device=device) as predictor:
 
         def one(record: SlideRecord) -> None:
             kept = predictor.kept(record, predictions) if predictions else None

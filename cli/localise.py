@@ -47,7 +47,7 @@ def command(
     from wsi_dbps.evaluation.bootstrap import MetricsConfig
     from wsi_dbps.evaluation.localisation import best_percentile, locate_slides, summarise
     from wsi_dbps.evaluation.validation import check_validation, parts
-    from wsi_dbps.files import write_json
+    from wsi_dbps.files import output_folder, write_json
     from wsi_dbps.records import made_with, read_predicted
 
     config = build(MetricsConfig, {"num_bootstrap": bootstrap, "seed": seed}, "localise")
@@ -75,7 +75,8 @@ def command(
     if model := made_with(pred).get("checkpoint_fingerprint"):
         found["checkpoint_fingerprint"] = model
     path = (out or pred) / "localisation.json"
-    write_json(path, found)
+    with output_folder(path.parent, "localise", (path.name,)):
+        write_json(path, found)
     said = [
         f"{name} {_estimate(found[key], value)}"
         for key, value, name in (

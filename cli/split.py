@@ -27,13 +27,15 @@ def command(
     """
     from wsi_dbps.cohort.manifest import parse_columns, read_manifest, write_manifest
     from wsi_dbps.cohort.splits import fold_cohort, split_cohort
+    from wsi_dbps.files import output_folder
 
     whole = read_manifest(cohort, columns=parse_columns(columns))
     if folds is None:
         dealt, column = split_cohort(whole, val=val, test=test, seed=seed), "split"
     else:
         dealt, column = fold_cohort(whole, num_folds=folds, seed=seed), "fold"
-    write_manifest(out, dealt)
+    with output_folder(out.parent, "split", (out.name,)):
+        write_manifest(out, dealt)
     print_split(dealt, column)
     print(f"wrote {out}")
 

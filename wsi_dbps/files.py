@@ -72,8 +72,8 @@ def put_in_place(partial: Path, path: Path) -> None:
 
 
 RECORD: Final = ".wsi-dbps-files"
-"""A hidden file in each folder that we write to, a line per file: the digest of its content where it is text that people
-edit, else `-`, then a tab and its name. A line that begins with `#` tells which command wrote there."""
+"""A hidden file in each folder that we write to, a line per file: the digest of its content where it is text that
+people edit, else `-`, then a tab and its name. A line that begins with `#` tells which command wrote there."""
 _EDITABLE: Final = (".csv", ".geojson", ".html", ".json", ".toml")
 _MADE_BY_0_1: Final = {
     "run.json": ("run.toml", "run.json", "cohort.csv", "history.csv", "last.pt", "best.pt"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from wsi_dbps.errors import CacheError, ConfigError, OutputError, WsiDbpsError
+from wsi_dbps.files import output_folder
 from wsi_dbps.models.encoders import PatchEncoder, build_encoder
 from wsi_dbps.patches.cache import PatchCache
 from wsi_dbps.patches.features import are_kept, features_written
@@ -78,7 +79,7 @@ def embed(
     kind = source.patch_kind if isinstance(source, Checkpoint) else None
     num_slides = kept = 0
     failed: list[str] = []
-    with Progress("embedding", len(cohort), "slides") as progress:
+    with output_folder(out, "embed"), Progress("embedding", len(cohort), "slides") as progress:
         for record in cohort.records:
             try:
                 cache = open_cache(caches, record, kind, PatchFilter())

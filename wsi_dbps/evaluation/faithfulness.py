@@ -22,7 +22,7 @@ from wsi_dbps.config import settings
 from wsi_dbps.errors import PredictionError
 from wsi_dbps.evaluation.bootstrap import TWO_CASES, MetricsConfig, mean_estimate
 from wsi_dbps.evaluation.predict import Predictor, check_same_patches, slide_draws
-from wsi_dbps.files import write_json
+from wsi_dbps.files import output_folder, write_json
 from wsi_dbps.models.spill import EmbeddingSpill
 
 if TYPE_CHECKING:
@@ -125,19 +125,22 @@ def faithfulness(
     if not len(cohort):
         raise PredictionError("no slide to test heatmaps on: the cohort, or the split asked for, is empty")
     found: list[SlideTruth] = []
-    with Predictor(checkpoints, caches, device=device) as predictor:
+    with (
+        output_folder(out, "faithfulness", ("faithfulness.json", "stability.json")),
+        Predictor(checkpoints, caches, device=device) as predictor,
+    ):
         failed = each_slide(
             "testing heatmaps", cohort.records, lambda record: found.append(_slide(predictor, record, config))
         )
-    if not found:
-        raise PredictionError(f"no heatmap could be tested; {failed[0]}")
-    made = {
-        "runs": [str(checkpoint.path.resolve()) for checkpoint in checkpoints],
-        "checkpoint_fingerprint": predictor.fingerprint,
-        "failed": list(failed),
-    }
-    write_json(out / "faithfulness.json", faithfulness_json(found, config) | made)
-    write_json(out / "stability.json", stability_json(found, config, len(checkpoints)) | made)
+        if not found:
+            raise PredictionError(f"no heatmap could be tested; {failed[0]}")
+        made = {
+            "runs": [str(checkpoint.path.resolve()) for checkpoint in checkpoints],
+            "checkpoint_fingerprint": predictor.fingerprint,
+            "failed": list(failed),
+        }
+        write_json(out / "faithfulness.json", faithfulness_json(found, config) | made)
+        write_json(out / "stability.json", stability_json(found, config, len(checkpoints)) | made)
     return tuple(found), failed
 
 

@@ -14,7 +14,7 @@ from wsi_dbps.cohort.each_slide import each_slide
 from wsi_dbps.config import to_dict
 from wsi_dbps.errors import CacheError, CheckpointError, PredictionError, WsiDbpsError
 from wsi_dbps.evaluation.pooling import pool_cases
-from wsi_dbps.files import digest, file_digest, write_json
+from wsi_dbps.files import digest, file_digest, output_folder, write_json
 from wsi_dbps.records import (
     ROLES,
     TABLE_DIGEST,
@@ -69,7 +69,10 @@ def predict(
     """
     check_labels(checkpoints[0], cohort)
     rows: list[Prediction] = []
-    with Predictor(checkpoints, caches, device=device, decode_threads=decode_threads) as predictor:
+    with (
+        output_folder(out, "predict", ("predictions.csv", "predict.json")),
+        Predictor(checkpoints, caches, device=device, decode_threads=decode_threads) as predictor,
+    ):
 
         def one(record: SlideRecord) -> None:
             attention = predictor.slide(record)
@@ -77,29 +80,29 @@ def predict(
             rows.append(attention.prediction)
 
         failed = each_slide("predicting", cohort.records, one)
-    predictions = Predictions(predictor.classes, tuple(rows), pool_cases(rows, predictor.classes))
-    # The two files cannot be renamed in one step. The digest makes readers refuse a pair that a kill has left mixed.
-    predictions.write_csv(out / "predictions.csv")
-    write_json(
-        out / "predict.json",
-        {
-            "members": [
-                {
-                    "checkpoint": str(member.checkpoint.path.resolve()),
-                    "checkpoint_fingerprint": member.fingerprint,
-                    "epoch": member.checkpoint.epoch,
-                    "settings": to_dict(member.checkpoint.config),
-                }
-                for member in predictor.members
-            ],
-            "checkpoint_fingerprint": predictor.fingerprint,
-            "classes": list(predictor.classes),
-            "failed": list(failed),
-            TABLE_DIGEST: file_digest(out / "predictions.csv"),
-            "wsi_dbps_version": __version__,
-            "torch_version": torch.__version__,
-        },
-    )
+        predictions = Predictions(predictor.classes, tuple(rows), pool_cases(rows, predictor.classes))
+        # Two files cannot be renamed in one step: by the digest readers refuse a pair that a kill has left mixed.
+        predictions.write_csv(out / "predictions.csv")
+        write_json(
+            out / "predict.json",
+            {
+                "members": [
+                    {
+                        "checkpoint": str(member.checkpoint.path.resolve()),
+                        "checkpoint_fingerprint": member.fingerprint,
+                        "epoch": member.checkpoint.epoch,
+                        "settings": to_dict(member.checkpoint.config),
+                    }
+                    for member in predictor.members
+                ],
+                "checkpoint_fingerprint": predictor.fingerprint,
+                "classes": list(predictor.classes),
+                "failed": list(failed),
+                TABLE_DIGEST: file_digest(out / "predictions.csv"),
+                "wsi_dbps_version": __version__,
+                "torch_version": torch.__version__,
+            },
+        )
     return PredictionResult(predictions, failed)
 
 

@@ -29,8 +29,9 @@ from wsi_dbps.patches.quality import as_arrays
 from wsi_dbps.patches.spec import CacheSpec
 from wsi_dbps.slides.icc import in_colours, profile_name, to_srgb
 from wsi_dbps.slides.jpeg_tiles import JpegLevel, jpeg_levels
-from wsi_dbps.slides.reader import open_slide, sampled_fingerprint
+from wsi_dbps.slides.reader import open_slide
 from wsi_dbps.slides.sampling import best_level, thumbnail
+from wsi_dbps.slides.source import sampled_fingerprint
 from wsi_dbps.slides.tile_reader import TileReader, steps
 from wsi_dbps.tiling.plan import TilePlan, is_plausible, plan_tiles, resolve_mpp
 from wsi_dbps.tiling.tissue import TissueMask, everywhere, segment

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from wsi_dbps.files import write_text
+from wsi_dbps.files import output_folder, write_text
 from wsi_dbps.training.distributed import joined, stopped
 from wsi_dbps.training.loop import TrainingResult, train
 from wsi_dbps.training.stopping import told_to_stop
@@ -33,7 +34,11 @@ def train_folds(cohort: Cohort, caches: Path, out: Path, config: RunConfig) -> t
     splits = [cohort.with_fold(fold) for fold in range(num_folds)]
     results: list[TrainingResult] = []
     # joined once: processes cannot part and meet again
-    with joined(config.training.wait_minutes) as world, told_to_stop() as stopping:
+    with (
+        joined(config.training.wait_minutes) as world,
+        told_to_stop() as stopping,
+        output_folder(out, "train --folds all", ("folds.csv",)) if world.rank == 0 else nullcontext(),
+    ):
         for fold, split in enumerate(splits):
             if world.sum([float(stopping())])[0]:  # one process is told: all end here
                 raise stopped(out, f"between two folds; {fold} of {num_folds} are done", world, stopping)

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from wsi_dbps.errors import CheckpointError, ConfigError, StoppedError, TrainingError
+from wsi_dbps.files import output_folder
 from wsi_dbps.models.slide_model import SlideModel
 from wsi_dbps.progress import Progress
 from wsi_dbps.training.augment import augment
@@ -29,7 +30,7 @@ from wsi_dbps.training.distributed import World, joined, stopped
 from wsi_dbps.training.gpu_decode import pick_decoder
 from wsi_dbps.training.optimizer import build_optimizer, lr_share, set_learning_rate, update_average
 from wsi_dbps.training.record import VisitRecord, record_path, write_selection_record
-from wsi_dbps.training.run_folder import begin_run, check_same_run, note_changes
+from wsi_dbps.training.run_folder import FILES, begin_run, check_same_run, note_changes
 from wsi_dbps.training.stopping import told_to_stop
 from wsi_dbps.training.validation import autocast, best_row, patience_is_over, validate
 from wsi_dbps.training.visits import draw_visit, exploring, read_ahead
@@ -104,9 +105,15 @@ def train(cohort: Cohort, caches: Path, run: Path, config: RunConfig, *, resume:
         StoppedError: After SIGTERM or Ctrl-C, when the running step is done and saved.
         CacheError: If a cache is missing, damaged or of another kind.
         CheckpointError: If there is a run already (without `resume`), or none or another one (with it).
+        OutputError: If another command is writing to the folder, or a file of somebody else would be replaced.
     """
     loop = config.training
-    with joined(loop.wait_minutes) as world, told_to_stop() as stopping, _deterministic(loop.deterministic):
+    with (
+        joined(loop.wait_minutes) as world,
+        told_to_stop() as stopping,
+        _deterministic(loop.deterministic),
+        _held(run, world, new=not resume),
+    ):
         device = pick_device(loop.device, world)
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -129,6 +136,11 @@ def train(cohort: Cohort, caches: Path, run: Path, config: RunConfig, *, resume:
                 if last is None:
                     print(f"{run}: has no last.pt yet; goes on from the first epoch", file=sys.stderr)
             return _fit(model, data, run, config, last, reader, device, budget, world, stopping)
+
+
+def _held(run: Path, world: World, *, new: bool) -> AbstractContextManager[None]:
+    """The run folder for this run alone; process 0, which writes it, holds it for all."""
+    return output_folder(run, "train", FILES if new else ()) if world.rank == 0 else nullcontext()
 
 
 def _fit(  # noqa: PLR0912, PLR0915 - it reads straight down

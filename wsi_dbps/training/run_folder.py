@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from wsi_dbps.training.data import TrainingData
 
 
+FILES: Final = ("run.toml", "run.json", "cohort.csv", "history.csv", "last.pt", "best.pt")
+"""What a run writes at the top of its folder."""
+
+
 def begin_run(run: Path, config: RunConfig, cohort: Cohort, data: TrainingData, device: str) -> None:
     """Write run.toml, run.json and cohort.csv into a fresh run folder.
 
