@@ -156,7 +156,10 @@ def test_a_mask_of_another_shape_is_refused(tmp_path: Path) -> None:
 def test_a_mask_too_large_for_memory_says_what_to_do(tmp_path: Path, monkeypatch) -> None:
     Image.new("L", (100, 50), 255).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
-    with pytest.raises(SlideError, match=r"too large to hold in memory; shrink it, a few µm per pixel will do$"):
+    with pytest.raises(
+        SlideError,
+        match=r"too large to hold in memory \(above 4000 px, twice Pillow's MAX_IMAGE_PIXELS\); shrink it, a few µm per pixel will do$",
+    ):
         read_mask(tmp_path / "a.png", SLIDE, GRID)
 
 

@@ -60,7 +60,11 @@ def _decoded(path: Path) -> npt.NDArray[np.bool_]:
             has_colour = image.mode not in ("1", "L", "I", "F") and not image.mode.startswith("I;")
             pixels = np.asarray(image.convert("RGB") if has_colour else image)
     except Image.DecompressionBombError:
-        raise SlideError(f"mask {path}: too large to hold in memory; shrink it, a few µm per pixel will do") from None
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise SlideError(
+            f"mask {path}: too large to hold in memory (above {most} px, twice Pillow's MAX_IMAGE_PIXELS); shrink it, a "
+            "few µm per pixel will do"
+        ) from None
     except Exception as error:  # Pillow raises SyntaxError, struct.error and others on damaged files
         raise SlideError(f"mask {path}: neither an image nor GeoJSON: {error}") from None
     if has_colour and _is_picture(pixels):
