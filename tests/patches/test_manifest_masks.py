@@ -156,11 +156,11 @@ def test_a_mask_of_another_shape_is_refused(tmp_path: Path) -> None:
 def test_a_mask_too_large_for_memory_says_what_to_do(tmp_path: Path, monkeypatch) -> None:
     Image.new("L", (100, 50), 255).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
-    with pytest.raises(
-        SlideError,
-        match=r"too large to hold in memory \(above 4000 px, twice Pillow's MAX_IMAGE_PIXELS\); shrink it, a few µm per pixel will do$",
-    ):
+    with pytest.raises(SlideError, match="too large to hold in memory") as caught:
         read_mask(tmp_path / "a.png", SLIDE, GRID)
+    assert str(caught.value).endswith(
+        "(above 4000 px, twice Pillow's MAX_IMAGE_PIXELS); shrink it, a few µm per pixel will do"
+    )
 
 
 def test_a_colour_picture_is_no_mask_and_a_painted_one_is(tmp_path: Path) -> None:

@@ -62,8 +62,8 @@ def _decoded(path: Path) -> npt.NDArray[np.bool_]:
     except Image.DecompressionBombError:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise SlideError(
-            f"mask {path}: too large to hold in memory (above {most} px, twice Pillow's MAX_IMAGE_PIXELS); shrink it, a "
-            "few µm per pixel will do"
+            f"mask {path}: too large to hold in memory (above {most} px, twice Pillow's MAX_IMAGE_PIXELS); shrink it, "
+            "a few µm per pixel will do"
         ) from None
     except Exception as error:  # Pillow raises SyntaxError, struct.error and others on damaged files
         raise SlideError(f"mask {path}: neither an image nor GeoJSON: {error}") from None
