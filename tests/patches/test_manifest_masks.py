@@ -8,9 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from wsi_dbps.cohort.cohort import SlideRecord
 from wsi_dbps.errors import SlideError
 from wsi_dbps.geometry import Size
-from wsi_dbps.patches.masks import read_mask
+from wsi_dbps.patches.masks import MAX_POINTS, read_mask
+from wsi_dbps.patches.spec import CacheSpec
+from wsi_dbps.patches.tile import notes, plan_slide
+from wsi_dbps.tiling.plan import TilingSpec
 
 SLIDE, GRID = Size(4000, 2000), Size(200, 100)
 
@@ -152,5 +156,69 @@ def test_a_mask_of_another_shape_is_refused(tmp_path: Path) -> None:
 def test_a_mask_too_large_for_memory_says_what_to_do(tmp_path: Path, monkeypatch) -> None:
     Image.new("L", (100, 50), 255).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
-    with pytest.raises(SlideError, match=r"too large to hold in memory; shrink it, a few µm per pixel will do$"):
+    with pytest.raises(SlideError, match="too large to hold in memory") as caught:
         read_mask(tmp_path / "a.png", SLIDE, GRID)
+    assert str(caught.value).endswith(
+        "(above 4000 px, twice Pillow's MAX_IMAGE_PIXELS); shrink it, a few µm per pixel will do"
+    )
+
+
+def test_a_colour_picture_is_no_mask_and_a_painted_one_is(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    picture = np.full((100, 200, 3), 240, np.uint8)
+    picture[20:60, 30:90] = np.clip(rng.normal((190, 110, 160), 12, (40, 60, 3)), 0, 255)  # tissue, with CLAM's outline
+    picture[20:60, 30:32] = (0, 255, 0)
+    for name in ("clam.jpg", "clam.png"):
+        Image.fromarray(picture).save(tmp_path / name)
+        with pytest.raises(
+            SlideError, match=rf"^mask {tmp_path}/{name}: a colour picture, not a mask: every pixel but"
+        ):
+            read_mask(tmp_path / name, SLIDE, GRID)
+    painted = np.zeros((100, 200, 3), np.uint8)
+    painted[20:60, 30:90] = (255, 0, 0)
+    painted[20:60, 60:90] = (0, 255, 0)
+    grey = np.repeat(np.arange(200, dtype=np.uint8)[None, :, None], 100, 0).repeat(3, 2)
+    Image.fromarray(painted).save(tmp_path / "painted.png")
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    assert read_mask(tmp_path / "painted.png", SLIDE, GRID).mask_HW.sum() == 40 * 60
+    assert read_mask(tmp_path / "grey.png", SLIDE, GRID).mask_HW.sum() == 199 * 100
+
+
+def test_edges_that_cross_are_drawn_in_bounded_time_and_too_many_points_are_refused(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    crossing = (rng.random((20_000, 2)) * [4000, 2000]).tolist()
+    assert read_geojson(tmp_path, polygon([*crossing, crossing[0]])).mean() > 0.8
+    many = [[x, 0] for x in range(MAX_POINTS)]
+    said = f"mask {tmp_path}/a.geojson: {MAX_POINTS + 4} points, more than are drawn (MAX_POINTS is {MAX_POINTS});"
+    with pytest.raises(SlideError, match=f"^{re.escape(said)} simplify its outlines$"):
+        read_geojson(tmp_path, [polygon(many), polygon([[0, 0], [9, 0], [9, 9], [0, 0]])])
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e300", "1" + "0" * 400])
+def test_a_coordinate_that_is_no_place_is_refused(tmp_path: Path, value: str) -> None:
+    (tmp_path / "a.geojson").write_text(f'{{"type": "Polygon", "coordinates": [[[0, 0], [{value}, 1], [2, 2]]]}}')
+    with pytest.raises(SlideError, match=r": not GeoJSON: (ValueError|OverflowError)\("):
+        read_mask(tmp_path / "a.geojson", SLIDE, GRID)
+
+
+def test_brackets_without_end_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.geojson").write_text("[" * 100_000)
+    with pytest.raises(SlideError, match=r": not GeoJSON: RecursionError\("):
+        read_mask(tmp_path / "a.geojson", SLIDE, GRID)
+
+
+def test_a_mask_that_is_tissue_everywhere_is_said(tmp_path: Path) -> None:
+    picture = np.full((256, 512, 3), 240, np.uint8)
+    picture[64:192, 64:192] = (200, 120, 170)
+    Image.fromarray(picture).save(tmp_path / "slide.png")
+    spec = CacheSpec(tiling=TilingSpec(size_px=64))
+    for value, said in (
+        (255, ["its mask takes the whole slide for tissue; is it the mask, and not a picture"]),
+        (0, []),
+    ):
+        mask = np.full((256, 512), 255, np.uint8)
+        mask[:100] = value
+        Image.fromarray(mask).save(tmp_path / "mask.png")
+        record = SlideRecord("a", "a", tmp_path / "slide.png", mpp_um=0.5, mask=tmp_path / "mask.png")
+        found = [note for note in notes(plan_slide(record, spec), spec) if "mask" in note]
+        assert [note.partition(" of the slide?")[0] for note in found] == said

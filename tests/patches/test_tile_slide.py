@@ -189,8 +189,8 @@ def test_a_slide_that_cannot_be_used_is_an_outcome_in_one_line(record, make_spec
     expected = {
         replace(record, path=tmp_path / "gone.svs"): f"a: {tmp_path}/gone.svs: no such file",
         replace(record, path=None): "a: no path in the manifest",
-        replace(record, path=None, url="nowhere://a.svs"): "a: nowhere://a.svs: cannot be opened: ValueError: "
-        "Protocol not known: nowhere",
+        replace(record, path=None, url="nowhere://a.svs"): "a: nowhere://a.svs: the protocol 'nowhere' is not "
+        "opened; allowed are a local path and file://, http://, https://, s3://, gs://, az://, abfs://",
         replace(record, path=png): f"a: {png}: no mpp in the file; add an mpp column to the manifest for a",
         replace(record, mask=mask): f"a: {record.path}: mask {mask}: cannot be read: No such file or directory",
     }

@@ -78,6 +78,17 @@ def test_text_is_no_slide_to_anyone(tmp_path: Path) -> None:
     assert refusal(path, "image").startswith("not a readable image: cannot identify image file")
 
 
+@pytest.mark.parametrize("reader", EVERY)
+@pytest.mark.parametrize(("name", "folder"), [("a.vsi", "_a_"), ("a.VSI", "_a_"), ("a.mrxs", "a")])
+def test_a_container_without_its_pixels_is_refused_naming_the_folder(tmp_path, name: str, folder: str, reader: str):
+    tifffile.imwrite(tmp_path / name, PICTURE, tile=(64, 64))
+    said = f"the slide's pixels lie in the folder {folder} beside it, which is missing; copy it there too"
+    assert refusal(tmp_path / name, reader) == said
+    (tmp_path / folder).mkdir()
+    if name != "a.mrxs":
+        assert refusal(tmp_path / name, reader).startswith("no reader here reads Olympus's VSI; convert it to OME-TIFF")
+
+
 def test_a_reader_that_does_not_exist_is_named(fiducial_file: Path) -> None:
     said = "no reader is called 'cucim'; there are auto, openslide, tiffslide, image"
     assert refusal(fiducial_file, "cucim") == said

@@ -99,6 +99,12 @@ def test_an_mpp_comes_from_the_manifest_then_the_file_and_is_never_guessed() -> 
         resolve_mpp("a", None, None)
     with pytest.raises(MissingMppError) as caught:
         resolve_mpp("a", None, 352.78)
+    for slip in (1e300, 1e-300, 0.001, float("nan")):
+        with pytest.raises(
+            MissingMppError, match=r"^the manifest says .* which no slide has \(possible: 0.01 to 1000\);"
+        ):
+            resolve_mpp("a", slip, 0.25)
+    assert resolve_mpp("a", 29.0, 352.78) == (29.0, "manifest")
     assert str(caught.value) == (
         "the file says 352.8 µm/px, which is no scanner's (plausible: 0.05 to 20); "
         "add an mpp column to the manifest for a"

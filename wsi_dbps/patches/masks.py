@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw
+from PIL import Image, ImageDraw
 
 from wsi_dbps.errors import SlideError
 from wsi_dbps.tiling.tissue import TissueMask
@@ -22,11 +22,28 @@ if TYPE_CHECKING:
     Rings = list[list[tuple[float, float]]]
 
 
+MAX_POINTS: Final = 200_000
+"""Most points of a GeoJSON mask: if all their edges cross, drawing takes some 20 s. Tissue outlined pixel by pixel on
+a thumbnail has some 10,000."""
+FARTHEST: Final = 1e8
+"""Beyond any slide, in level-0 pixels; also false of what is no number."""
+CHROMA: Final = 24
+"""Difference between a pixel's largest and smallest channel above which it is coloured, JPEG's noise left aside."""
+COLOURED: Final = 0.01
+"""Share of coloured pixels above which an image may be a picture."""
+MAX_COLOURS: Final = 64
+"""Most colours that a mask in colour is painted with."""
+
+
 def read_mask(path: Path, slide_lv0: Size, grid: Size) -> TissueMask:
     """A mask from an image (tissue is what is not 0; stretched over the slide) or from GeoJSON (drawn on `grid`).
 
+    A picture of the slide is no mask: it has many colours, and none of them is 0. Two colours, such as black and red,
+    or the few of a palette are taken.
+
     Raises:
-        SlideError: If the file is neither, has other proportions than the slide, or holds no polygon.
+        SlideError: If the file is neither, is a colour picture, has other proportions than the slide, or holds no
+            polygon or more points than `MAX_POINTS`.
     """
     if path.suffix.lower() in (".geojson", ".json"):
         return TissueMask(_drawn(path, slide_lv0, grid), slide_lv0)
@@ -43,10 +60,28 @@ def _decoded(path: Path) -> npt.NDArray[np.bool_]:
             has_colour = image.mode not in ("1", "L", "I", "F") and not image.mode.startswith("I;")
             pixels = np.asarray(image.convert("RGB") if has_colour else image)
     except Image.DecompressionBombError:
-        raise SlideError(f"mask {path}: too large to hold in memory; shrink it, a few µm per pixel will do") from None
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise SlideError(
+            f"mask {path}: too large to hold in memory (above {most} px, twice Pillow's MAX_IMAGE_PIXELS); shrink it, "
+            "a few µm per pixel will do"
+        ) from None
     except Exception as error:  # Pillow raises SyntaxError, struct.error and others on damaged files
         raise SlideError(f"mask {path}: neither an image nor GeoJSON: {error}") from None
+    if has_colour and _is_picture(pixels):
+        raise SlideError(
+            f"mask {path}: a colour picture, not a mask: every pixel but pure black would be tissue; give an image "
+            "that is 0 outside the tissue (of CLAM's output a mask of its own, not the JPEG with drawn outlines)"
+        )
     return np.any(pixels.reshape(*pixels.shape[:2], -1) != 0, axis=2)
+
+
+def _is_picture(pixels_HWC: npt.NDArray[np.uint8]) -> bool:
+    """Whether an RGB image is a photograph: coloured, and in more colours than masks are painted with."""
+    coloured = np.ptp(pixels_HWC, axis=2) > CHROMA
+    if coloured.mean() < COLOURED:
+        return False
+    packed = pixels_HWC.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+    return len(np.unique(packed)) > MAX_COLOURS
 
 
 def _drawn(path: Path, slide_lv0: Size, grid: Size) -> npt.NDArray[np.bool_]:
@@ -54,20 +89,28 @@ def _drawn(path: Path, slide_lv0: Size, grid: Size) -> npt.NDArray[np.bool_]:
         polygons = list(_polygons(json.loads(path.read_text(encoding="utf-8-sig"))))
     except OSError as error:
         raise SlideError(f"mask {path}: cannot be read: {error.strerror}") from None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise SlideError(f"mask {path}: not GeoJSON: {error!r}") from None
     if not polygons:
         raise SlideError(f"mask {path}: holds no polygon")
+    num_points = sum(len(ring) for rings in polygons for ring in rings)
+    if num_points > MAX_POINTS:
+        raise SlideError(
+            f"mask {path}: {num_points} points, more than are drawn (MAX_POINTS is {MAX_POINTS}); simplify its outlines"
+        )
     scale_x, scale_y = grid.width / slide_lv0.width, grid.height / slide_lv0.height
     picture = Image.new("1", (grid.width, grid.height))
     for rings in polygons:
+        drawn = [np.array(ring) * [scale_x, scale_y] - 0.5 for ring in rings]
+        left, top = np.clip(np.floor(drawn[0].min(0)), 0, picture.size).astype(int).tolist()
+        right, bottom = np.clip(np.ceil(drawn[0].max(0)) + 1, 0, picture.size).astype(int).tolist()
+        if right <= left or bottom <= top:
+            continue
         # a polygon's holes are its own: what another polygon covers there stays
-        target = picture if len(rings) == 1 else Image.new("1", picture.size)
-        for i, ring in enumerate(rings):
-            points = [(x * scale_x - 0.5, y * scale_y - 0.5) for x, y in ring]
-            ImageDraw.Draw(target).polygon(points, fill=int(i == 0))
-        if target is not picture:
-            picture = ImageChops.logical_or(picture, target)
+        part = Image.new("1", (right - left, bottom - top))
+        for i, ring in enumerate(drawn):
+            ImageDraw.Draw(part).polygon((ring - [left, top]).ravel().tolist(), fill=int(i == 0))
+        picture.paste(1, (left, top), part)
     return np.asarray(picture)
 
 
@@ -91,4 +134,7 @@ def _polygons(node: Any) -> Iterator[Rings]:
 def _ring(points: list[list[float]]) -> list[tuple[float, float]]:
     if len(points) < 3:
         raise ValueError(f"a ring of {len(points)} points")
-    return [(float(x), float(y)) for x, y, *_ in points]
+    ring = [(float(x), float(y)) for x, y, *_ in points]
+    if not all(abs(value) < FARTHEST for point in ring for value in point):
+        raise ValueError("a coordinate that is no place on a slide")
+    return ring

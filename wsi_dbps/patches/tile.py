@@ -33,6 +33,7 @@ from wsi_dbps.slides.reader import open_slide
 from wsi_dbps.slides.sampling import best_level, thumbnail
 from wsi_dbps.slides.source import sampled_fingerprint
 from wsi_dbps.slides.tile_reader import TileReader, steps
+from wsi_dbps.tiling.doubts import METHODS, colour_doubts, tissue_doubts
 from wsi_dbps.tiling.plan import TilePlan, is_plausible, plan_tiles, resolve_mpp
 from wsi_dbps.tiling.tissue import TissueMask, everywhere, segment
 
@@ -321,6 +322,18 @@ def notes(decided: SlidePlan, spec: CacheSpec) -> Iterator[str]:
     known_um = file_um if file_um is not None and is_plausible(file_um) else plan.mpp_lv0_um
     if abs(plan.mpp_lv0_um / known_um - 1) > MPP_DISAGREEMENT:
         yield f"the manifest says {plan.mpp_lv0_um:g} µm/px and the file {file_um:.4g}; the manifest is believed"
+    method = decided.provenance.mask_fingerprint or plan.spec.tissue  # the manifest's word for the slide, or a mask's
+    yield from colour_doubts(decided.thumbnail_HWC, decided.mask.mask_HW if method in METHODS else None)
+    if method in METHODS:
+        yield from tissue_doubts(
+            decided.thumbnail_HWC,
+            plan.slide_lv0,
+            plan.mpp_lv0_um,
+            method,
+            drop_pen=plan.spec.drop_pen,
+        )
+    elif plan.spec.tissue != "none" and decided.mask.mask_HW.all():
+        yield "its mask takes the whole slide for tissue; is it the mask, and not a picture of the slide?"
     if spec.icc == "srgb" and not decided.info.icc_profile:
         yield "no ICC profile that can be read; its colours are taken for sRGB"
     if past := int(plan.past_edge.sum()):

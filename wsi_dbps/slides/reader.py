@@ -114,9 +114,28 @@ def _checked_head(path: SlideFile) -> bytes:
         raise UnreadableSlideError(f"{path}: the file is empty; copy it again")
     if head.startswith(b"version https://git-lfs"):
         raise UnreadableSlideError(f"{path}: a Git LFS pointer, not the slide itself; run `git lfs pull`")
+    if isinstance(path, Path):
+        _check_container(path)
     if damaged:
         raise UnreadableSlideError(f"{path}: {damaged}")
     return head
+
+
+def _check_container(path: Path) -> None:
+    """Refuse a file that only names its pixels, which lie in a folder beside it, where they cannot be had.
+
+    A VSI file is a TIFF of the slide's label: without this it would be tiled as the slide.
+    """
+    suffix = path.suffix.lower()
+    folder = path.parent / (f"_{path.stem}_" if suffix == ".vsi" else path.stem)
+    if suffix in (".vsi", ".mrxs") and not folder.is_dir():
+        raise UnreadableSlideError(
+            f"{path}: the slide's pixels lie in the folder {folder.name} beside it, which is missing; copy it there too"
+        )
+    if suffix == ".vsi":
+        raise UnreadableSlideError(
+            f"{path}: no reader here reads Olympus's VSI; convert it to OME-TIFF (for example with QuPath or bfconvert)"
+        )
 
 
 def _choose(path: SlideFile, head: bytes) -> str:

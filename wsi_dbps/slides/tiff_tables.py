@@ -104,7 +104,7 @@ class _Tables:
             if NDPI_MARK not in tags:
                 self._check_image(tags, len(seen) - 1)
                 if SUB_IFDS in tags:
-                    waiting += [int(part) for part in self._numbers(tags[SUB_IFDS])]
+                    waiting += [int(part) for part in self._numbers(tags[SUB_IFDS]) if part]
             at = after if in_chain else 0
 
     def _table(self, at: int, index: int) -> tuple[dict[int, _Tag], int]:

@@ -23,6 +23,9 @@ UPSAMPLING_TOLERANCE = 0.10
 PLAUSIBLE_MPP_UM = (0.05, 20.0)
 """What a file may claim for level 0. Beyond it the number comes from a print resolution (72 dpi is 353 µm)."""
 
+POSSIBLE_MPP_UM = (0.01, 1000.0)
+"""What a manifest may give for level 0. It overrules the file, for overviews too; beyond this it is a slip."""
+
 
 @settings
 class TilingSpec:
@@ -140,13 +143,20 @@ def resolve_mpp(slide_id: str, manifest_um: float | None, file_um: float | None)
     """µm per level-0 pixel and where it comes from: the manifest, else the file, else an error; never a guess.
 
     Raises:
-        MissingMppError: If neither has it, or only the file has it and it is not plausible.
+        MissingMppError: If neither has it, if only the file has it and it is not plausible, or if the manifest's is
+            impossible.
 
     Examples:
         >>> resolve_mpp("a", None, 0.25)
         (0.25, 'file')
     """
     if manifest_um is not None:
+        low, high = POSSIBLE_MPP_UM
+        if not low <= manifest_um <= high:
+            raise MissingMppError(
+                f"the manifest says {manifest_um:.4g} µm/px, which no slide has (possible: {low:g} to {high:g}); "
+                f"correct the mpp column of {slide_id}, or empty it to use the file's"
+            )
         return manifest_um, "manifest"
     if file_um is None:
         raise MissingMppError(f"no mpp in the file; add an mpp column to the manifest for {slide_id}")
