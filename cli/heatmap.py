@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -70,7 +71,7 @@ def command(
     """Draw how the model, or several together, looked at each slide.
 
     The slides themselves are opened for --overlay-level and --crops only: for all else the caches, or features of
-    `wsi-dbps embed`, hold all it takes.
+    `wsi-dbps embed`, hold all it takes. Other tools' features do not: size and thumbnail come from the slides.
 
     Attention that is there already, from the same checkpoint and cache, is not computed again.
     """
@@ -113,16 +114,24 @@ def draw(
 ) -> int:
     """Draw every slide, name those that cannot be drawn, and say how many these are."""
     from wsi_dbps.cohort.each_slide import each_slide
+    from wsi_dbps.errors import ConfigError
     from wsi_dbps.evaluation.predict import Predictor
+    from wsi_dbps.training.bags import FeatureKind
     from wsi_dbps.training.checkpoint import load_checkpoint
 
     checkpoints = [load_checkpoint(run / "best.pt") for run in runs]
+    if Format.SHEET in how.formats and any(isinstance(c.patch_kind, FeatureKind) for c in checkpoints):
+        raise ConfigError(
+            "--format sheet shows pixels, and these runs take features, which have none; leave it out, or draw crops "
+            "of the slide files with --crops"
+        )
     with Predictor(checkpoints, caches, device=device) as predictor:
 
         def one(record: SlideRecord) -> None:
             kept = predictor.kept(record, predictions) if predictions else None
             attention = kept or predictor.kept_or_new(record, out)
             cache = predictor.cache(record)
+            attention = with_tile_side(attention, cache)
             draw_formats(out, attention, cache, how)
             if how.overlay_level is not None or how.crops:
                 draw_close(out, attention, cache, record, how)
@@ -132,9 +141,26 @@ def draw(
     return failed
 
 
+def with_tile_side(attention: SlideAttention, cache: BagFile) -> SlideAttention:
+    """The attention, and where its features do not say how large tiles are, the distance of neighbours for it."""
+    import math
+    from dataclasses import replace
+
+    from wsi_dbps.patches.features import FeatureFile
+
+    if math.isfinite(attention.tile_lv0) or not isinstance(cache, FeatureFile):
+        return attention
+    step_lv0 = cache.step_lv0()
+    print(
+        f"{attention.slide_id}: the features do not say how large tiles are; each is drawn {step_lv0:g} px of level 0 "
+        "wide, the smallest distance between two",
+        file=sys.stderr,
+    )
+    return replace(attention, tile_lv0=step_lv0)
+
+
 def draw_formats(out: Path, attention: SlideAttention, cache: BagFile, how: Drawing) -> None:
     """All formats that need no slide."""
-    from wsi_dbps.errors import CacheError
     from wsi_dbps.heatmaps.geojson import write_geojson
     from wsi_dbps.heatmaps.ome_tiff import write_coloured_map, write_value_map
     from wsi_dbps.heatmaps.overlay import draw_overlay
@@ -150,7 +176,7 @@ def draw_formats(out: Path, attention: SlideAttention, cache: BagFile, how: Draw
         write_scores(named("csv"), attention)
     if set(how.formats) <= {Format.CSV}:
         return
-    slide_lv0 = cache.slide_lv0  # which features of other tools may not have
+    slide_lv0 = cache.slide_lv0
     if Format.GEOJSON in how.formats:
         write_geojson(named("geojson"), attention, slide_lv0)
     if Format.OME_TIFF in how.formats:
@@ -159,8 +185,7 @@ def draw_formats(out: Path, attention: SlideAttention, cache: BagFile, how: Draw
         one = chosen_map(attention, how.values.value)
         write_coloured_map(named("rgb.ome.tiff"), attention, one, *place, smooth_um=how.smooth_um)
     if Format.SHEET in how.formats:
-        if not isinstance(cache, PatchCache):
-            raise CacheError(f"{cache.path}: holds features, no pixels to show; --format sheet needs patch caches")
+        assert isinstance(cache, PatchCache)
         draw_sheet(named("sheet.png"), attention, cache.patches, cache.mpp_lv0_um)
     if Format.PNG in how.formats:
         picture = (cache.thumbnail(), slide_lv0, cache.mpp_lv0_um)
