@@ -131,7 +131,8 @@ def draw(
             kept = predictor.kept(record, predictions) if predictions else None
             attention = kept or predictor.kept_or_new(record, out)
             cache = predictor.cache(record)
-            attention = with_tile_side(attention, cache)
+            if set(how.formats) - {Format.CSV} or how.overlay_level is not None or how.crops:
+                attention = with_tile_side(attention, cache)
             draw_formats(out, attention, cache, how)
             if how.overlay_level is not None or how.crops:
                 draw_close(out, attention, cache, record, how)

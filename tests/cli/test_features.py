@@ -205,3 +205,24 @@ def test_features_given_to_embed_are_told_apart(small_cohort, weights, tmp_path,
     code, _, err = wsi_dbps(*embed, "--caches", tmp_path / "f", "--out", tmp_path / "g")
     assert code == 1
     assert "slide_00.h5: holds features already; give --caches a folder of patch caches" in err
+
+
+@pytest.mark.parametrize("format_", ["h5", "pt", "stamp"])
+def test_a_full_disk_ends_embed_in_one_line_and_leaves_whole_files_only(
+    small_cohort, weights, small_disks, wsi_dbps, format_
+) -> None:
+    manifest, caches = small_cohort
+    embed = ("embed", manifest, "--caches", caches, "--encoder", "small_gn", "--weights", weights, "--format", format_)
+    for disk in small_disks([8192, 16384, 24576, 40960, 65536, 102400]):
+        code, out, err = wsi_dbps(*embed, "--out", disk)
+        assert (code, out) == (2, "")
+        last = err.splitlines()[-1]
+        assert last.startswith(f"wsi-dbps: {disk}/")
+        assert last.endswith(": cannot be written: No space left on device")
+        assert "Traceback" not in err
+        for path in (path for path in disk.rglob("*") if path.is_file()):
+            assert path.suffix in (".h5", ".pt")
+            if path.suffix == ".h5":
+                assert len(FeatureFile(path, mpp_lv0_um=1.0).patches(range(36))) == 36
+            else:
+                assert torch.load(path, weights_only=True).shape == (36, 128)
