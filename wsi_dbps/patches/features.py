@@ -7,7 +7,6 @@ Documented in docs/formats/features.md. N patches, D numbers each.
 from __future__ import annotations
 
 import json
-import math
 import os
 from contextlib import contextmanager
 from functools import cached_property
@@ -23,6 +22,7 @@ from wsi_dbps.files import digest, h5_written_whole
 from wsi_dbps.geometry import Size
 from wsi_dbps.patches.cache import PatchCache
 from wsi_dbps.patches.spec import FORMAT as CACHE_FORMAT
+from wsi_dbps.patches.stored import MOST_ROWS, why_not_stored
 from wsi_dbps.slides.reader import open_slide, sampled_fingerprint
 from wsi_dbps.slides.sampling import thumbnail
 
@@ -45,11 +45,7 @@ _DECIDE: Final = ("cache_fingerprint", "encoder", "encoder_fingerprint", "precis
 """Attributes that say what the features of a slide are, to the last bit on one machine, besides the slide."""
 _AGAIN: Final = "delete it and make the features again"
 _ADD_PATH: Final = "name the slide file in the column path of the manifest, or make the features with `wsi-dbps embed`"
-_MOST_ROWS: Final = 50_000_000
-"""Far more tiles than a slide has: what a damaged file claims beyond is not read into memory."""
 _MOST_DIM: Final = 1 << 20
-_MOST_CHUNK_BYTES: Final = 1 << 30
-"""HDF5 holds a chunk in memory whole, however well it was compressed."""
 _MOST_COORD: Final = 2.0**31
 """In level-0 pixels, or µm."""
 _SIDE_TOLERANCE: Final = 0.05
@@ -239,34 +235,14 @@ class FeatureFile:
             raise CacheError(f"{self.path}: {shape[-2]} rows of features and coordinates {coords.shape}; {_AGAIN}")
         if coords.dtype.kind not in "iuf":
             raise CacheError(f"{self.path}: /coords holds {_numbers(coords)}, not numbers; {_AGAIN}")
-        if shape[-2] > _MOST_ROWS or shape[-1] > _MOST_DIM:
+        if shape[-2] > MOST_ROWS or shape[-1] > _MOST_DIM:
             raise CacheError(
-                f"{self.path}: claims {shape[-2]} rows of {shape[-1]} numbers; at most {_MOST_ROWS} of {_MOST_DIM} are "
+                f"{self.path}: claims {shape[-2]} rows of {shape[-1]} numbers; at most {MOST_ROWS} of {_MOST_DIM} are "
                 f"read; {_AGAIN}"
             )
         for data in (rows, coords):
-            self._check_stored(data)
-
-    def _check_stored(self, data: h5py.Dataset) -> None:
-        """Refuse a dataset that is not in this file from end to end: HDF5 would make up zeros for what is missing."""
-        name = f"{self.path}: /{data.name.strip('/')}"
-        if data.is_virtual or data.external:
-            raise CacheError(f"{name} is kept in other files; copy it into this one")
-        if not data.size:
-            return
-        if data.chunks is None:
-            begin, held = data.id.get_offset(), self.path.stat().st_size
-            complete = begin is not None and begin + data.size * data.dtype.itemsize <= held
-            complete |= data.id.get_create_plist().get_layout() == h5py.h5d.COMPACT
-        else:
-            if (chunk_bytes := int(np.prod(data.chunks, dtype=object)) * data.dtype.itemsize) > _MOST_CHUNK_BYTES:
-                raise CacheError(
-                    f"{name} has chunks of {chunk_bytes} bytes, and up to {_MOST_CHUNK_BYTES} are read; {_AGAIN}"
-                )
-            num_chunks = math.prod(-(-side // step) for side, step in zip(data.shape, data.chunks, strict=True))
-            complete = data.id.get_num_chunks() == num_chunks
-        if not complete:
-            raise CacheError(f"{name} claims {data.shape} numbers, and the file does not hold as many; {_AGAIN}")
+            if why := why_not_stored(data, self.path.stat().st_size):
+                raise CacheError(f"{self.path}: /{data.name.strip('/')} {why}; {_AGAIN}")
 
     def _check_attributes(self) -> None:
         for name in ("patch_size_level0", "tile_size_um", "mpp_level0"):
