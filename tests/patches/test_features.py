@@ -247,7 +247,8 @@ WRONG_COORDS[7, 1] = np.nan
         (attribute("patch_size_level0", np.nan), "patch_size_level0 is .*nan.*, not a positive number"),
         (attribute("patch_size_level0", 0), "patch_size_level0 is .*0.*, not a positive number"),
         (attribute("patch_size_level0", [512, 512]), "patch_size_level0 is .*, not a positive number"),
-        (attribute("level0_width", -1), "level0_width is .*, not positive numbers"),
+        (attribute("slide_size", [1, 2, 3]), "slide_size is .*, not width and height"),
+        (attribute("level0_width", -1), "level0_width is -1, not a positive number"),
     ],
 )
 def test_a_file_that_contradicts_itself_is_refused_in_one_line(tmp_path: Path, change, message: str) -> None:

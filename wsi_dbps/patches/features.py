@@ -245,13 +245,11 @@ class FeatureFile:
                 raise CacheError(f"{self.path}: /{data.name.strip('/')} {why}; {_AGAIN}")
 
     def _check_attributes(self) -> None:
-        for name in ("patch_size_level0", "tile_size_um", "mpp_level0"):
+        for name in ("patch_size_level0", "tile_size_um", "mpp_level0", "level0_width", "level0_height"):
             if name in self.attrs and not _is_length(self.attrs[name]):
                 raise CacheError(f"{self.path}: {name} is {self.attrs[name]!r}, not a positive number; {_AGAIN}")
-        for name in ("slide_size", "level0_width", "level0_height"):
-            if name in self.attrs and not all(_is_length(side) for side in np.ravel(self.attrs[name])):
-                raise CacheError(f"{self.path}: {name} is {self.attrs[name]!r}, not positive numbers; {_AGAIN}")
-        if "slide_size" in self.attrs and np.size(self.attrs["slide_size"]) != 2:
+        size = np.ravel(self.attrs.get("slide_size", (1, 1)))
+        if len(size) != 2 or not all(_is_length(side) for side in size):
             raise CacheError(f"{self.path}: slide_size is {self.attrs['slide_size']!r}, not width and height; {_AGAIN}")
         self._check_tile_side()
 
