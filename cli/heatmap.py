@@ -120,10 +120,10 @@ def draw(
     from wsi_dbps.training.checkpoint import load_checkpoint
 
     checkpoints = [load_checkpoint(run / "best.pt") for run in runs]
-    if Format.SHEET in how.formats and any(isinstance(c.patch_kind, FeatureKind) for c in checkpoints):
+    if Format.SHEET in how.formats and isinstance(checkpoints[0].patch_kind, FeatureKind):
         raise ConfigError(
-            "--format sheet shows pixels, and these runs take features, which have none; leave it out, or draw crops "
-            "of the slide files with --crops"
+            f"{runs[0]}: was trained on features, which hold no pixels to show; leave out --format sheet, or draw a "
+            "run that was trained on patch caches"
         )
     with Predictor(checkpoints, caches, device=device) as predictor:
 
@@ -186,7 +186,7 @@ def draw_formats(out: Path, attention: SlideAttention, cache: BagFile, how: Draw
         one = chosen_map(attention, how.values.value)
         write_coloured_map(named("rgb.ome.tiff"), attention, one, *place, smooth_um=how.smooth_um)
     if Format.SHEET in how.formats:
-        assert isinstance(cache, PatchCache)
+        assert isinstance(cache, PatchCache)  # `draw` has refused runs on features
         draw_sheet(named("sheet.png"), attention, cache.patches, cache.mpp_lv0_um)
     if Format.PNG in how.formats:
         picture = (cache.thumbnail(), slide_lv0, cache.mpp_lv0_um)

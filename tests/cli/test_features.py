@@ -104,7 +104,7 @@ def test_heatmaps_of_other_tools_features_take_what_they_lack_from_the_slide(
     assert tiles[1]["geometry"]["coordinates"] == [[[32, 0], [64, 0], [64, 32], [32, 32], [32, 0]]]
     code, out, err = wsi_dbps(*draw, "sheet")
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "--format sheet shows pixels, and these runs take features" in err
+    assert "was trained on features, which hold no pixels to show; leave out --format sheet" in err
     assert np.isnan(read_attention(pred / "attention" / "slide_00.h5").tile_lv0) == (layout == "clam")
 
 
@@ -196,6 +196,19 @@ def test_another_batch_is_another_embedding(small_cohort, weights, tmp_path, wsi
     assert (tmp_path / "a" / "slide_03.h5").read_bytes() == (tmp_path / "b" / "slide_03.h5").read_bytes()
     code, _, err = wsi_dbps(*embed, tmp_path / "a", "--batch", 8)
     assert (code, "slide_03.h5 was made otherwise: batch is 7 in it, 8 asked; ask for the same" in err) == (1, True)
+
+
+def test_weights_that_hold_more_than_tensors_are_refused_without_advice_to_load_them(
+    small_cohort, tmp_path, wsi_dbps
+) -> None:
+    manifest, caches = small_cohort
+    torch.save({"state_dict": {}, "made_by": Path("anyone")}, tmp_path / "w.pth")
+    embed = ("embed", manifest, "--caches", caches, "--out", tmp_path / "f", "--encoder", "small_gn")
+    code, _, err = wsi_dbps(*embed, "--weights", tmp_path / "w.pth")
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{tmp_path / 'w.pth'}: not a weights file: it is damaged, or holds more than tensors" in err
+    assert "weights_only" not in err
+    assert "False" not in err
 
 
 def test_features_given_to_embed_are_told_apart(small_cohort, weights, tmp_path, wsi_dbps) -> None:

@@ -154,7 +154,7 @@ def are_kept(
 def _made_with(path: Path) -> dict[str, Any]:
     """What decided the features in a file that we wrote, and its layout; empty for any other file."""
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:
             found = {name: _plain(value) for name, value in file.attrs.items()}
         if found.get("format") == FORMAT:
             return found | {"layout": "ours"}
