@@ -19,6 +19,14 @@ class Precision(StrEnum):
     FP16 = "fp16"
 
 
+class Format(StrEnum):
+    """Whose layout the features are written in."""
+
+    H5 = "h5"
+    PT = "pt"
+    STAMP = "stamp"
+
+
 class Match(StrEnum):
     """How a weights file's tensors find the encoder's."""
 
@@ -36,7 +44,15 @@ def command(
     weights: Annotated[Path | None, typer.Option(help="Local weights file of it, in place of timm's.")] = None,
     weights_match: Annotated[Match, typer.Option(help="As encoder.weights_match in docs/settings.md.")] = Match.NAME,
     run: Annotated[Path | None, typer.Option(help="A run folder, whose tuned encoder is taken instead.")] = None,
-    batch: Annotated[int, typer.Option(help="Patches encoded at once.", min=1)] = 256,
+    format_: Annotated[
+        Format,
+        typer.Option(
+            "--format", help="h5: for this tool and TRIDENT. pt: CLAM's pt_files and h5_files. stamp: STAMP's."
+        ),
+    ] = Format.H5,
+    batch: Annotated[
+        int, typer.Option(help="Patches encoded at once. The last bits of the features depend on it.", min=1)
+    ] = 256,
     precision: Annotated[Precision, typer.Option(help="auto: bf16 where the GPU has it, else fp32.")] = Precision.AUTO,
     device: Device = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make anew what is there already.")] = False,
@@ -46,7 +62,8 @@ def command(
 
     They are written in a layout that TRIDENT and CLAM read and `wsi-dbps train` takes.
 
-    Features of a slide that are there already, from the same cache and encoder, are kept; a killed run goes on.
+    Features of a slide that are there already, from the same cache, encoder, precision and batch, are kept; a killed
+    run goes on.
     """
     from wsi_dbps.errors import ConfigError
     from wsi_dbps.models.config import EncoderConfig
@@ -72,6 +89,7 @@ def command(
         device=device,
         decode_threads=num_cores(),
         overwrite=overwrite,
+        layout=format_.value,
     )
     print(
         f"{result.num_slides} slides embedded ({result.num_patches} patches), {result.kept} kept as they were, "

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from wsi_dbps_cli.options import num_cores
+from wsi_dbps_cli.options import Columns, Split, cohort_part, num_cores
 
 
 class Format(StrEnum):
@@ -34,6 +34,13 @@ def command(
         int | None, typer.Option("--max", metavar="N", help="At most N patches of each slide, drawn at random.", min=1)
     ] = None,
     seed: Annotated[int, typer.Option(help="Of that draw.", min=0)] = 0,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="COHORT.csv", help="Manifest, whose case, label and split of each slide go into labels.csv."
+        ),
+    ] = None,
+    columns: Columns = [],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Export again what is there already.")] = False,
 ) -> None:
     """Write cached patches to files that other tools read.
@@ -43,13 +50,15 @@ def command(
     A slide that is exported already, from the same cache with the same settings, is kept; a killed run goes on.
     """
     from wsi_dbps.config import build
-    from wsi_dbps.patches.export import ExportSpec, export_caches, find_caches
+    from wsi_dbps.patches.export import ExportSpec, export_caches, find_caches, records_of, write_labels
     from wsi_dbps.progress import Progress
 
     spec = build(ExportSpec, {"format": format_.value, "max_patches": max_, "seed": seed}, "export")
     paths, outcomes = find_caches(caches), []
+    cohort = None if labels is None else cohort_part(labels, columns, Split.ALL)
+    records = None if cohort is None else records_of(paths, cohort)
     with Progress("exporting", len(paths), "slides") as progress:
-        for outcome in export_caches(paths, out, spec, overwrite=overwrite, threads=num_cores()):
+        for outcome in export_caches(paths, out, spec, records=records, overwrite=overwrite, threads=num_cores()):
             outcomes.append(outcome)
             if outcome.error is not None:
                 progress.say(outcome.error)
@@ -62,5 +71,7 @@ def command(
         f"{len(written)} slides exported ({sum(o.num_patches for o in written)} patches), "
         f"{kept} kept as they were, {failed} failed: {out}"
     )
+    if cohort is not None and any(o.target is not None for o in outcomes):
+        print(f"labels: {write_labels(out, cohort)}")
     if failed:
         raise typer.Exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -75,7 +76,7 @@ def command(
     Several runs are drawn together, as an ensemble.
 
     The slides themselves are opened for --overlay-level and --crops only: for all else the caches, or features of
-    `wsi-dbps embed`, hold all it takes.
+    `wsi-dbps embed`, hold all it takes. Other tools' features do not: size and thumbnail come from the slides.
 
     Attention that is there already, from the same checkpoint and cache, is not computed again.
     """
@@ -140,6 +141,8 @@ def draw(
             kept = predictor.kept(record, predictions) if predictions else None
             attention = kept or predictor.kept_or_new(record, out)
             cache = predictor.cache(record)
+            if set(how.formats) - {Format.CSV} or how.overlay_level is not None or how.crops:
+                attention = with_tile_side(attention, cache)
             draw_formats(out, attention, cache, how)
             if how.overlay_level is not None or how.crops:
                 draw_close(out, attention, cache, record, how)
@@ -147,6 +150,24 @@ def draw(
         failed = len(each_slide("drawing", records, one))
     print(f"{len(records) - failed} slides drawn, {failed} failed: {out}")
     return failed
+
+
+def with_tile_side(attention: SlideAttention, cache: BagFile) -> SlideAttention:
+    """The attention, and where its features do not say how large tiles are, the distance of neighbours for it."""
+    import math
+    from dataclasses import replace
+
+    from wsi_dbps.patches.features import FeatureFile
+
+    if math.isfinite(attention.tile_lv0) or not isinstance(cache, FeatureFile):
+        return attention
+    step_lv0 = cache.step_lv0()
+    print(
+        f"{attention.slide_id}: the features do not say how large tiles are; each is drawn {step_lv0:g} px of level 0 "
+        "wide, the smallest distance between two",
+        file=sys.stderr,
+    )
+    return replace(attention, tile_lv0=step_lv0)
 
 
 def draw_formats(out: Path, attention: SlideAttention, cache: BagFile, how: Drawing) -> None:
@@ -167,7 +188,7 @@ def draw_formats(out: Path, attention: SlideAttention, cache: BagFile, how: Draw
         write_scores(named("csv"), attention)
     if set(how.formats) <= {Format.CSV}:
         return
-    slide_lv0 = cache.slide_lv0  # which features of other tools may not have
+    slide_lv0 = cache.slide_lv0
     if Format.GEOJSON in how.formats:
         write_geojson(named("geojson"), attention, slide_lv0)
     if Format.OME_TIFF in how.formats:

@@ -105,7 +105,7 @@ def slide_frame(record: SlideRecord, caches: Path | None) -> tuple[Size, float]:
     from wsi_dbps.tiling.plan import resolve_mpp
 
     if caches is not None:
-        cache = open_bag(caches, record.slide_id, mpp_lv0_um=record.mpp_um)
+        cache = open_bag(caches, record.slide_id, mpp_lv0_um=record.mpp_um, slide=record.file)
         return cache.slide_lv0, cache.mpp_lv0_um
     if record.file is None:
         raise SlideError(f"{record.slide_id}: neither --caches nor a path in the manifest say how large the slide is")

@@ -2,7 +2,9 @@
 
 import csv
 import os
+import subprocess
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +70,26 @@ def cohort(small_cohort: tuple[Path, Path]) -> Cohort:
 @pytest.fixture
 def caches(small_cohort: tuple[Path, Path]) -> Path:
     return small_cohort[1]
+
+
+@pytest.fixture
+def small_disks(tmp_path: Path) -> Iterator[Callable[[Sequence[int]], list[Path]]]:
+    """Makes file systems of so many bytes, in memory; skips where it may not."""
+    mounted: list[Path] = []
+
+    def make(sizes: Sequence[int]) -> list[Path]:
+        for size in sizes:
+            folder = tmp_path / f"disk_{len(mounted)}"
+            folder.mkdir()
+            mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+            if sys.platform != "linux" or subprocess.run(mount, capture_output=True, check=False).returncode:
+                pytest.skip("small file systems can be mounted on Linux by root only")
+            mounted.append(folder)
+        return mounted
+
+    yield make
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.fixture

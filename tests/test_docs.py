@@ -251,7 +251,13 @@ def test_the_page_of_features_is_true(small_cohort: tuple[Path, Path], tmp_path:
     from wsi_dbps.patches.cache import PatchCache
     from wsi_dbps.patches.features import features_written
 
-    made = {"encoder": "e", "encoder_fingerprint": "f", "checkpoint_fingerprint": "", "precision": "float32"}
+    made = {
+        "encoder": "e",
+        "encoder_fingerprint": "f",
+        "checkpoint_fingerprint": "",
+        "precision": "float32",
+        "batch": 9,
+    }
     path = tmp_path / "slide_00.h5"
     with features_written(path, PatchCache(small_cohort[1] / "slide_00.h5"), 5, made) as rows:
         rows[:] = 1.5

@@ -140,7 +140,7 @@ def _h5_format(path: Path) -> str:
     import h5py
 
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:
             return str(file.attrs.get("format", ""))
     except (OSError, RuntimeError, ValueError):
         return ""

@@ -1,5 +1,6 @@
 """Features through the commands: embed, train, predict, heatmap, inspect."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import torch
 
 from wsi_dbps.models.config import EncoderConfig
 from wsi_dbps.models.encoders import build_encoder
-from wsi_dbps.patches.features import FeatureFile
+from wsi_dbps.patches.features import FeatureFile, open_bag
 from wsi_dbps.records import read_attention
 
 QUICK = [
@@ -65,32 +66,46 @@ def test_a_runs_tuned_encoder_is_embedded(small_cohort, tmp_path, wsi_dbps) -> N
     assert FeatureFile(tmp_path / "f" / "slide_00.h5").dim == 16
 
 
-def test_heatmaps_of_other_tools_features_draw_what_they_can(small_cohort, weights, tmp_path, wsi_dbps) -> None:
-    """TRIDENT's know the slide's size, so tiles are drawn as GeoJSON; CLAM's do not, and are predicted only."""
+def as_another_tool(layout: str, ours: Path, theirs: Path) -> None:
+    """One file of features in the layout of another tool."""
+    with h5py.File(ours) as source, h5py.File(theirs, "w") as file:
+        rows, coords = source["features"][:], source["coords"][:]
+        if layout == "stamp":
+            file["feats"], file["coords"] = rows.astype(np.float16), coords.astype(np.float32)  # 1 µm per pixel
+            file.attrs.update(extractor="uni", unit="um", tile_size_um=32.0, tile_size_px=32, feat_type="tile")
+        else:
+            file["features"], file["coords"] = rows, coords
+        if layout == "trident":
+            file["coords"].attrs.update(source["coords"].attrs)
+
+
+@pytest.mark.parametrize("layout", ["trident", "clam", "stamp"])
+def test_heatmaps_of_other_tools_features_take_what_they_lack_from_the_slide(
+    small_cohort, weights, tmp_path, wsi_dbps, layout
+) -> None:
     manifest, caches = small_cohort
     embed = ("embed", manifest, "--caches", caches, "--out", tmp_path / "ours", "--encoder", "small_gn")
     assert wsi_dbps(*embed, "--weights", weights)[0] == 0
-    for layout in ("trident", "clam"):
-        folder = tmp_path / layout
-        folder.mkdir()
-        for path in (tmp_path / "ours").glob("*.h5"):
-            with h5py.File(path) as ours, h5py.File(folder / path.name, "w") as theirs:
-                theirs["features"], theirs["coords"] = ours["features"][:], ours["coords"][:]
-                if layout == "trident":
-                    theirs["coords"].attrs.update(ours["coords"].attrs)
-        run, pred, maps = (tmp_path / f"{layout}_{name}" for name in ("run", "pred", "maps"))
-        assert wsi_dbps("train", manifest, "--caches", folder, "--out", run, *QUICK)[0] == 0
-        assert wsi_dbps("predict", run, manifest, "--caches", folder, "--out", pred)[0] == 0
-        draw = ("heatmap", run, manifest, "--caches", folder, "--out", maps, "--slide", "slide_00", "--format")
-        code, _, err = wsi_dbps(*draw, "png")
-        assert code == 1
-        lacks = "has no thumbnail to draw on" if layout == "trident" else "does not say how large its slide is"
-        assert f"slide_00.h5: {lacks}" in err
-        assert wsi_dbps(*draw, "geojson")[0] == (0 if layout == "trident" else 1)
-        assert wsi_dbps(*draw, "csv")[0] == 0
-        code, _, err = wsi_dbps(*draw, "sheet")
-        assert (code, "holds features, no pixels" in err) == (1, layout == "trident")
-        assert np.isnan(read_attention(pred / "attention" / "slide_00.h5").tile_lv0) == (layout == "clam")
+    folder, run, pred, maps = (tmp_path / name for name in ("theirs", "run", "pred", "maps"))
+    folder.mkdir()
+    for path in (tmp_path / "ours").glob("*.h5"):
+        as_another_tool(layout, path, folder / path.name)
+    if layout == "trident":  # a slide without tissue, as TRIDENT writes it, is no part of training
+        with h5py.File(folder / "slide_19.h5", "w") as file:
+            file["features"], file["coords"] = np.empty(0), np.empty((0, 2))
+    assert wsi_dbps("train", manifest, "--caches", folder, "--out", run, *QUICK)[0] == 0
+    assert wsi_dbps("predict", run, manifest, "--caches", folder, "--out", pred)[0] == 0
+    draw = ("heatmap", run, manifest, "--caches", folder, "--out", maps, "--slide", "slide_00", "--format")
+    code, _, err = wsi_dbps(*draw, "png", "--format", "geojson", "--format", "csv", "--format", "ome-tiff")
+    assert code == 0, err
+    assert ("drawn 32 px of level 0 wide" in err) == (layout == "clam")
+    assert {path.name for path in maps.glob("slide_00.*")} >= {"slide_00.png", "slide_00.geojson", "slide_00.ome.tiff"}
+    tiles = json.loads((maps / "slide_00.geojson").read_text())["features"]
+    assert tiles[1]["geometry"]["coordinates"] == [[[32, 0], [64, 0], [64, 32], [32, 32], [32, 0]]]
+    code, out, err = wsi_dbps(*draw, "sheet")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "was trained on features, which hold no pixels to show; leave out --format sheet" in err
+    assert np.isnan(read_attention(pred / "attention" / "slide_00.h5").tile_lv0) == (layout == "clam")
 
 
 def test_a_killed_embed_leaves_no_file_of_a_slides_name_that_is_not_whole(small_cohort, weights, tmp_path) -> None:
@@ -131,3 +146,96 @@ def test_what_embed_cannot_do_is_one_line(small_cohort, weights, tmp_path, wsi_d
     assert code == 1
     assert "slide_00.h5: there already, and no features of ours; name another --out folder" in err
     assert (tmp_path / "f" / "slide_00.h5").read_bytes() == (caches / "slide_00.h5").read_bytes()
+
+
+def test_pt_is_read_as_clams_training_reads_it(small_cohort, weights, tmp_path, wsi_dbps) -> None:
+    """CLAM's `main.py` loads pt_files/<slide>.pt; its heatmaps and ours take h5_files/<slide>.h5."""
+    manifest, caches = small_cohort
+    embed = ("embed", manifest, "--caches", caches, "--out", tmp_path, "--encoder", "small_gn", "--weights", weights)
+    code, out, _ = wsi_dbps(*embed, "--format", "pt")
+    assert (code, out.startswith("20 slides embedded (720 patches)")) == (0, True)
+    tensor = torch.load(tmp_path / "pt_files" / "slide_03.pt", weights_only=True)
+    assert (tensor.dtype, tuple(tensor.shape)) == (torch.float32, (36, 128))
+    assert np.array_equal(tensor, open_bag(tmp_path, "slide_03").patches(range(36)))
+    assert "0 slides embedded (0 patches), 20 kept" in wsi_dbps(*embed, "--format", "pt")[1]
+    (tmp_path / "pt_files" / "slide_03.pt").unlink()
+    assert "1 slides embedded (0 patches), 19 kept" in wsi_dbps(*embed, "--format", "pt")[1]
+    assert torch.equal(torch.load(tmp_path / "pt_files" / "slide_03.pt", weights_only=True), tensor)
+    (tmp_path / "h5_files" / "slide_03.h5").unlink()
+    code, _, err = wsi_dbps(*embed, "--format", "pt", "--overwrite")
+    assert (code, "slide_03.pt: there already, without our" in err) == (1, True)
+
+
+def test_stamps_layout_is_read_as_stamp_reads_it(small_cohort, weights, tmp_path, wsi_dbps) -> None:
+    manifest, caches = small_cohort
+    embed = ("embed", manifest, "--caches", caches, "--encoder", "small_gn", "--weights", weights, "--out")
+    assert wsi_dbps(*embed, tmp_path / "ours")[0] == 0
+    assert wsi_dbps(*embed, tmp_path / "stamp", "--format", "stamp")[0] == 0
+    ours = FeatureFile(tmp_path / "ours" / "slide_03.h5")
+    with h5py.File(tmp_path / "stamp" / "slide_03.h5") as file:
+        feats, coords, attrs = file["feats"][:], file["coords"][:], dict(file.attrs)
+    assert (feats.dtype, coords.dtype) == (np.float16, np.float32)
+    assert np.array_equal(feats, ours.patches(range(36)).astype(np.float16))
+    assert np.array_equal(coords, ours.coords_N2 * 1.0)  # 1 µm per pixel
+    assert (attrs["unit"], attrs["feat_type"], attrs["extractor"]) == ("um", "tile", "small_gn")
+    assert attrs["tile_size_um"] / attrs["tile_size_px"] == 1.0
+    assert attrs["stamp_version"] == "2.0.0"
+    theirs = FeatureFile(tmp_path / "stamp" / "slide_03.h5", mpp_lv0_um=1.0)
+    assert np.array_equal(theirs.coords_N2, ours.coords_N2)
+    assert "0 slides embedded (0 patches), 20 kept" in wsi_dbps(*embed, tmp_path / "stamp", "--format", "stamp")[1]
+    code, _, err = wsi_dbps(*embed, tmp_path / "ours", "--format", "stamp")
+    assert (code, "slide_00.h5 was made otherwise: layout is 'ours' in it, 'stamp' asked" in err) == (1, True)
+
+
+def test_another_batch_is_another_embedding(small_cohort, weights, tmp_path, wsi_dbps) -> None:
+    """Its sums are in another order: the same batch gives the same bytes, and another is not taken for it."""
+    manifest, caches = small_cohort
+    embed = ("embed", manifest, "--caches", caches, "--encoder", "small_gn", "--weights", weights, "--out")
+    for name in ("a", "b"):
+        assert wsi_dbps(*embed, tmp_path / name, "--batch", 7)[0] == 0
+    assert (tmp_path / "a" / "slide_03.h5").read_bytes() == (tmp_path / "b" / "slide_03.h5").read_bytes()
+    code, _, err = wsi_dbps(*embed, tmp_path / "a", "--batch", 8)
+    assert (code, "slide_03.h5 was made otherwise: batch is 7 in it, 8 asked; ask for the same" in err) == (1, True)
+
+
+def test_weights_that_hold_more_than_tensors_are_refused_without_advice_to_load_them(
+    small_cohort, tmp_path, wsi_dbps
+) -> None:
+    manifest, caches = small_cohort
+    torch.save({"state_dict": {}, "made_by": Path("anyone")}, tmp_path / "w.pth")
+    embed = ("embed", manifest, "--caches", caches, "--out", tmp_path / "f", "--encoder", "small_gn")
+    code, _, err = wsi_dbps(*embed, "--weights", tmp_path / "w.pth")
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{tmp_path / 'w.pth'}: not a weights file: it is damaged, or holds more than tensors" in err
+    assert "weights_only" not in err
+    assert "False" not in err
+
+
+def test_features_given_to_embed_are_told_apart(small_cohort, weights, tmp_path, wsi_dbps) -> None:
+    manifest, caches = small_cohort
+    embed = ("embed", manifest, "--encoder", "small_gn", "--weights", weights)
+    assert wsi_dbps(*embed, "--caches", caches, "--out", tmp_path / "f")[0] == 0
+    code, _, err = wsi_dbps(*embed, "--caches", tmp_path / "f", "--out", tmp_path / "g")
+    assert code == 1
+    assert "slide_00.h5: holds features already; give --caches a folder of patch caches" in err
+
+
+@pytest.mark.parametrize("format_", ["h5", "pt", "stamp"])
+def test_a_full_disk_ends_embed_in_one_line_and_leaves_whole_files_only(
+    small_cohort, weights, small_disks, wsi_dbps, format_
+) -> None:
+    manifest, caches = small_cohort
+    embed = ("embed", manifest, "--caches", caches, "--encoder", "small_gn", "--weights", weights, "--format", format_)
+    for disk in small_disks([8192, 16384, 24576, 40960, 65536, 102400]):
+        code, out, err = wsi_dbps(*embed, "--out", disk)
+        assert (code, out) == (2, "")
+        last = err.splitlines()[-1]
+        assert last.startswith(f"wsi-dbps: {disk}/")
+        assert last.endswith(": cannot be written: No space left on device")
+        assert "Traceback" not in err
+        for path in (path for path in disk.rglob("*") if path.is_file()):
+            assert path.suffix in (".h5", ".pt")
+            if path.suffix == ".h5":
+                assert len(FeatureFile(path, mpp_lv0_um=1.0).patches(range(36))) == 36
+            else:
+                assert torch.load(path, weights_only=True).shape == (36, 128)

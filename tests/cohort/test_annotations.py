@@ -1,6 +1,7 @@
 """What a person has drawn: read from both formats, cut to the slide, and shared out over tiles."""
 
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +178,16 @@ def test_asap_in_any_encoding_is_read(tmp_path, encoding) -> None:
     content = f'<?xml version="1.0" encoding="{encoding.removesuffix("-sig")}"?>{body}'
     (tmp_path / "a.xml").write_bytes(content.encode(encoding))
     assert [(area.name, area.shape.area) for area in read_annotations(tmp_path / "a.xml")] == [("Tumör", 100)]
+
+
+def test_qupaths_zip_is_named(tmp_path) -> None:
+    """QuPath exports `.geojson`, or the same in a `.zip`."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.geojson", '{"type": "FeatureCollection", "features": []}')
+    with pytest.raises(
+        SlideError, match=r"a.zip: a compressed file; QuPath's export as .zip holds the GeoJSON: unpack"
+    ):
+        read_annotations(tmp_path / "a.zip")
 
 
 def test_a_missing_file_is_named(tmp_path) -> None:

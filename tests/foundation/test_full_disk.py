@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -53,21 +52,9 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def full_disks(tmp_path: Path) -> Iterator[list[Path]]:
-    """A small file system of memory for each of SIZES."""
-    folders = [tmp_path / f"disk_{size}" for size in SIZES]
-    mounted: list[Path] = []
-    try:
-        for folder, size in zip(folders, SIZES, strict=True):
-            folder.mkdir()
-            mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-            if sys.platform != "linux" or subprocess.run(mount, capture_output=True, check=False).returncode:
-                pytest.skip("small file systems can be mounted on Linux by root only")
-            mounted.append(folder)
-        yield folders
-    finally:
-        for folder in mounted:
-            subprocess.run(["umount", str(folder)], check=True)
+def full_disks(small_disks) -> list[Path]:
+    """A small file system for each of SIZES."""
+    return small_disks(SIZES)
 
 
 def run(*arguments: object) -> list[str]:

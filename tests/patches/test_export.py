@@ -286,6 +286,56 @@ def test_the_command_writes_a_folder_per_slide(wsi_dbps, cache_file: Path, tmp_p
     }
 
 
+def test_labels_of_the_manifest_go_beside_the_patches(wsi_dbps, small_cohort, tmp_path: Path) -> None:
+    manifest, caches = small_cohort
+    some = (caches / "slide_02.h5", caches / "slide_09.h5")
+    export = ("export", *some, "--out", tmp_path / "out", "--max", 3, "--format")
+    found = wsi_dbps(*export, "tar", "--labels", manifest)
+    assert (found.code, found.out.splitlines()[-1]) == (0, f"labels: {tmp_path / 'out' / 'labels.csv'}")
+    expected = "slide_id,case_id,label,split\nslide_02,case_02,flat,test\nslide_09,case_09,coarse,train\n"
+    assert (tmp_path / "out" / "labels.csv").read_text() == expected
+    for _, sample in samples(tmp_path / "out" / "slide_09.tar"):
+        about = json.loads(sample["json"])
+        assert (about["slide_id"], about["case_id"], about["label"], about["split"]) == (
+            *("slide_09", "case_09"),
+            *("coarse", "train"),
+        )
+    # Rows of a further slide join those that are there, and labels that have changed are not taken for the old ones.
+    assert wsi_dbps("export", caches / "slide_10.h5", *export[3:], "jpeg", "--labels", manifest).code == 0
+    assert [line[:8] for line in (tmp_path / "out" / "labels.csv").read_text().split()[1:]] == [
+        *("slide_02", "slide_09", "slide_10"),
+    ]
+    assert json.loads((tmp_path / "out" / "slide_10" / "slide.json").read_text())["label"] == "flat"
+    other = tmp_path / "other.csv"
+    other.write_text("slide_id,label\nslide_02,coarse\nslide_09,coarse\n")
+    found = wsi_dbps(*export, "tar", "--labels", other)
+    assert found.code == 1
+    assert (
+        "slide_02.tar was made otherwise: case_id is 'case_02' in it, 'slide_02' asked; label is 'flat' in it"
+        in found.err
+    )
+
+
+def test_a_slide_that_the_manifest_of_labels_lacks_is_named_before_anything_is_written(
+    wsi_dbps, small_cohort, tmp_path: Path
+) -> None:
+    (tmp_path / "some.csv").write_text("slide_id,label\nslide_02,flat\n")
+    export = (
+        "export",
+        small_cohort[1],
+        "--out",
+        tmp_path / "out",
+        "--format",
+        "jpeg",
+        "--labels",
+        tmp_path / "some.csv",
+    )
+    found = wsi_dbps(*export)
+    assert (found.code, found.out, found.err.count("\n")) == (2, "", 1)
+    assert "--labels: 19 of the slides to export are not in the manifest: slide_00, slide_01, slide_03, " in found.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_command_goes_on_where_it_was(wsi_dbps, cache_file: Path, many: Path, tmp_path: Path) -> None:
     wsi_dbps("export", many, "--out", tmp_path, "--format", "tar")
     found = wsi_dbps("export", cache_file, many, "--out", tmp_path, "--format", "tar")

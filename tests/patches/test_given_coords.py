@@ -3,6 +3,8 @@
 import json
 import re
 import tempfile
+import tracemalloc
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -539,3 +541,46 @@ def test_a_damaged_file_says_so(tmp_path: Path, record: SlideRecord) -> None:
         file["features"] = np.zeros(3)
     with pytest.raises(SlideError, match=rf"a.h5: not in it: /coords{AGAIN}$"):
         plan_slide(replace(record, coords=tmp_path), CacheSpec())
+
+
+@pytest.mark.parametrize("num", [10**7, 10**10])
+@pytest.mark.parametrize("chunks", [None, (1000, 2)])
+def test_tiles_that_a_file_claims_and_does_not_hold_take_no_memory(tmp_path: Path, num: int, chunks) -> None:
+    path = write_trident(tmp_path / "job", ON_GRID)
+    with h5py.File(path, "a") as file:
+        attributes = dict(file["coords"].attrs)
+        del file["coords"]
+        file.create_dataset("coords", (num, 2), np.int64, chunks=chunks).attrs.update(attributes)
+    tracemalloc.start()
+    try:
+        said = r"cannot be used: /coords claims .* and (the file does not hold as many|up to 50000000 are read)"
+        with pytest.raises(SlideError, match=said):
+            read_coords(path, INFO)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_archive_that_unpacks_to_more_tiles_than_a_slide_has_is_refused(tmp_path: Path) -> None:
+    path = write_hs2p(tmp_path, ON_GRID)
+    packed = zipfile.ZipFile(path.parent / "a.coordinates.npz", "w", zipfile.ZIP_DEFLATED)
+    with packed as archive, archive.open("x.npy", "w", force_zip64=True) as member:
+        for _ in range(500):
+            member.write(bytes(1_000_000))
+    with pytest.raises(SlideError, match=r"the .npz beside unpacks to 500000000 bytes: more than 50000000 tiles"):
+        read_coords(path, INFO)
+
+
+def test_text_and_nan_are_no_coordinates(tmp_path: Path) -> None:
+    for values, said in (
+        ([[b"1", b"2"]], "coordinates are .*, not whole numbers"),
+        ([[0.0, np.nan]], "coordinates are float64 .*, not whole numbers"),
+    ):
+        path = write_trident(tmp_path / "job", ON_GRID)
+        with h5py.File(path, "a") as file:
+            attributes = dict(file["coords"].attrs)
+            del file["coords"]
+            file["coords"] = values
+            file["coords"].attrs.update(attributes)
+        with pytest.raises(SlideError, match=said):
+            read_coords(path, INFO)

@@ -63,7 +63,8 @@ def test_every_row_is_a_slide_and_every_positive_one_has_an_outline(cohort: Path
         assert row["annotations"] == ("slides/" + outline.name if outline.exists() else "")
         if outline.exists():
             features = json.loads(outline.read_text())["features"]
-            assert {feature["properties"]["classification"]["name"] for feature in features} == {"Tumor"}
+            for feature in features:  # QuPath refuses a classification without a colour
+                assert feature["properties"]["classification"] == {"name": "Tumor", "color": [200, 0, 0]}
             rings = np.array([feature["geometry"]["coordinates"][0] for feature in features])
             rectangles = np.ptp(rings, axis=1).prod(axis=1).sum()
             assert sum(area.shape.area for area in read_annotations(outline)) == rectangles

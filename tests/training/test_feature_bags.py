@@ -142,15 +142,21 @@ def test_what_is_there_is_kept_and_what_was_made_otherwise_is_refused_by_slide(
     (out / "slide_04.h5").unlink()
     part = cohort.part("val")
     times = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
-    result = embed(encoder_config, part, caches, out, device="cpu")
+    result = embed(encoder_config, part, caches, out, batch=16, device="cpu")
     assert (result.num_slides, result.kept, result.failed) == (1, 3, ())
     assert times.items() <= {p.name: p.stat().st_mtime_ns for p in out.iterdir()}.items()
     with h5py.File(out / "slide_04.h5") as one, h5py.File(features / "slide_04.h5") as other:
-        assert np.allclose(one["features"], other["features"], atol=1e-5)
-    result = embed(encoder_config, part, caches, out, device="cpu", precision="bf16")
+        assert np.array_equal(one["features"], other["features"])
+    result = embed(encoder_config, part, caches, out, batch=16, device="cpu", precision="bf16")
     assert (result.num_slides, len(result.failed)) == (0, 4)
-    assert "was made otherwise: precision is 'float32' in it, 'bfloat16' asked; pass --overwrite" in result.failed[0]
-    assert embed(encoder_config, part, caches, out, device="cpu", precision="bf16", overwrite=True).num_slides == 4
+    assert (
+        "was made otherwise: precision is 'float32' in it, 'bfloat16' asked; ask for the same, pass --overwrite"
+        in result.failed[0]
+    )
+    assert (
+        embed(encoder_config, part, caches, out, batch=16, device="cpu", precision="bf16", overwrite=True).num_slides
+        == 4
+    )
     low, full = (FeatureFile(f / "slide_05.h5").patches(range(36)) for f in (out, features))
     assert 0 < np.abs(low - full).max() < 0.05 * np.abs(full).max()
 
@@ -177,7 +183,7 @@ def test_a_slide_without_patches_gives_a_file_without_rows_and_is_left_out_of_tr
 
     made = {k: str(FeatureFile(features / "slide_09.h5").attrs[k]) for k in ("encoder", "encoder_fingerprint")}
     shutil.copytree(features, tmp_path / "f")
-    with features_written(tmp_path / "f" / "slide_09.h5", empty, 128, made | {"precision": "float32"}):
+    with features_written(tmp_path / "f" / "slide_09.h5", empty, 128, made | {"precision": "float32", "batch": 9}):
         pass
     assert len(FeatureFile(tmp_path / "f" / "slide_09.h5").coords_N2) == 0
     result = train(cohort, tmp_path / "f", tmp_path / "run", make_config(encoder=PROJECTOR))
@@ -216,7 +222,9 @@ def test_features_of_two_encoders_are_not_mixed(cohort, caches, features, tmp_pa
 def test_files_that_cannot_be_bags_are_named(cohort, features, tmp_path) -> None:
     record = cohort.records[5]
     (tmp_path / "slide_05.pt").write_bytes(b"")
-    with pytest.raises(CacheError, match=r"slide_05.pt: features without coordinates; give the folder h5_files beside"):
+    with pytest.raises(
+        CacheError, match=r"slide_05.pt: features without coordinates, which are needed too; give --caches"
+    ):
         open_cache(tmp_path, record, None, PatchFilter())
     shutil.copy(features / "slide_06.h5", tmp_path / "slide_05.h5")
     with pytest.raises(CacheError, match=r"slide_05.h5: holds slide 'slide_06', not 'slide_05'"):

@@ -70,6 +70,11 @@ def read_annotations(path: Path) -> tuple[Area, ...]:
         raise SlideError(f"{path}: annotations cannot be read: {error.strerror}") from None
     if not content.strip():
         raise SlideError(f"{path}: the file of annotations is empty; export it again, or empty its cell")
+    if content.startswith((b"PK\x03\x04", b"\x1f\x8b")):
+        raise SlideError(
+            f"{path}: a compressed file; QuPath's export as .zip holds the GeoJSON: unpack it and name the .geojson in "
+            "the column annotations"
+        )
     try:
         rings = _from_xml(content) if content.lstrip(_BEFORE).startswith(b"<") else _from_json(content)
         with np.errstate(invalid="ignore", over="ignore"):

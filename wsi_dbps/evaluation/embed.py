@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import time
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 
-from wsi_dbps.errors import CacheError, ConfigError, OutputError, WsiDbpsError
-from wsi_dbps.files import output_folder
+from wsi_dbps.errors import CacheError, ConfigError, OutputError, SpecMismatchError, WsiDbpsError
+from wsi_dbps.files import output_folder, written_whole
 from wsi_dbps.models.encoders import PatchEncoder, build_encoder
 from wsi_dbps.patches.cache import PatchCache
-from wsi_dbps.patches.features import are_kept, features_written
+from wsi_dbps.patches.features import FeatureFile, are_kept, features_written, stamp_written
 from wsi_dbps.patches.quality import PatchFilter
 from wsi_dbps.progress import Progress
 from wsi_dbps.training.bags import PatchReader, open_cache, patch_kind
@@ -23,8 +26,12 @@ from wsi_dbps.training.loop import pick_device, pick_precision
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy.typing as npt
+
     from wsi_dbps.cohort.cohort import Cohort
     from wsi_dbps.models.config import EncoderConfig
+
+Layout = Literal["h5", "pt", "stamp"]
 
 
 @dataclass(frozen=True)
@@ -54,11 +61,12 @@ def embed(
     device: str = "auto",
     decode_threads: int = 2,
     overwrite: bool = False,
+    layout: Layout = "h5",
 ) -> EmbedResult:
     """Write OUT/<slide_id>.h5 for every slide: row i is what the encoder makes of the cache's patch i.
 
     Memory is that of a few batches, however many patches a slide has. Slides done from the same cache with the same
-    encoder and precision are kept.
+    encoder, precision and batch are kept.
 
     Args:
         source: An encoder to build, or a run's checkpoint, whose tuned encoder is taken.
@@ -70,6 +78,8 @@ def embed(
         device: As `pick_device` takes it.
         decode_threads: Threads that read and decode patches.
         overwrite: Replace features that are there already; nothing else is ever replaced.
+        layout: `h5`: TRIDENT's, and ours. `pt`: CLAM's, OUT/h5_files/<slide_id>.h5 and OUT/pt_files/<slide_id>.pt.
+            `stamp`: STAMP's.
 
     Raises:
         ConfigError: If the encoder cannot be built, takes no pixels, or not patches of this size.
@@ -84,14 +94,15 @@ def embed(
             try:
                 cache = open_cache(caches, record, kind, PatchFilter())
                 if not isinstance(cache, PatchCache):
-                    raise CacheError(f"{cache.path}: holds features already; give --caches a folder of patch caches")
+                    raise CacheError(
+                        f"{cache.path}: holds features already; give --caches a folder of patch caches, as `wsi-dbps "
+                        "tile` writes them, or give this folder to `train` or `predict` as it is"
+                    )
                 kind = kind or patch_kind(cache)
-                target = out / f"{record.slide_id}.h5"
-                if are_kept(target, cache, embedder.made, overwrite=overwrite):
-                    kept += 1
-                else:
-                    embedder.slide(cache, target, progress)
+                if embedder.slide_in_layout(cache, out, progress, layout=layout, overwrite=overwrite):
                     num_slides += 1
+                else:
+                    kept += 1
             except (OutputError, ConfigError):
                 raise
             except WsiDbpsError as error:
@@ -125,18 +136,48 @@ class Embedder:
         if not isinstance(encoder, PatchEncoder):
             raise ConfigError("[encoder] a projector takes features and makes none of pixels; name another encoder")
         self._encoder = encoder.to(self._device).eval()
-        self.made = {
+        self.made: dict[str, str | int] = {
             "encoder": name,
             "encoder_fingerprint": encoder_fingerprint(encoder),
             "checkpoint_fingerprint": checkpoint,
             "precision": str(self._precision).removeprefix("torch."),
+            "batch": batch,  # matrix products of other shapes are summed in another order
         }
         """What the features of any slide are made with: attributes of the file."""
         self._reader = PatchReader(decode_threads, pin_memory=self._device.type == "cuda")
         self.num_patches, self._seconds, self._waited = 0, 0.0, 0.0
 
-    def slide(self, cache: PatchCache, target: Path, progress: Progress) -> None:
-        """Write one slide's features.
+    def slide_in_layout(
+        self, cache: PatchCache, out: Path, progress: Progress, *, layout: Layout, overwrite: bool
+    ) -> bool:
+        """Write one slide's features as the files of a layout, and say whether anything had to be written.
+
+        Raises:
+            SpecMismatchError: If what is there was made otherwise, or is not ours.
+            Others: As `slide`.
+        """
+        name = cache.slide_id
+        if layout != "pt":
+            target, style = out / f"{name}.h5", "stamp" if layout == "stamp" else "ours"
+            if are_kept(target, cache, self.made, overwrite=overwrite, layout=style):
+                return False
+            self.slide(cache, target, progress, as_stamp=layout == "stamp")
+            return True
+        rows, tensor = out / "h5_files" / f"{name}.h5", out / "pt_files" / f"{name}.pt"
+        if tensor.exists() and not rows.exists():
+            raise SpecMismatchError(f"{tensor}: there already, without our {rows} beside; name another --out folder")
+        rows_kept = are_kept(rows, cache, self.made, overwrite=overwrite)
+        if rows_kept and tensor.exists():
+            return False
+        if not rows_kept:
+            with suppress(FileNotFoundError):
+                tensor.unlink()  # so that after a kill no tensor of the old rows lies beside the new ones
+            self.slide(cache, rows, progress)
+        write_tensor(tensor, rows)
+        return True
+
+    def slide(self, cache: PatchCache, target: Path, progress: Progress, *, as_stamp: bool = False) -> None:
+        """Write one slide's features in an HDF5 file.
 
         Raises:
             CacheError: If a patch cannot be read.
@@ -144,26 +185,34 @@ class Embedder:
             OutputError: If the file cannot be written.
         """
         id_lists = torch.arange(len(cache)).split(self._batch) if len(cache) else ()
-        with features_written(target, cache, self._encoder.dim, self.made) as rows:
+        written = stamp_written if as_stamp else features_written
+        with written(target, cache, self._encoder.dim, self.made) as rows:
             pixels = self._reader.read(cache, id_lists)
             start = time.monotonic()
             for ids in id_lists:
                 asked = time.monotonic()
                 pixels_LCPP = next(pixels)
                 self._waited += time.monotonic() - asked
-                rows[int(ids[0]) : int(ids[-1]) + 1] = self._encode(pixels_LCPP)
+                features_LD = self._encode(pixels_LCPP)
+                if as_stamp and not (np.abs(features_LD) <= np.finfo(np.float16).max).all():
+                    raise ConfigError(
+                        f"encoder {self.made['encoder']} gives {np.abs(features_LD).max():g} for a patch of "
+                        f"{cache.slide_id}, and STAMP's layout holds float16, up to 65504; use --format h5"
+                    )
+                rows[int(ids[0]) : int(ids[-1]) + 1] = features_LD
                 now = time.monotonic()
                 self._seconds, start = self._seconds + now - start, now
                 self.num_patches += len(ids)
                 progress.advance(0, f"{int(ids[-1]) + 1} of {len(cache)} patches of {cache.slide_id}, {self.speed()}")
 
     @torch.inference_mode()
-    def _encode(self, pixels_LCPP: torch.Tensor) -> object:
-        """(L, D) float32 array."""
+    def _encode(self, pixels_LCPP: torch.Tensor) -> npt.NDArray[np.float32]:
+        """(L, D) features."""
         mixed = self._precision != torch.float32
         try:
             with torch.autocast(self._device.type, self._precision if mixed else None, enabled=mixed):
-                return self._encoder(pixels_LCPP.to(self._device, non_blocking=True)).float().cpu().numpy()
+                features_LD = self._encoder(pixels_LCPP.to(self._device, non_blocking=True)).float().cpu()
+            return np.asarray(features_LD.numpy(), np.float32)
         except (AssertionError, RuntimeError) as error:
             size_px, said = pixels_LCPP.shape[-1], " ".join(str(error).split())[:200]
             raise ConfigError(
@@ -182,6 +231,18 @@ class Embedder:
     def close(self) -> None:
         """End the reader's threads."""
         self._reader.close()
+
+
+def write_tensor(path: Path, rows: Path) -> None:
+    """Write all rows of a file of features as one (N, D) float32 tensor, as CLAM's training reads them.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    features, buffer = FeatureFile(rows), io.BytesIO()
+    torch.save(torch.from_numpy(features.patches(range(len(features)))), buffer)
+    with written_whole(path) as partial:
+        partial.write_bytes(buffer.getbuffer())
 
 
 def encoder_fingerprint(encoder: PatchEncoder) -> str:

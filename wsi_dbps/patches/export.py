@@ -14,16 +14,18 @@ import numpy as np
 
 from wsi_dbps.cohort.names import same_file_key, why_unsafe
 from wsi_dbps.config import settings
-from wsi_dbps.errors import CacheError, SpecMismatchError
-from wsi_dbps.files import BusyError, claimed, folder_written_whole, put_in_place, write_json
+from wsi_dbps.errors import CacheError, ManifestError, SpecMismatchError
+from wsi_dbps.files import BusyError, claimed, folder_written_whole, put_in_place, write_json, write_text
 from wsi_dbps.patches.cache import PatchCache
 from wsi_dbps.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
+
+    from wsi_dbps.cohort.cohort import Cohort, SlideRecord
 
 TABLE: Final = "coordinates.csv"
 FACTS: Final = "slide.json"
@@ -31,7 +33,9 @@ _CHUNK: Final = 64
 """Patches held in memory: 200 MB where they are decoded at 1024 px."""
 _PNG_LEVEL: Final = 3
 """Of zlib: a third of the time of Pillow's own level 6, for 8 % more bytes."""
-_DECIDE: Final = ("slide_id", "cache_fingerprint", "format", "max_patches", "seed")
+LABELS: Final = "labels.csv"
+_KNOWN: Final = ("case_id", "label", "split")
+_DECIDE: Final = ("slide_id", "cache_fingerprint", "format", "max_patches", "seed", *_KNOWN)
 
 
 @settings
@@ -90,8 +94,45 @@ def find_caches(paths: Iterable[Path]) -> list[Path]:
     return list(found.values())
 
 
+def records_of(paths: Iterable[Path], cohort: Cohort) -> dict[str, SlideRecord]:
+    """The rows of a manifest for these caches, by slide id; which slide a cache holds its name says.
+
+    Raises:
+        ManifestError: If the manifest lacks a slide.
+    """
+    records = {record.slide_id: record for record in cohort.records}
+    if missing := [path.stem for path in paths if path.stem not in records]:
+        raise ManifestError(
+            f"--labels: {len(missing)} of the slides to export are not in the manifest: {', '.join(missing[:5])}"
+            f"{' ...' * (len(missing) > 5)}; add their rows, or name the caches to export one by one"
+        )
+    return records
+
+
+def write_labels(out: Path, cohort: Cohort) -> Path:
+    """Write OUT/labels.csv, a row for each slide of the cohort that is exported there, and return its path.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(("slide_id", *_KNOWN))
+    for record in cohort.records:
+        if (out / record.slide_id / FACTS).exists() or (out / f"{record.slide_id}.tar").exists():
+            rows.writerow((record.slide_id, *(getattr(record, name) or "" for name in _KNOWN)))
+    write_text(out / LABELS, text.getvalue())
+    return out / LABELS
+
+
 def export_caches(
-    paths: Sequence[Path], out: Path, spec: ExportSpec, *, overwrite: bool = False, threads: int = 1
+    paths: Sequence[Path],
+    out: Path,
+    spec: ExportSpec,
+    *,
+    records: Mapping[str, SlideRecord] | None = None,
+    overwrite: bool = False,
+    threads: int = 1,
 ) -> Iterator[ExportOutcome]:
     """Outcomes of `export_cache` as they come; caches that another run is at are left for the end, and waited for.
 
@@ -100,17 +141,25 @@ def export_caches(
     """
     busy = []
     for path in paths:
-        outcome = export_cache(path, out, spec, overwrite=overwrite, threads=threads, wait=False)
+        record = records[path.stem] if records else None
+        outcome = export_cache(path, out, spec, record=record, overwrite=overwrite, threads=threads, wait=False)
         if outcome.busy:
             busy.append(path)
         else:
             yield outcome
     for path in busy:
-        yield export_cache(path, out, spec, threads=threads)
+        yield export_cache(path, out, spec, record=records[path.stem] if records else None, threads=threads)
 
 
 def export_cache(
-    path: Path, out: Path, spec: ExportSpec, *, overwrite: bool = False, threads: int = 1, wait: bool = True
+    path: Path,
+    out: Path,
+    spec: ExportSpec,
+    *,
+    record: SlideRecord | None = None,
+    overwrite: bool = False,
+    threads: int = 1,
+    wait: bool = True,
 ) -> ExportOutcome:
     """Write one cache's patches to files, or say why not; only what is wrong with the output folder is raised.
 
@@ -120,6 +169,8 @@ def export_cache(
         path: The cache.
         out: Folder for the folder or TAR with the slide's name.
         spec: What to write.
+        record: The slide's row of the manifest, whose case, label and split are written beside what is known of all
+            its patches.
         overwrite: Replace an export that is there already; nothing else is ever replaced.
         threads: How many files are encoded and written at a time.
         wait: If another process is at this slide, wait for it and keep what it made; else `busy`.
@@ -132,7 +183,7 @@ def export_cache(
         _check_names(cache)
         is_tar = spec.format == "tar"
         target = out / (f"{cache.slide_id}.tar" if is_tar else cache.slide_id)
-        ids, facts = _chosen(cache, spec), _facts(cache, spec)
+        ids, facts = _chosen(cache, spec), _facts(cache, spec, record)
         if not ids:
             if target.exists():
                 raise SpecMismatchError(f"{target} holds patches, and {path} has none; delete it")
@@ -184,9 +235,10 @@ def _chosen(cache: PatchCache, spec: ExportSpec) -> list[int]:
     return [int(row) for row in rows]
 
 
-def _facts(cache: PatchCache, spec: ExportSpec) -> dict[str, Any]:
+def _facts(cache: PatchCache, spec: ExportSpec, record: SlideRecord | None) -> dict[str, Any]:
     """What holds for all patches of a slide."""
-    return {
+    known = {} if record is None else {name: getattr(record, name) for name in _KNOWN}
+    return known | {
         "slide_id": cache.slide_id,
         "mpp": cache.attrs["mpp_patch"],
         "patch_size": cache.size_px,
@@ -217,7 +269,7 @@ def _is_kept(target: Path, facts: dict[str, Any], *, overwrite: bool) -> bool:
     if not target.exists():
         return False
     made = _made_with(target)
-    differ = [f"{k} is {made.get(k)!r} in it, {facts[k]!r} asked" for k in _DECIDE if made.get(k) != facts[k]]
+    differ = [f"{k} is {made.get(k)!r} in it, {facts.get(k)!r} asked" for k in _DECIDE if made.get(k) != facts.get(k)]
     if differ and not overwrite:
         raise SpecMismatchError(
             f"{target} was made otherwise: {'; '.join(differ)}; pass --overwrite, or another --out folder"

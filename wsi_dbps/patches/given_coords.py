@@ -18,6 +18,7 @@ from wsi_dbps import files
 from wsi_dbps.errors import SlideError
 from wsi_dbps.geometry import Size
 from wsi_dbps.patches.spec import FORMAT, MAX_JPEG_SIDE
+from wsi_dbps.patches.stored import MOST_ROWS, why_not_stored
 from wsi_dbps.tiling.plan import UPSAMPLING_TOLERANCE, TilingSpec
 from wsi_dbps.tiling.tissue import TissueMask
 
@@ -138,6 +139,9 @@ def _from_hdf5(path: Path, info: SlideInfo) -> tuple[GivenCoords, Size | None]:
     with h5py.File(path, "r", locking=False) as file:
         if "coords" not in file:
             raise KeyError("/coords")
+        for name in ("coords", "tissue"):
+            if name in file:
+                _check_stored(path, file[name])
         coords_N2, attrs, root = file["coords"][:], dict(file["coords"].attrs), dict(file.attrs)
         overlap_px = int(attrs.get("overlap", 0))
         if root.get("format") == FORMAT:
@@ -162,6 +166,13 @@ def _from_hdf5(path: Path, info: SlideInfo) -> tuple[GivenCoords, Size | None]:
     return _given(path, coords_N2, size_px * stored.downsample, size_px, overlap_px), None
 
 
+def _check_stored(path: Path, data: h5py.Dataset) -> None:
+    if data.shape and data.shape[0] > MOST_ROWS:
+        raise ValueError(f"{data.name} claims {data.shape[0]} tiles, and up to {MOST_ROWS} are read")
+    if why := why_not_stored(data, path.stat().st_size):
+        raise ValueError(f"{data.name} {why}")
+
+
 def _from_json(path: Path) -> tuple[GivenCoords, Size | None]:
     """The tiles, and the slide's size."""
     meta = json.loads(path.read_text(encoding="utf-8"))
@@ -170,7 +181,11 @@ def _from_json(path: Path) -> tuple[GivenCoords, Size | None]:
         raise ValueError(f"coordinate_space is {space!r}, not 'level0_px'")
     coords_N2, tissue_N = np.empty((0, 2), np.int64), np.empty(0, np.float32)
     if tiling["n_tiles"]:  # a slide without tiles has no .npz
-        with np.load(path.with_name(path.name.replace(".meta.json", ".npz"))) as arrays:
+        beside = path.with_name(path.name.replace(".meta.json", ".npz"))
+        with zipfile.ZipFile(beside) as archive:
+            if (most := max((member.file_size for member in archive.infolist()), default=0)) > 8 * MOST_ROWS + 4096:
+                raise ValueError(f"the .npz beside unpacks to {most} bytes: more than {MOST_ROWS} tiles are not read")
+        with np.load(beside) as arrays:
             coords_N2, tissue_N = np.stack([arrays["x"], arrays["y"]], axis=1), arrays["tissue_fractions"]
     if len(coords_N2) != tiling["n_tiles"]:
         raise ValueError(f"n_tiles is {tiling['n_tiles']}, and the .npz beside has {len(coords_N2)}")

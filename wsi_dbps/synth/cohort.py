@@ -28,6 +28,8 @@ LABELS = ("normal", "tumour")
 TEST_SHARE, VAL_SHARE = 0.25, 0.15
 MIN_SLIDES = 6
 FORMAT_VERSION = 1
+LESION_COLOUR = [200, 0, 0]
+"""RGB of the class "Tumor", as QuPath has it."""
 _COLUMNS = ("slide_id", "case_id", "path", "label", "split", "mpp", "annotations")
 
 
@@ -155,13 +157,16 @@ def make_slide(
 
 
 def lesion_geojson(lesion_M4: npt.NDArray[np.int64]) -> dict[str, Any]:
-    """A FeatureCollection with one rectangle per row (x0, y0, x1, y1), in level-0 pixels, classified "Tumor"."""
+    """A FeatureCollection that QuPath opens, a rectangle per row (x0, y0, x1, y1) in level-0 pixels, all "Tumor"."""
     return {
         "type": "FeatureCollection",
         "features": [
             {
                 "type": "Feature",
-                "properties": {"objectType": "annotation", "classification": {"name": "Tumor"}},
+                "properties": {
+                    "objectType": "annotation",
+                    "classification": {"name": "Tumor", "color": LESION_COLOUR},  # QuPath needs both
+                },
                 "geometry": {
                     "type": "Polygon",
                     "coordinates": [[[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]],

@@ -189,14 +189,15 @@ def open_cache(
 ) -> BagFile:
     """A slide's cache, or file of features, checked to be the slide's and of the kind at hand; the patches that pass.
 
-    Which of the two it is its content says. CLAM's features may also lie in the folder `h5_files`.
+    Which of the two it is its content says. Features of a slide without patches are of every kind.
 
     Raises:
         CacheError: If it is missing or damaged, belongs to another slide, holds patches of another kind, or lacks the
             measures that the filter needs.
     """
-    cache = open_bag(caches, record.slide_id, mpp_lv0_um=record.mpp_um)
-    if kind is not None and (found := patch_kind(cache)) != kind:
+    cache = open_bag(caches, record.slide_id, mpp_lv0_um=record.mpp_um, slide=record.file)
+    says_kind = len(cache) > 0 or isinstance(cache, PatchCache)  # features of an empty slide may lack D
+    if says_kind and kind is not None and (found := patch_kind(cache)) != kind:
         what = "patches of " * isinstance(found, PatchKind) + str(found)
         repair = "tile with one spec" if isinstance(kind, PatchKind) else "embed all slides with one encoder"
         raise CacheError(f"{cache.path}: holds {what}, where {kind} are wanted; {repair}")

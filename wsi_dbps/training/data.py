@@ -73,8 +73,8 @@ def load_data(
     kind: PatchKind | FeatureKind | None = None
     for record in cohort.part("train", "val").records:
         cache = open_cache(caches, record, kind, patch_filter)
-        kind = kind or patch_kind(cache)
         if len(cache):
+            kind = kind or patch_kind(cache)
             bags[str(record.split)].append(CacheBag(record, cache, reader))
         else:
             left_out.append(record.slide_id)
