@@ -48,7 +48,7 @@ def command(
     from wsi_dbps.evaluation.localisation import best_percentile, locate_slides, summarise
     from wsi_dbps.evaluation.validation import check_validation, parts
     from wsi_dbps.files import output_folder, write_json
-    from wsi_dbps.records import made_with, read_predicted
+    from wsi_dbps.records import failed_slides, made_with, read_predicted
 
     config = build(MetricsConfig, {"num_bootstrap": bootstrap, "seed": seed}, "localise")
     whole = read_manifest(cohort, columns=parse_columns(columns))
@@ -72,6 +72,8 @@ def command(
     found = summarise(slides, unknown, score.value, percentile=percentile, config=config)
     if left_out := len(predicted.slides) - len(evaluated.slides):
         found["reasons"]["splits"] = f"{left_out} predicted slides are not of split test and are left out"
+    if failed := failed_slides(pred):
+        found["reasons"]["failed"] = f"{len(failed)} slides could not be predicted and are missing; see predict.json"
     if model := made_with(pred).get("checkpoint_fingerprint"):
         found["checkpoint_fingerprint"] = model
     path = (out or pred) / "localisation.json"

@@ -69,7 +69,7 @@ def scene(small_cohort, tmp_path):
 def test_attention_on_the_corner_is_located(scene, small_cohort, wsi_dbps) -> None:
     code, out, _ = wsi_dbps("localise", scene / "pred", scene / "cohort.csv", "--val", scene / "val", "--bootstrap", 50)
     assert code == 0
-    assert out.startswith("patch AUROC 1.000, Dice 1.000, FROC 1.000 over 4 slides")
+    assert out.startswith("patch AUROC 1.000, Dice 1.000, FROC 1.000 (0.158 to 1.000) over 4 slides")
     found = json.loads((scene / "pred" / "localisation.json").read_text())
     assert found["num_slides"] == 4
     assert found["dice"]["threshold"] == 0.75  # 9 of 36 tiles are lesion

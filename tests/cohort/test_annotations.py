@@ -208,3 +208,49 @@ def test_annotations_off_the_slide_or_in_other_units_are_refused(written) -> Non
         lesion(written(feature([far])))
     with pytest.raises(SlideError, match=r"all areas together are 0.25 square pixels; coordinates must be level-0"):
         lesion(written(feature([[[0, 0], [0.5, 0], [0.5, 0.5], [0, 0.5], [0, 0]]])))
+
+
+def drawn_at(tmp_path, *rings) -> Path:
+    features = [
+        {"type": "Feature", "properties": {}, "geometry": {"type": "Polygon", "coordinates": [[*ring, ring[0]]]}}
+        for ring in rings
+    ]
+    path = tmp_path / "drawn.geojson"
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    return path
+
+
+@pytest.mark.parametrize("num", [1500, 20_000])
+def test_an_outline_that_crosses_itself_too_often_is_refused_with_the_limit(tmp_path, num) -> None:
+    ring = np.random.default_rng(0).uniform(0, 5000, (num, 2)).round(1).tolist()
+    path = drawn_at(tmp_path, ring)
+    with pytest.raises(SlideError) as error:
+        read_annotations(path)
+    assert str(error.value) == (
+        f"{path}: not annotations that can be used: outlines of {num:,} edges cross more than 2,000 times, the limit "
+        "(MAX_CROSSINGS in wsi_dbps/cohort/annotations.py); draw the area again, or simplify it in the tool it was "
+        "drawn with"
+    )
+
+
+def comb(num: int, *, turned: bool) -> list[list[float]]:
+    """A valid polygon of `num` long teeth."""
+    x, y = np.repeat(np.arange(2.0 * num), 2), np.tile([0.0, 2 * num, 2 * num, 0], num)
+    points = np.concatenate([np.stack([x, y], axis=1), [[2 * num - 1, -1.0], [0, -1]]])
+    return (points[:, ::-1] if turned else points).tolist()
+
+
+def test_areas_may_cross_each_other_up_to_a_limit(tmp_path) -> None:
+    few = read_annotations(drawn_at(tmp_path, comb(20, turned=False), comb(20, turned=True)))
+    assert len(few) == 2
+    many = drawn_at(tmp_path, comb(1000, turned=False), comb(1000, turned=True))
+    with pytest.raises(SlideError, match=r"cross more than 200,000 times, the limit \(MAX_CROSSINGS_OF_AREAS in"):
+        read_annotations(many)
+
+
+def test_neither_many_vertices_nor_many_neighbours_are_taken_for_crossings(tmp_path) -> None:
+    angle = np.linspace(0, 2 * np.pi, 50_000, endpoint=False)
+    circle = (1000 * np.stack([np.cos(angle), np.sin(angle)], axis=1)).tolist()
+    squares = [[[x, y], [x + 1, y], [x + 1, y + 1], [x, y + 1]] for x in range(40) for y in range(40)]
+    figure_of_eight = [[0, 0], [10, 10], [10, 0], [0, 10]]
+    assert len(read_annotations(drawn_at(tmp_path, circle, *squares, figure_of_eight))) == 1602

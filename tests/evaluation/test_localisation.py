@@ -131,6 +131,15 @@ def test_what_does_not_exist_is_absent_and_has_its_reason() -> None:
     }
 
 
+@pytest.mark.parametrize(("num", "low"), [(2, 0.158), (5, 0.478), (20, 0.832)])
+def test_a_froc_score_without_error_has_an_interval_that_does_not_end_at_certainty(num, low) -> None:
+    """Resampling shows no spread; of two cases that were both found, 95 % leaves 0.025 ** (1 / 2) = 0.158."""
+    slides = [slide(f"a{i}", *GOOD, found=[0.9]) for i in range(num)]
+    slides += [slide(f"n{i}", [1.0, 2.0], [0, 0], label="normal") for i in range(2)]
+    froc = summarise(slides, [], "attention")["froc"]
+    assert (froc["score"], round(froc["low"], 3), froc["high"]) == (1, low, 1)
+
+
 def test_one_case_of_isolated_tumour_cells_takes_no_interval_from_the_means() -> None:
     slides = [slide("a", *GOOD, found=[0.9]), slide("b", *BAD, found=[0.1]), slide("itc", *GOOD)]
     found = summarise(slides, [], "attention")

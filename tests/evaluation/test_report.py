@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from wsi_dbps.cohort.cohort import Cohort, SlideRecord
-from wsi_dbps.evaluation.metrics import MetricsConfig, evaluate, evaluate_folds
+from wsi_dbps.evaluation.metrics import MetricsConfig, evaluate, evaluate_folds, with_flaws
 from wsi_dbps.evaluation.pooling import pool_folds
 from wsi_dbps.evaluation.report import write_metrics, write_report
 from wsi_dbps.evaluation.report_pictures import MAX_BYTES, WIDTH_PX, inline_picture
@@ -277,6 +277,32 @@ def test_names_from_outside_cannot_become_markup_or_formulas(tmp_path):
     tags = needs_nothing_else(text)
     assert not {"b", "i"} & {tag for tag, _ in tags.found}
     assert "<img src=x>" not in text
+
+
+@pytest.mark.parametrize("classes", [("$\\undefined$", "b"), ("a", "$x_{$"), ("$a$", "$\\frac$", "c")])
+def test_classes_that_look_like_formulas_do_not_stop_the_report(tmp_path, make_predictions, classes):
+    predictions = make_predictions(12, classes)
+    run = run_of(classes, ("x", "train"), name="$\\undefined$")
+    tags = needs_nothing_else(page(tmp_path / "report.html", predictions, title="$\\undefined$", runs=[run]))
+    assert sum(tag == "img" for tag, _ in tags.found) >= 4
+
+
+def test_the_flaws_of_the_results_stand_in_the_first_box_as_text(tmp_path, make_predictions):
+    predictions = make_predictions(12)
+    failed = [f"s{i}: <b>no cache" for i in range(7)]
+    metrics = with_flaws(evaluate(predictions, FEW), failed=failed, leaked=["case-001", "case-001", "case-002"])
+    assert metrics.caveats[:2] == metrics.flaws
+    assert metrics.flaws[0].startswith("Leak: 2 of the 12 evaluated cases had been seen by the model in training")
+    assert metrics.flaws[1] == (
+        "7 slides could not be predicted and are missing from every number: s0: <b>no cache; s1: <b>no cache; "
+        "s2: <b>no cache; s3: <b>no cache; s4: <b>no cache; and 2 more, see predict.json."
+    )
+    text = page(tmp_path / "report.html", predictions, metrics)
+    box = text.partition('<div class="headline flawed">')[2].partition('<ul class="caveats">')[0]
+    assert box.count('<p class="flaw">') == 2
+    assert "&lt;b&gt;no cache" in box
+    assert "<b>" not in text
+    assert "Leak: " not in text.partition('<ul class="caveats">')[2].partition("</ul>")[0]
 
 
 def test_the_metrics_file_says_what_it_is_and_holds_the_values(tmp_path, make_predictions):

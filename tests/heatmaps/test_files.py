@@ -74,6 +74,9 @@ def test_few_tiles_or_none_still_give_every_file(tmp_path, make_scene, n) -> Non
     shown = ~np.isnan(tifffile.imread(tmp_path / "a.ome.tiff"))
     assert shown.any() == bool(n)
     assert (tifffile.imread(tmp_path / "a.rgb.ome.tiff") < 255).any() == bool(n)
+    with tifffile.TiffFile(tmp_path / "a.rgb.ome.tiff") as file:
+        assert '<M K="full_colour_at">100.0</M>' in file.ome_metadata
+        assert '<M K="colours_show">Attention percentile: % of tiles with less</M>' in file.ome_metadata
 
 
 def test_a_grid_is_bounded_and_halves_without_rest() -> None:

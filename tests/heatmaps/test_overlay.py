@@ -7,10 +7,12 @@ from PIL import Image
 
 from wsi_dbps.errors import PredictionError
 from wsi_dbps.geometry import Size
+from wsi_dbps.heatmaps.atlas import draw_curves
 from wsi_dbps.heatmaps.colours import blend
 from wsi_dbps.heatmaps.overlay import draw_overlay
 from wsi_dbps.heatmaps.raster import rasterize
-from wsi_dbps.records import Prediction
+from wsi_dbps.heatmaps.sheet import draw_sheet
+from wsi_dbps.records import ROLES, Prediction
 
 
 def draw(path, scene, **how):
@@ -113,3 +115,30 @@ def test_attention_that_is_not_a_number_is_refused_by_name(tmp_path, make_scene)
     weights[4] = np.nan
     with pytest.raises(PredictionError, match="slide-1: the attention of tile 4 is nan; the model has diverged"):
         draw(tmp_path / "a.png", make_scene(weights_N=weights))
+
+
+@pytest.mark.parametrize("name", ["$\\undefined$", "$a_{$", "\\$x\\$", "a$b$c"])
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_class_names_that_look_like_formulas_are_drawn_as_they_are(tmp_path, make_scene, name, num_classes):
+    classes = (name, name + "2", name + "3")[:num_classes]
+    prediction = Prediction(name, name, None, name, 9, (1 / num_classes,) * num_classes)
+    evidence = np.eye(9, num_classes, dtype=np.float32)
+    scene = make_scene(slide_id=name, classes=classes, prediction=prediction, evidence_NC=evidence)
+    draw(tmp_path / "a.png", scene)
+    draw_sheet(tmp_path / "b.png", scene.attention, lambda rows: np.zeros((len(rows), 8, 8, 3), np.uint8), 0.25)
+    draw_curves(tmp_path / "c.png", [{"epoch": 1, "explored": 0.5}], name)
+
+
+def test_salient_tiles_are_not_outlined_where_nearly_all_are(tmp_path, make_scene):
+    """As with preset full: outlines round every tile would hide the slide, and tell nothing."""
+
+    def num_outlined(num_salient):
+        role = np.zeros(100, np.uint8)
+        role[:num_salient] = ROLES.index("salient")
+        pixels = draw(tmp_path / "a.png", make_scene(10, tile_lv0=200.0, role_N=role)).astype(int)
+        slide = pixels[:, : pixels.shape[1] // 3]
+        return (slide.max(axis=2) < 40).sum()
+
+    tissue = num_outlined(0)
+    assert num_outlined(100) == pytest.approx(tissue, rel=0.02)
+    assert num_outlined(95) == pytest.approx(tissue, rel=0.02)

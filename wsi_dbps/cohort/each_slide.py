@@ -30,9 +30,20 @@ def each_slide(what: str, records: Sequence[SlideRecord], do: Callable[[SlideRec
                 do(record)
             except (OutputError, CheckpointError):
                 raise
-            except (WsiDbpsError, MemoryError) as error:
-                said = "not enough memory: " * isinstance(error, MemoryError)
-                failed.append(f"{record.slide_id}: {said}{str(error).removeprefix(f'{record.slide_id}: ')}")
+            except WsiDbpsError as error:
+                failed.append(f"{record.slide_id}: {str(error).removeprefix(f'{record.slide_id}: ')}")
+                progress.say(failed[-1])
+            except (MemoryError, RuntimeError) as error:
+                if not _wants_memory(error):
+                    raise
+                said = " ".join(str(error).split())[:200]
+                failed.append(f"{record.slide_id}: takes more memory than there is: {said}")
                 progress.say(failed[-1])
             progress.advance()
     return tuple(failed)
+
+
+def _wants_memory(error: MemoryError | RuntimeError) -> bool:
+    """Whether memory ran out, which torch raises as a RuntimeError."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or "allocate memory" in said or "out of memory" in said

@@ -283,7 +283,8 @@ def _froc(slides: Sequence[LocatedSlide], config: MetricsConfig) -> dict[str, An
     mean = {"score": lambda weights_BS: froc.sensitivities(hits, weights_BS).mean(axis=1)}
     estimate = estimates(mean, case_S, has_lesion_K.astype(np.intp), config)["score"]
     num_with_lesion = int(has_lesion_K.sum())
-    if num_with_lesion > 1 and (all_or_none := round(estimate.value, 12)) in (0, 1):
+    enough = 1 not in (num_with_lesion, len(cases) - num_with_lesion)
+    if enough and (all_or_none := round(estimate.value, 12)) in (0, 1):
         # Resampling cases that were all found, or all missed, shows no spread; other cases would still differ.
         estimate = Estimate(all_or_none, *share_interval(all_or_none, num_with_lesion, config.confidence))
     found = estimate.to_dict()

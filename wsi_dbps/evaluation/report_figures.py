@@ -207,7 +207,7 @@ def _legend(axes: Axes, title: str | None, where: _Corner) -> None:
     legend = axes.legend(
         loc=where, framealpha=0.8, edgecolor="none", fontsize=size, labelcolor=_INK, title=title, title_fontsize=size
     )
-    legend.get_title().set_color(_SOFT)
+    legend.get_title().set(color=_SOFT, parse_math=False)
     for handle in legend.legend_handles:
         if isinstance(handle, PathCollection):
             handle.set_sizes(np.array([45]))

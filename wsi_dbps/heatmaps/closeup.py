@@ -211,7 +211,7 @@ def _blank_page(width: int, height: int) -> npt.NDArray[np.uint8]:
 
 
 def _foot(width: int, one: TileMap, said: str, mpp_um: float) -> npt.NDArray[np.uint8]:
-    """(FOOT_PX, width, 3): a scale bar, the scale of the colours, and a line of text."""
+    """(FOOT_PX, width, 3): a scale bar and a line of text; the scale of the colours; what the colours show."""
     from pathlib import Path
 
     import matplotlib
@@ -232,13 +232,14 @@ def _foot(width: int, one: TileMap, said: str, mpp_um: float) -> npt.NDArray[np.
     bar_um = round_length_um(min(width / 5, 400) * mpp_um)
     bar_px = round(bar_um / mpp_um)
     draw.rectangle((0, _ROW_PX // 2 - _BAR_PX // 2, bar_px - 1, _ROW_PX // 2 + _BAR_PX // 2 - 1), fill=INK)
-    write(bar_px + 12, 5, length_text(bar_um), INK)
+    end = write(bar_px + 12, 5, length_text(bar_um), INK)
+    write(end + 40, 5, said, GREY)
     lowest = -one.highest if one.signed else 0.0
     left = round(write(0, _ROW_PX + 5, f"{lowest:.3g}", INK)) + 12
     ramp_HW = np.linspace(lowest, one.highest, _RAMP_PX, dtype=np.float32)[None].repeat(24, 0)
     white_HWC = np.full((*ramp_HW.shape, 3), 255, np.uint8)
     colours_HWC = blend(white_HWC, ramp_HW, one.highest, signed=one.signed, strength=_STRENGTH)
     foot.paste(Image.fromarray(colours_HWC), (left, _ROW_PX + 5))
-    write(left + _RAMP_PX + 12, _ROW_PX + 5, f"{one.highest:.3g}  {one.name}: {scale_text(one)}", INK)
-    write(0, 2 * _ROW_PX + 5, said, GREY)
+    write(left + _RAMP_PX + 12, _ROW_PX + 5, f"{one.highest:.3g}", INK)
+    write(0, 2 * _ROW_PX + 5, f"{one.name}: {scale_text(one)}", INK)
     return np.asarray(foot)

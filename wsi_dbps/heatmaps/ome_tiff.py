@@ -139,7 +139,8 @@ def write_coloured_map(
         white_HWC = np.full((*values_HW.shape, 3), 255, np.uint8)
         return blend(white_HWC, values_HW, one.highest, signed=one.signed)
 
-    about = {"axes": "YXS", "Channel": {"Name": [one.name]}}
+    scale = {"colours_show": f"{one.name}: {one.unit}", "full_colour_at": one.highest}
+    about = {"axes": "YXS", "Channel": {"Name": [one.name]}, "MapAnnotation": scale}
     _write(path, attention, grid, mpp_lv0_um, level, about, photometric="rgb", predictor=2)
 
 
@@ -170,6 +171,7 @@ def _write(
         "PhysicalSizeYUnit": "µm",
         "Plane": {"PositionX": origin, "PositionXUnit": unit, "PositionY": origin, "PositionYUnit": unit},
         "MapAnnotation": {
+            **about.get("MapAnnotation", {}),
             "Namespace": "wsi-dbps heatmap",
             "level0_pixels_per_pixel": grid.pixel_lv0,
             "label": attention.prediction.label or "",
