@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 _WORKER_DIED = ("KilledWorker", "CancelledError")
 """What dask's executor raises where `concurrent.futures` raises `BrokenExecutor`."""
+_CHANGED = "the file was changed or removed while it was tiled; tile the slide again"
 MPP_DISAGREEMENT = 0.10
 """A manifest's mpp further than this share from the file's is said, as it is as often a slip as a correction."""
 
@@ -124,10 +125,9 @@ def tile_slide(
     Raises:
         OutputError: If the cache cannot be written, for instance for want of space.
     """
-    start = time.monotonic()
+    start, stamp = time.monotonic(), _stamp(record.file)
     path = cache_path(Path(caches), record.slide_id)
     try:
-        stamp = _stamp(record.file)
         with _open(record, spec) as reader:
             given, spec = _given(reader.info, record, spec)
             if path.exists() and not overwrite:
@@ -146,6 +146,8 @@ def tile_slide(
     except WsiDbpsError as error:
         return SlideOutcome(record.slide_id, None, named(record, error))
     except Exception as error:
+        if _stamp(record.file) != stamp:
+            return SlideOutcome(record.slide_id, None, f"{record.slide_id}: {record.file}: {_CHANGED}")
         said = f"{record.slide_id}: {record.file}: unforeseen {type(error).__name__}: {' '.join(str(error).split())}"
         return SlideOutcome(record.slide_id, None, said, traceback.format_exc())
     return SlideOutcome(
@@ -366,7 +368,7 @@ def _check_unchanged(file: SlideFile | None, stamp: tuple[int, ...], info: Slide
             return
     except OSError:
         pass
-    raise SlideError(f"{file}: the file was changed or removed while it was tiled; tile the slide again")
+    raise SlideError(f"{file}: {_CHANGED}")
 
 
 def _given(info: SlideInfo, record: SlideRecord, spec: CacheSpec) -> tuple[GivenCoords | None, CacheSpec]:
