@@ -146,10 +146,10 @@ def tile_slide(
     except WsiDbpsError as error:
         return SlideOutcome(record.slide_id, None, named(record, error))
     except Exception as error:
-        if _stamp(record.file) != stamp:
-            return SlideOutcome(record.slide_id, None, f"{record.slide_id}: {record.file}: {_CHANGED}")
-        said = f"{record.slide_id}: {record.file}: unforeseen {type(error).__name__}: {' '.join(str(error).split())}"
-        return SlideOutcome(record.slide_id, None, said, traceback.format_exc())
+        changed = _stamp(record.file) != stamp
+        said = _CHANGED if changed else f"unforeseen {type(error).__name__}: {' '.join(str(error).split())}"
+        said = f"{record.slide_id}: {record.file}: {said}"
+        return SlideOutcome(record.slide_id, None, said, None if changed else traceback.format_exc())
     return SlideOutcome(
         record.slide_id,
         path,
