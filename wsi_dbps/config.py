@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import tomllib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 from wsi_dbps.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
+
+    from wsi_dbps.files import PathLike
 
 T = TypeVar("T")
 
@@ -23,12 +25,13 @@ def settings(cls: type[T]) -> type[T]:
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: PathLike) -> dict[str, Any]:
     """The tables of a TOML file.
 
     Raises:
         ConfigError: If the file is missing or not TOML.
     """
+    path = Path(path)
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+PathLike = str | os.PathLike[str]
+"""What a public function takes for a path: text, or a path object."""
+
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:

@@ -10,6 +10,7 @@ import io
 import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -19,10 +20,11 @@ from wsi_dbps.files import write_text, written_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     import h5py
     import numpy.typing as npt
+
+    from wsi_dbps.files import PathLike
 
 SPLITS: Final = ("train", "val", "test")
 ROLES: Final = ("other", "salient", "recycled")
@@ -55,8 +57,9 @@ class Predictions:
         """The class of highest probability; the first of equals."""
         return self.classes[int(np.argmax(row.probabilities))]
 
-    def write_csv(self, path: Path) -> None:
+    def write_csv(self, path: PathLike) -> None:
         """Write predictions.csv: a row per slide, then a row per case."""
+        path = Path(path)
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow([*_COLUMNS, *(f"prob_{name}" for name in self.classes)])
@@ -70,13 +73,14 @@ class Predictions:
 _COLUMNS: Final = ("level", "slide_id", "case_id", "split", "label", "predicted", "num_patches")
 
 
-def read_predictions(path: Path) -> Predictions:
+def read_predictions(path: PathLike) -> Predictions:
     """Read a predictions.csv, and check that its cases follow from its slides.
 
     Raises:
         PredictionError: If the file is missing, lacks a column, holds a number that is none, a slide or case twice, or
             a case that is not the mean of its slides; with the line number.
     """
+    path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -197,11 +201,12 @@ class SlideAttention:
     embedding_D: npt.NDArray[np.float32] | None = None
     """(D,) the slide's embedding: what the last linear layer sees."""
 
-    def write(self, path: Path) -> None:
+    def write(self, path: PathLike) -> None:
         """Write the attention file (HDF5), whole or not at all."""
+        path = Path(path)
         import h5py
 
-        with written_whole(path) as partial, h5py.File(partial, "w", locking=False) as file:
+        with written_whole(path) as partial, h5py.File(partial, "w") as file:
             file.attrs.update(
                 format=ATTENTION_FORMAT,
                 format_version=ATTENTION_VERSION,
@@ -241,12 +246,13 @@ def attention_path(folder: Path, slide_id: str) -> Path:
     return folder / "attention" / f"{slide_id}.h5"
 
 
-def read_attention(path: Path) -> SlideAttention:
+def read_attention(path: PathLike) -> SlideAttention:
     """Read an attention file.
 
     Raises:
         PredictionError: If the file is missing, damaged, or of another format or version.
     """
+    path = Path(path)
     import h5py
 
     try:

@@ -285,7 +285,7 @@ def _interop_attributes(plan: TilePlan, provenance: Provenance, pixels: PixelSou
 class PatchCache:
     """A checked cache. It holds no open file, and any number of threads and processes may read it at once."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: files.PathLike) -> None:
         """Open and check a cache. What it claims to hold is checked before it is read: a damaged one takes no memory.
 
         Raises:

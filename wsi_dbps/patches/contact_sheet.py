@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from wsi_dbps.files import PathLike
+
 NAME: Final = "contact-sheet.html"
 PER_PAGE: Final = 100
 """Slides on a page, which then has about 4 MB."""
@@ -56,7 +58,7 @@ class Card:
     mpp_um: float | None
 
 
-def write_contact_sheet(slide_ids: Iterable[str], caches: Path) -> Path:
+def write_contact_sheet(slide_ids: Iterable[str], caches: PathLike) -> Path:
     """Draw the sheet of these slides from their caches and `tiling.csv`, and give its first page's path.
 
     Each slide is shown with its mask outlined and its tiles drawn. First come slides that failed, and those with no

@@ -8,6 +8,7 @@ import json
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
@@ -21,9 +22,10 @@ from wsi_dbps.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from pathlib import Path
 
     import numpy.typing as npt
+
+    from wsi_dbps.files import PathLike
 
 TABLE: Final = "coordinates.csv"
 FACTS: Final = "slide.json"
@@ -69,14 +71,14 @@ class ExportOutcome:
     """Whether another process was at it; it was left alone."""
 
 
-def find_caches(paths: Iterable[Path]) -> list[Path]:
+def find_caches(paths: Iterable[PathLike]) -> list[Path]:
     """The cache files among `paths` and, by name, in the folders among them, each once.
 
     Raises:
         CacheError: If a path is not there, a folder has no cache, or two caches are of one slide.
     """
     found: dict[Path, Path] = {}
-    for path in paths:
+    for path in map(Path, paths):
         if not path.exists():
             raise CacheError(f"{path}: no such cache or folder")
         caches = sorted(p for p in path.glob("*.h5") if not p.name.startswith(".")) if path.is_dir() else [path]
@@ -91,7 +93,7 @@ def find_caches(paths: Iterable[Path]) -> list[Path]:
 
 
 def export_caches(
-    paths: Sequence[Path], out: Path, spec: ExportSpec, *, overwrite: bool = False, threads: int = 1
+    paths: Sequence[PathLike], out: PathLike, spec: ExportSpec, *, overwrite: bool = False, threads: int = 1
 ) -> Iterator[ExportOutcome]:
     """Outcomes of `export_cache` as they come; caches that another run is at are left for the end, and waited for.
 
@@ -110,7 +112,7 @@ def export_caches(
 
 
 def export_cache(
-    path: Path, out: Path, spec: ExportSpec, *, overwrite: bool = False, threads: int = 1, wait: bool = True
+    path: PathLike, out: PathLike, spec: ExportSpec, *, overwrite: bool = False, threads: int = 1, wait: bool = True
 ) -> ExportOutcome:
     """Write one cache's patches to files, or say why not; only what is wrong with the output folder is raised.
 
@@ -127,6 +129,7 @@ def export_cache(
     Raises:
         OutputError: If a file cannot be written, for instance for want of space.
     """
+    path, out = Path(path), Path(out)
     try:
         cache = PatchCache(path)
         _check_names(cache)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import h5py
@@ -24,9 +25,10 @@ from wsi_dbps.slides.reader import sampled_fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     import numpy.typing as npt
+
+    from wsi_dbps.files import PathLike
 
 FORMAT: Final = "wsi-dbps features"
 FORMAT_VERSION: Final = 1
@@ -54,11 +56,7 @@ def features_written(path: Path, cache: PatchCache, dim: int, made: Mapping[str,
     from wsi_dbps.version import __version__
 
     about = {**made, "cache_fingerprint": cache.fingerprint}
-    with (
-        written_whole(path) as partial,
-        h5py.File(partial, "w", locking=False) as file,
-        h5py.File(cache.path, "r", locking=False) as source,
-    ):
+    with written_whole(path) as partial, h5py.File(partial, "w") as file, h5py.File(cache.path, "r") as source:
         rows = file.create_dataset("features", (len(cache), dim), np.float32)
         rows.attrs.update(name=cache.slide_id, encoder=made["encoder"], savetodir=".")
         file["coords"] = cache.coords_N2
@@ -100,8 +98,9 @@ def are_kept(path: Path, cache: PatchCache, made: Mapping[str, str], *, overwrit
     return not overwrite
 
 
-def holds_features(path: Path) -> bool:
+def holds_features(path: PathLike) -> bool:
     """Whether a file's content is that of features, ours or another tool's; False for anything that is not HDF5."""
+    path = Path(path)
     try:
         with h5py.File(path, "r", locking=False) as file:
             return file.attrs.get("format") != CACHE_FORMAT and ("features" in file or "feats" in file)
@@ -112,7 +111,7 @@ def holds_features(path: Path) -> bool:
 class FeatureFile:
     """The features of one slide. It holds no open file and no row, and any number of threads may read it at once."""
 
-    def __init__(self, path: Path, *, mpp_lv0_um: float | None = None) -> None:
+    def __init__(self, path: PathLike, *, mpp_lv0_um: float | None = None) -> None:
         """Open and check.
 
         Args:
@@ -122,6 +121,7 @@ class FeatureFile:
         Raises:
             CacheError: If it is damaged, of another version, or not one row of numbers per coordinate.
         """
+        path = Path(path)
         self.path, self._mpp_lv0_um = path, mpp_lv0_um
         try:
             with h5py.File(path, "r", locking=False) as file:
@@ -306,7 +306,7 @@ class FeatureFile:
             os.close(handle)
 
 
-def open_bag(caches: Path, slide_id: str, *, mpp_lv0_um: float | None = None) -> PatchCache | FeatureFile:
+def open_bag(caches: PathLike, slide_id: str, *, mpp_lv0_um: float | None = None) -> PatchCache | FeatureFile:
     """A slide's patch cache, or file of features, in a folder: which of the two its content says.
 
     CLAM's features may also lie in the folder `h5_files`.
@@ -319,6 +319,7 @@ def open_bag(caches: Path, slide_id: str, *, mpp_lv0_um: float | None = None) ->
     Raises:
         CacheError: If it is missing or damaged, or belongs to another slide.
     """
+    caches = Path(caches)
     path = caches / f"{slide_id}.h5"
     if not path.exists() and (clam := caches / "h5_files" / path.name).exists():
         path = clam

@@ -14,6 +14,7 @@ from wsi_dbps.patches.cache import PatchCache
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from wsi_dbps.files import PathLike
     from wsi_dbps.patches.tile import SlideOutcome
 
 NAME: Final = "tiling.csv"
@@ -41,7 +42,7 @@ def read_table(caches: Path) -> dict[str, dict[str, str]]:
         return {row["slide_id"]: row for row in csv.DictReader(file) if set(COLUMNS) <= set(row)}
 
 
-def add_to_table(caches: Path, outcomes: Iterable[SlideOutcome]) -> None:
+def add_to_table(caches: PathLike, outcomes: Iterable[SlideOutcome]) -> None:
     """Put slides into a folder's table, which says what is true of the caches that are in the folder.
 
     A slide whose cache is there and sound keeps its row also if this run left the cache as it was, or failed to make

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from wsi_dbps.cohort.cohort import SlideRecord
+    from wsi_dbps.files import PathLike
     from wsi_dbps.patches.given_coords import GivenCoords
     from wsi_dbps.patches.pixels import Outcome
     from wsi_dbps.slides.reader import SlideInfo, SlideReader
@@ -101,13 +102,19 @@ class SlidePlan:
     pixels: PixelSource
 
 
-def cache_path(caches: Path, slide_id: str) -> Path:
+def cache_path(caches: PathLike, slide_id: str) -> Path:
     """Where a slide's cache lies."""
-    return caches / f"{slide_id}.h5"
+    return Path(caches) / f"{slide_id}.h5"
 
 
 def tile_slide(
-    record: SlideRecord, spec: CacheSpec, caches: Path, *, overwrite: bool = False, threads: int = 1, wait: bool = True
+    record: SlideRecord,
+    spec: CacheSpec,
+    caches: PathLike,
+    *,
+    overwrite: bool = False,
+    threads: int = 1,
+    wait: bool = True,
 ) -> SlideOutcome:
     """Write one slide's cache, or say why not; only what is wrong with the output folder is raised.
 
@@ -126,7 +133,7 @@ def tile_slide(
         OutputError: If the cache cannot be written, for instance for want of space.
     """
     start, stamp = time.monotonic(), _stamp(record.file)
-    path = cache_path(Path(caches), record.slide_id)
+    path = cache_path(caches, record.slide_id)
     try:
         with _open(record, spec) as reader:
             given, spec = _given(reader.info, record, spec)
@@ -168,7 +175,7 @@ def tile_slide(
 def tile_cohort(
     records: Sequence[SlideRecord],
     spec: CacheSpec,
-    caches: Path,
+    caches: PathLike,
     *,
     new_executor: Callable[[int], AbstractContextManager[Executor]],
     workers: int,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -24,7 +25,8 @@ from wsi_dbps.training.config import RunConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
+
+    from wsi_dbps.files import PathLike
 
 FORMAT: Final = "wsi-dbps checkpoint"
 FORMAT_VERSION: Final = 1
@@ -90,12 +92,13 @@ def save_checkpoint(
         partial.write_bytes(buffer.getbuffer())
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: PathLike) -> Checkpoint:
     """Read a checkpoint on the CPU; nothing in it is executed.
 
     Raises:
         CheckpointError: If it is missing, damaged, or of another format version.
     """
+    path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint; is this a run folder of `wsi-dbps train`?")
     try:

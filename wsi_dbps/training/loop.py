@@ -10,6 +10,7 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,9 +36,9 @@ from wsi_dbps.training.visits import draw_visit, exploring, read_ahead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from wsi_dbps.cohort.cohort import Cohort
+    from wsi_dbps.files import PathLike
     from wsi_dbps.training.config import RunConfig
 
 
@@ -78,7 +79,9 @@ class _Epoch:
         return self.waited_s / max(1e-9, self.seconds)
 
 
-def train(cohort: Cohort, caches: Path, run: Path, config: RunConfig, *, resume: bool = False) -> TrainingResult:
+def train(
+    cohort: Cohort, caches: PathLike, run: PathLike, config: RunConfig, *, resume: bool = False
+) -> TrainingResult:
     """Train a slide model and leave a run folder that holds all that is needed to repeat it.
 
     Under torchrun, each process takes its share of every batch and of the validation slides, and process 0 writes the
@@ -100,6 +103,7 @@ def train(cohort: Cohort, caches: Path, run: Path, config: RunConfig, *, resume:
         CacheError: If a cache is missing, damaged or of another kind.
         CheckpointError: If there is a run already (without `resume`), or none or another one (with it).
     """
+    caches, run = Path(caches), Path(run)
     loop = config.training
     with joined(loop.wait_minutes) as world, told_to_stop() as stopping, _deterministic(loop.deterministic):
         device = pick_device(loop.device, world)
