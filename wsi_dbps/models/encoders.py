@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from wsi_dbps.errors import ConfigError
+from wsi_dbps.errors import ConfigError, torch_said
 
 if TYPE_CHECKING:
     from wsi_dbps.models.config import EncoderConfig
@@ -199,7 +199,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ConfigError(f"{path}: not a weights file: {' '.join(str(error).split())[:200]}") from None
+        raise ConfigError(f"{path}: not a weights file: {torch_said(error)}") from None
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]

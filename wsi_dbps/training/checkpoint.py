@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from wsi_dbps.config import build, to_dict
-from wsi_dbps.errors import CheckpointError
+from wsi_dbps.errors import CheckpointError, torch_said
 from wsi_dbps.files import file_digest, write_text, written_whole
 from wsi_dbps.models.slide_model import SlideModel
 from wsi_dbps.training.bags import FeatureKind, PatchKind, kind_from
@@ -104,7 +104,9 @@ def load_checkpoint(path: PathLike) -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise CheckpointError(f"{path}: not a readable checkpoint: {type(error).__name__} {_line(error)}") from None
+        raise CheckpointError(
+            f"{path}: not a readable checkpoint: {type(error).__name__} {torch_said(error)}"
+        ) from None
     found = (content.get("format"), content.get("format_version")) if isinstance(content, dict) else (None, None)
     if found != (FORMAT, FORMAT_VERSION):
         raise CheckpointError(f"{path}: is {found[0]!r} version {found[1]}, not {FORMAT!r} version {FORMAT_VERSION}")
