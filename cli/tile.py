@@ -176,8 +176,11 @@ def command(
             outcomes = tile_all(records, spec, out, workers, overwrite=overwrite, time_limit_s=time_limit, dask=dask)
             if sheet:
                 from wsi_dbps.patches.contact_sheet import write_contact_sheet
+                from wsi_dbps.patches.table import read_table
+                from wsi_dbps.patches.tile import cache_path
 
-                write_contact_sheet([record.slide_id for record in whole], out)
+                rows, ids = read_table(out), [record.slide_id for record in whole]  # with --shard some are yet to come
+                write_contact_sheet([id_ for id_ in ids if id_ in rows or cache_path(out, id_).exists()], out)
         failed = sum(outcome.error is not None for outcome in outcomes)
     if failed:
         raise typer.Exit(1)

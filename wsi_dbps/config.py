@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import tomllib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 from wsi_dbps.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
+
+    from wsi_dbps.files import PathLike
 
 T = TypeVar("T")
 
@@ -37,12 +39,13 @@ def check_ranges(config: object, **ranges: tuple[float, float]) -> None:
             raise ValueError(f"{name} must lie in {low} .. {high}, found {value!r}")
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: PathLike) -> dict[str, Any]:
     """The tables of a TOML file.
 
     Raises:
         ConfigError: If the file is missing or not TOML.
     """
+    path = Path(path)
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -76,3 +76,15 @@ class PredictionError(WsiDbpsError):
 
 class OutputError(WsiDbpsError):
     """A file that cannot be written: no space, no permission."""
+
+
+def torch_said(error: Exception) -> str:
+    """Why `torch.load` refused a file, in one line, without torch's advice to let the file run code.
+
+    Examples:
+        >>> torch_said(ValueError("no such\\nkey"))
+        'no such key'
+    """
+    if "weights_only" in str(error):
+        return "it holds Python objects other than tensors, which could run code; save its tensors alone (.safetensors)"
+    return " ".join(str(error).split())[:200]

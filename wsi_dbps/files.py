@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
     import h5py
 
+PathLike = str | os.PathLike[str]
+"""What a public function takes for a path: text, or a path object."""
+
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:

@@ -11,6 +11,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -20,10 +21,11 @@ from wsi_dbps.files import file_digest, h5_written_whole, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     import h5py
     import numpy.typing as npt
+
+    from wsi_dbps.files import PathLike
 
 SPLITS: Final = ("train", "val", "test")
 ROLES: Final = ("other", "salient", "recycled")
@@ -56,8 +58,9 @@ class Predictions:
         """The class of highest probability; the first of equals."""
         return self.classes[int(np.argmax(row.probabilities))]
 
-    def write_csv(self, path: Path) -> None:
+    def write_csv(self, path: PathLike) -> None:
         """Write predictions.csv: a row per slide, then a row per case."""
+        path = Path(path)
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow([*_COLUMNS, *(f"prob_{name}" for name in self.classes)])
@@ -71,7 +74,7 @@ class Predictions:
 _COLUMNS: Final = ("level", "slide_id", "case_id", "split", "label", "predicted", "num_patches")
 
 
-def read_predicted(folder: Path) -> Predictions:
+def read_predicted(folder: PathLike) -> Predictions:
     """The table of a folder of `wsi-dbps predict`, checked to be the one that its predict.json was written with.
 
     A folder without predict.json, or with one that names no digest (of an earlier version), is taken as it is.
@@ -79,6 +82,7 @@ def read_predicted(folder: Path) -> Predictions:
     Raises:
         PredictionError: As `read_predictions`; also if the two files are not of the same run of `predict`.
     """
+    folder = Path(folder)
     predictions = read_predictions(folder / "predictions.csv")
     expected = made_with(folder).get(TABLE_DIGEST)
     if expected is not None and expected != file_digest(folder / "predictions.csv"):
@@ -114,13 +118,14 @@ def failed_slides(folder: Path) -> tuple[str, ...]:
     return tuple(str(line) for line in failed) if isinstance(failed, list) else ()
 
 
-def read_predictions(path: Path) -> Predictions:
+def read_predictions(path: PathLike) -> Predictions:
     """Read a predictions.csv, and check that its cases follow from its slides.
 
     Raises:
         PredictionError: If the file is missing, lacks a column, holds a number that is none, a slide or case twice, or
             a case that is not the mean of its slides; with the line number.
     """
+    path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -241,9 +246,9 @@ class SlideAttention:
     embedding_D: npt.NDArray[np.float32] | None = None
     """(D,) the slide's embedding: what the last linear layer sees."""
 
-    def write(self, path: Path) -> None:
+    def write(self, path: PathLike) -> None:
         """Write the attention file (HDF5), whole or not at all."""
-        with h5_written_whole(path) as file:
+        with h5_written_whole(Path(path)) as file:
             file.attrs.update(
                 format=ATTENTION_FORMAT,
                 format_version=ATTENTION_VERSION,
@@ -301,12 +306,13 @@ _LIKE_A_FILE: Final = re.compile(r"\.(rgb|sheet|atlas|level\d+|level\d+\.crop\d+
 """What stands between a slide's id and a file's last ending, with any `_` added to it."""
 
 
-def read_attention(path: Path) -> SlideAttention:
+def read_attention(path: PathLike) -> SlideAttention:
     """Read an attention file.
 
     Raises:
         PredictionError: If the file is missing, damaged, or of another format or version.
     """
+    path = Path(path)
     import h5py
 
     try:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import tempfile
+import tracemalloc
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -383,7 +384,16 @@ def test_missing_parts_are_named(cache_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("mpp_level0", 0.0), ("mpp_level0", np.nan), ("mpp_patch", "x"), ("patch_size_px", -1), ("slide_size", 5)],
+    [
+        ("mpp_level0", 0.0),
+        ("mpp_level0", np.nan),
+        ("mpp_level0", np.inf),
+        ("mpp_patch", "x"),
+        ("patch_size_px", -1),
+        ("patch_size_px", 32.5),
+        ("patch_size_px", 10**9),
+        ("slide_size", 5),
+    ],
 )
 def test_attributes_that_are_no_sizes_are_named(cache_path: Path, name: str, value: object) -> None:
     with h5py.File(cache_path, "a") as file:
@@ -397,6 +407,148 @@ def test_coordinates_that_are_not_whole_are_named(cache_path: Path) -> None:
         del file["coords"]
         file["coords"] = np.full((rows, 2), np.nan)
     assert refusal(cache_path) == "/coords holds float64, not whole numbers; delete it and tile again"
+
+
+def replaced(path: Path, name: str, **new) -> None:
+    """Give a dataset other content."""
+    with h5py.File(path, "a") as file:
+        del file[name]
+        file.create_dataset(name, **new)
+
+
+NEVER = "declared and not written; delete it and tile again"
+MISFIT = "offsets, coordinates and patches do not fit each other; delete it and tile again"
+
+
+@pytest.mark.parametrize(
+    ("name", "new", "said"),
+    [
+        ("patches/crc32", {"data": np.zeros(4, np.uint32)}, MISFIT),
+        ("patches/crc32", {"data": np.zeros((5, 1), np.uint32)}, MISFIT),
+        ("patches/crc32", {"shape": (5,), "dtype": np.uint32}, f"/patches/crc32 is {NEVER}"),
+        ("patches/offsets", {"shape": (10**10 + 1,), "dtype": np.uint64, "chunks": (1024,)}, MISFIT),
+        ("patches/offsets", {"shape": (6,), "dtype": np.uint64}, f"/patches/offsets is {NEVER}"),
+        (
+            "patches/offsets",
+            {"data": np.arange(6.0)},
+            "/patches/offsets holds float64, not whole numbers; delete it and tile again",
+        ),
+        ("patches/offsets", {"data": np.array([0, 2**63, 1, 2, 3, 4], np.uint64)}, MISFIT),
+        (
+            "patches/data",
+            {"data": np.zeros(10, np.int64)},
+            "/patches/data holds int64 (10,), not bytes; delete it and tile again",
+        ),
+        (
+            "coords",
+            {"data": np.array([[b"1", b"2"]] * 5)},
+            "/coords holds |S1, not whole numbers; delete it and tile again",
+        ),
+        ("coords", {"shape": (5, 2), "dtype": np.int64}, f"/coords is {NEVER}"),
+        ("coords", {"shape": (5, 2), "dtype": np.int64, "chunks": (2, 2)}, f"/coords is {NEVER}"),
+        (
+            "coords",
+            {"data": np.array([[0, 0], [5, 80_000], [0, 0], [0, 0], [0, 0]])},
+            "patch 1 lies at (5, 80000), off the slide of 100000 x 80000; delete it and tile again",
+        ),
+        (
+            "coords",
+            {"data": np.full((5, 2), 2**63, np.uint64)},
+            "patch 0 lies at (-9223372036854775808, -9223372036854775808), off the slide of 100000 x 80000; "
+            "delete it and tile again",
+        ),
+        (
+            "tissue",
+            {"data": np.full(5, np.nan, np.float32)},
+            "/tissue has values outside 0 .. 1; delete it and tile again",
+        ),
+        ("tissue", {"data": np.array([b"x"] * 5)}, "/tissue holds |S1, not numbers; delete it and tile again"),
+    ],
+)
+def test_a_part_that_cannot_be_is_refused_before_a_patch_is_read(
+    cache_path: Path, name: str, new: dict, said: str
+) -> None:
+    replaced(cache_path, name, **new)
+    assert refusal(cache_path) == said
+
+
+def test_what_a_cache_claims_to_hold_takes_no_memory(cache_path: Path) -> None:
+    """Ten thousand million patches, as HDF5 declares them in a few hundred bytes, would take 160 GB."""
+    for name, shape, dtype in (
+        ("coords", (10**10, 2), np.int64),
+        ("tissue", (10**10,), np.float32),
+        ("patches/offsets", (10**10 + 1,), np.uint64),
+        ("patches/crc32", (10**10,), np.uint32),
+    ):
+        replaced(cache_path, name, shape=shape, dtype=dtype, chunks=tuple(min(side, 512) for side in shape))
+    num_bytes = bytes_of_patches(cache_path)
+    tracemalloc.start()
+    try:
+        assert refusal(cache_path) == f"{10**10} patches in {num_bytes} bytes cannot be; delete it and tile again"
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def bytes_of_patches(path: Path) -> int:
+    with h5py.File(path) as file:
+        return file["patches/data"].size
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("thumbnail", f"/thumbnail claims {10**10} values, at most {2**28} can be; delete it and tile again"),
+        ("tissue_mask", f"/tissue_mask claims {10**10} values, at most {2**28} can be; delete it and tile again"),
+        ("dropped", f"/dropped claims {2 * 10**10} values, at most {2**28} can be; delete it and tile again"),
+        ("qc/pen", MISFIT),
+    ],
+)
+def test_other_parts_that_claim_too_much_are_refused_when_they_are_asked_for(
+    cache_path: Path, name: str, said: str
+) -> None:
+    shape = {"tissue_mask": (10**5, 10**5), "dropped": (10**10, 2)}.get(name, (10**10,))
+    with h5py.File(cache_path, "a") as file:
+        if name in file:
+            del file[name]
+        kind = np.float32 if name == "qc/pen" else np.uint8
+        file.create_dataset(name, shape, kind, chunks=tuple(min(side, 512) for side in shape))
+    cache = PatchCache(cache_path)
+    read = {"thumbnail": cache.thumbnail, "tissue_mask": cache.tissue_mask, "dropped": cache.dropped}
+    with pytest.raises(CacheError) as caught:
+        read.get(name, cache.quality)()
+    assert str(caught.value) == f"{cache_path}: {said}"
+
+
+def test_a_thumbnail_that_says_it_is_huge_is_refused(cache_path: Path) -> None:
+    with h5py.File(cache_path, "a") as file:
+        jpeg = bytearray(file["thumbnail"][:].tobytes())
+        frame = jpeg.index(b"\xff\xc0")
+        jpeg[frame + 5 : frame + 9] = b"\xff\xdc\xff\xdc"  # 65500 x 65500
+        file["thumbnail"][:] = np.frombuffer(jpeg, np.uint8)
+    with pytest.raises(
+        CacheError, match=r"a.h5: the thumbnail is damaged: 65500 x 65500 px, at most 268435456 px can be"
+    ):
+        PatchCache(cache_path).thumbnail()
+
+
+def test_a_tile_side_that_contradicts_the_resolutions_is_refused(cache_path: Path) -> None:
+    with h5py.File(cache_path, "a") as file:
+        file.attrs["patch_size_level0"] = 64.0
+    assert refusal(cache_path) == (
+        "patch_size_level0 is 64, and by patch_size_px, mpp_patch and mpp_level0 it would be 128.051; "
+        "delete it and tile again"
+    )
+
+
+def test_a_spec_that_is_no_settings_is_refused(cache_path: Path) -> None:
+    with h5py.File(cache_path, "a") as file:
+        file.attrs["spec"] = "[1]"
+    assert refusal(cache_path) == "spec is '[1]', not settings; delete it and tile again"
+
+
+def test_a_path_may_be_text(cache_path: Path) -> None:
+    assert PatchCache(str(cache_path)).jpegs([0]) == PatchCache(cache_path).jpegs([0])
 
 
 def test_a_cache_that_vanishes_is_named(cache_path: Path) -> None:

@@ -1,8 +1,11 @@
 """`wsi-dbps tile` and `wsi-dbps inspect` as a user meets them."""
 
+import csv
+import html
 import os
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 import h5py
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 from PIL import Image
 
 from wsi_dbps.patches.cache import PatchCache
+from wsi_dbps.patches.contact_sheet import PER_PAGE, write_contact_sheet
 
 ARGUMENTS = ("--size", 64, "--workers", 1)
 
@@ -69,6 +73,103 @@ def test_other_settings_on_the_same_folder_end_with_1_and_overwrite_helps(wsi_db
     assert PatchCache(out / "a.h5").attrs["jpeg_quality"] == 80
 
 
+def table(out: Path) -> dict[str, dict[str, str]]:
+    with open(out / "tiling.csv", newline="") as file:
+        return {row["slide_id"]: row for row in csv.DictReader(file)}
+
+
+def heading(out: Path) -> str:
+    return re.search("<h1>(.*)</h1>", (out / "contact-sheet.html").read_text())[1]
+
+
+def test_a_refused_run_leaves_table_and_sheet_as_true_as_they_were(wsi_dbps, cohort, tmp_path: Path) -> None:
+    out = tmp_path / "caches"
+    assert wsi_dbps("tile", cohort(), "--out", out, *ARGUMENTS).code == 0
+    files = {name: (out / name).read_bytes() for name in os.listdir(out)}
+    assert (table(out)["a"]["status"], table(out)["a"]["reason"]) == ("tiled", "")
+    assert heading(out) == "2 slides, 1 to look at"  # `blank`
+    assert wsi_dbps("tile", cohort(), "--out", out, *ARGUMENTS, "--mpp", 1.0).code == 1
+    assert {name: (out / name).read_bytes() for name in os.listdir(out)} == files
+    assert wsi_dbps("tile", cohort(), "--out", out, *ARGUMENTS).code == 0
+    assert {name: (out / name).read_bytes() for name in os.listdir(out)} == files
+
+
+def test_the_table_says_what_is_true_of_the_caches_that_are_there(wsi_dbps, cohort, tmp_path: Path) -> None:
+    out, bad = tmp_path / "caches", tmp_path / "bad.tif"
+    bad.write_text("hello")
+    manifest = cohort("bad,bad.tif,")
+    assert wsi_dbps("tile", manifest, "--out", out, *ARGUMENTS).code == 1
+    assert table(out)["bad"]["status"] == "failed"
+    before = table(out)["a"]
+    bad.write_bytes((out / "a.h5").read_bytes())  # still no slide
+    (out / "bad.h5").write_bytes((out / "blank.h5").read_bytes())
+    (out / "a.h5").write_text("damaged")
+    assert wsi_dbps("tile", manifest, "--out", out, *ARGUMENTS).code == 1
+    assert table(out)["a"]["status"] == "failed"
+    assert "not a readable patch cache" in table(out)["a"]["reason"]
+    assert heading(out) == "3 slides, 3 to look at"
+    (out / "a.h5").unlink()
+    assert wsi_dbps("tile", manifest, "--out", out, *ARGUMENTS).code == 1
+    assert {k: v for k, v in table(out)["a"].items() if k != "seconds"} == {
+        k: v for k, v in before.items() if k != "seconds"
+    }
+    (out / "tiling.csv").unlink()  # a cache that is kept and has no row gets one from what it holds
+    assert wsi_dbps("tile", manifest, "--out", out, *ARGUMENTS).code == 1
+    assert table(out)["a"] == before | {"status": "kept", "seconds": ""}
+    (out / "blank.h5").unlink()
+    assert wsi_dbps("tile", manifest, "--out", out, *ARGUMENTS, "--slide", "a").code == 0
+    assert sorted(table(out)) == ["a", "bad"]
+
+
+def test_one_slide_can_be_tiled_again_and_the_sheet_keeps_the_others(wsi_dbps, cohort, tmp_path: Path) -> None:
+    out = tmp_path / "caches"
+    assert wsi_dbps("tile", cohort(), "--out", out, *ARGUMENTS).code == 0
+    (out / "a.h5").write_text("damaged")
+    blank = (out / "blank.h5").stat()
+    assert wsi_dbps("tile", cohort(), "--out", out, *ARGUMENTS, "--slide", "a").code == 1
+    done = wsi_dbps("tile", cohort(), "--out", out, *ARGUMENTS, "--slide", "a", "--overwrite")
+    assert done.code == 0
+    assert done.out.startswith("1 slides tiled")
+    assert len(PatchCache(out / "a.h5")) > 0
+    assert (out / "blank.h5").stat() == blank
+    assert heading(out) == "2 slides, 1 to look at"
+    done = wsi_dbps("tile", cohort(), "--out", out, "--slide", "a", "--slide", "A")
+    assert (done.code, done.err) == (
+        2,
+        f"wsi-dbps: --slide A: {tmp_path}/cohort.csv has no slide of this id; name one of its column slide_id\n",
+    )
+
+
+def test_a_long_sheet_has_pages_the_doubtful_slides_first(
+    wsi_dbps, slide_path: Path, blank_path: Path, cache_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "caches"
+    out.mkdir()
+    ids = [f"s {i:03d}&" for i in range(PER_PAGE + 20)]
+    for name in ids:
+        os.link(cache_file, out / f"{name}.h5")
+    (out / "damaged.h5").write_text("damaged")
+    (out / "contact-sheet-3.html").write_text("of a longer sheet")
+    (out / "contact-sheet-old.html").write_text("a user's")
+    assert write_contact_sheet([*ids, "damaged"], out) == out / "contact-sheet.html"
+    pages = [(out / name).read_text() for name in ("contact-sheet.html", "contact-sheet-2.html")]
+    assert not (out / "contact-sheet-3.html").exists()
+    assert (out / "contact-sheet-old.html").read_text() == "a user's"
+    assert [page.count("<figure") for page in pages] == [PER_PAGE, 21]
+    assert [page.count("<h1>121 slides, 1 to look at</h1>") for page in pages] == [1, 1]
+    shown = [html.unescape(name) for page in pages for name in re.findall("<figcaption><b>(.*?)</b>", page)]
+    assert shown == ["damaged", *ids]
+    links = re.findall('href="(contact-sheet[^"#]*)(?:#([^"]*))?"', pages[0])
+    assert links[0] == ("contact-sheet-2.html", "")
+    assert len(links) == 122
+    places = dict(zip(("contact-sheet.html", "contact-sheet-2.html"), pages, strict=True))
+    for name, anchor in links[1:]:
+        assert f"id='{html.escape(unquote(anchor))}'" in places[name]
+    assert '<a href="contact-sheet.html">1 (1 to look at)</a>' in pages[1]
+    assert write_contact_sheet(ids[:5], out).exists()
+    assert not (out / "contact-sheet-2.html").exists()
+
+
 def test_a_dry_run_prints_a_table_and_writes_nothing(wsi_dbps, cohort, slide_path: Path, tmp_path: Path) -> None:
     out = tmp_path / "caches"
     done = wsi_dbps("tile", cohort("c,gone-wrong.svs,0.25"), "--out", out, "--size", 64, "--dry-run")
@@ -96,6 +197,17 @@ def test_a_dry_run_prints_a_table_and_writes_nothing(wsi_dbps, cohort, slide_pat
         (("--min-tissue", 2), "min_tissue must lie in 0 .. 1, found 2.0"),
         (("--reader", "cucim"), "'cucim' is not one of 'auto', 'openslide', 'tiffslide', 'image'"),
         (("--workers", -1), "Invalid value for '--workers'"),
+        (("--workers", 10**9), "Invalid value for '--workers'"),
+        (("--time-limit", "inf"), "--time-limit inf: expected 1 to 2592000 seconds (30 days), or 0 for no limit"),
+        (("--time-limit", "nan"), "--time-limit nan: expected 1 to 2592000 seconds (30 days), or 0 for no limit"),
+        (("--time-limit", -1), "--time-limit -1: expected 1 to 2592000 seconds (30 days), or 0 for no limit"),
+        (("--mpp", "inf"), "mpp_um must be above 0, found inf"),
+        (("--mpp", 1e300), "mpp_um must be at most 1000, found 1e+300"),
+        (("--mag", "nan"), "Invalid value for '--mag'"),
+        (("--size", 0), "size_px must be at least 1, found 0"),
+        (("--size", 10**30), "a patch is a JPEG of at most 65500 px"),
+        (("--min-tissue", "nan"), "min_tissue must lie in 0 .. 1, found nan"),
+        (("--native-tolerance", "nan"), "native_tolerance must lie in 0 .. 0.1, found nan"),
     ],
 )
 def test_a_request_that_cannot_be_met_ends_with_2(wsi_dbps, cohort, tmp_path: Path, arguments, said: str) -> None:

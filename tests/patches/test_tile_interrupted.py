@@ -1,6 +1,7 @@
 """Whatever stops a run, what lies in the folder is whole."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -135,6 +136,37 @@ def test_a_disk_too_small_at_any_stage_is_named_and_left_clean(
         assert str(caught.value) == f"{disk}/a.h5: cannot be written: No space left on device"
         assert os.listdir(disk) == ["note"]
     assert tile_slide(record, make_spec(), small_disk(3 * kib)).error is None
+
+
+@posix
+@pytest.mark.parametrize("command", ["tile", "tile with one slide", "export jpeg", "export png", "export tar"])
+def test_a_command_on_a_full_disk_ends_with_2_in_one_line_and_nothing_torn(
+    wsi_dbps, slide_path: Path, small_disk, tmp_path: Path, cache_file: Path, command: str
+) -> None:
+    caches = tmp_path / "caches"
+    caches.mkdir()
+    (caches / "a.h5").write_bytes(cache_file.read_bytes())
+    num_slides = 1 if command == "tile with one slide" else 3
+    rows = "".join(f"s{i},{slide_path}\n" for i in range(num_slides))
+    (tmp_path / "cohort.csv").write_text(f"slide_id,path\n{rows}")
+    kib = cache_file.stat().st_size // 1024
+    sizes = [4, kib // 3, kib - 8]  # too small for one slide
+    if num_slides == 3 and command == "tile":
+        sizes += [kib + 8, kib * 5 // 4]  # and for two
+    for size in sizes:
+        disk = small_disk(size)
+        if command.startswith("tile"):
+            done = wsi_dbps("tile", tmp_path / "cohort.csv", "--out", disk, "--size", 64, "--workers", 2)
+        else:
+            done = wsi_dbps("export", caches, "--out", disk, "--format", command.split()[1])
+        assert done.code == 2, (size, done)
+        assert re.fullmatch(rf"wsi-dbps: {disk}/\S+: cannot be written: No space left on device\n", done.err), size
+        for name in os.listdir(disk):
+            if name.endswith(".h5"):
+                cache = PatchCache(disk / name)
+                cache.patches(range(len(cache)))
+            else:
+                assert name in ("tiling.csv", "s0.h5.part", "s1.h5.part", "s2.h5.part"), name
 
 
 def test_a_cohort_goes_on_past_the_slides_that_fail(record, make_spec, tmp_path: Path) -> None:

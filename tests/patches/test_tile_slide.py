@@ -10,6 +10,7 @@ from pathlib import Path
 
 import imagecodecs
 import numpy as np
+import openslide
 import pytest
 from PIL import Image
 
@@ -232,3 +233,32 @@ def test_a_folder_that_cannot_be_written_ends_the_run(record: SlideRecord, make_
     (tmp_path / "out").write_text("a file")
     with pytest.raises(OutputError, match=f"^{tmp_path}/out/a.h5: cannot be written: (File exists|Not a directory)$"):
         tile_slide(record, make_spec(), tmp_path / "out")
+
+
+@pytest.mark.parametrize("change", ["another slide", "written to", "removed"])
+def test_a_slide_that_changes_while_it_is_tiled_fails_and_leaves_no_cache(
+    record, blank_path: Path, make_spec, tmp_path: Path, monkeypatch, change: str
+) -> None:
+    path, out = tmp_path / "a.tif", tmp_path / "out"
+    shutil.copy(record.path, path)
+    read_region = openslide.OpenSlide.read_region
+
+    def read_and_change(slide, *where):
+        if change == "another slide":
+            shutil.copy(blank_path, tmp_path / "new")
+            os.replace(tmp_path / "new", path)
+        elif change == "written to":
+            with open(path, "ab") as file:
+                file.write(b"more")
+        else:
+            path.unlink(missing_ok=True)
+        return read_region(slide, *where)
+
+    monkeypatch.setattr(openslide.OpenSlide, "read_region", read_and_change)
+    outcome = tile_slide(SlideRecord("a", "p1", path), make_spec(), out)
+    said = f"a: {path}: the file was changed or removed while it was tiled; tile the slide again"
+    assert (outcome.error, outcome.traceback, outcome.path) == (said, None, None)
+    assert os.listdir(out) == []
+    monkeypatch.undo()
+    if change != "removed":
+        assert tile_slide(SlideRecord("a", "p1", path), make_spec(), out).error is None

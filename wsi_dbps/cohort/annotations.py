@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from xml.etree import ElementTree
 
@@ -16,12 +17,12 @@ from wsi_dbps.errors import SlideError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
-    from pathlib import Path
 
     import numpy.typing as npt
     from shapely.geometry.base import BaseGeometry
 
     from wsi_dbps.cohort.cohort import SlideRecord
+    from wsi_dbps.files import PathLike
     from wsi_dbps.geometry import Size
 
 EXCLUSIONS: Final = ("exclusion", "_2", "normal", "ignore*")
@@ -53,7 +54,7 @@ class Area:
     """A valid polygon or several, in level-0 pixels."""
 
 
-def read_annotations(path: Path) -> tuple[Area, ...]:
+def read_annotations(path: PathLike) -> tuple[Area, ...]:
     """All areas of a file, in its order; points, lines and cells are left out. Which format it is its content says.
 
     A ring that crosses itself encloses what lies inside it an odd number of times.
@@ -62,6 +63,7 @@ def read_annotations(path: Path) -> tuple[Area, ...]:
         SlideError: If the file is missing, or is neither GeoJSON nor ASAP's XML, or a coordinate is no number, or
             outlines cross more often than `MAX_CROSSINGS` or `MAX_CROSSINGS_OF_AREAS`.
     """
+    path = Path(path)
     from shapely.errors import ShapelyError
 
     try:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from wsi_dbps.cohort.table import Problem, Table
+    from wsi_dbps.files import PathLike
 
 __all__ = ["parse_columns", "read_manifest", "write_manifest"]
 
@@ -29,7 +30,7 @@ _MISSING_WORDS = ("nan", "na", "n/a", "null")
 
 
 def read_manifest(
-    path: Path, *, columns: Mapping[str, str] = {}, need_path: bool = False, need_label: bool = False
+    path: PathLike, *, columns: Mapping[str, str] = {}, need_path: bool = False, need_label: bool = False
 ) -> Cohort:
     """The slides of a CSV file, in its order; classes are its labels in the order of `ordered_classes`.
 
@@ -46,6 +47,7 @@ def read_manifest(
     Raises:
         ManifestError: Listing every problem with its line.
     """
+    path = Path(path)
     required = ["slide_id", *(["path"] if need_path else []), *(["label"] if need_label else [])]
     table = read_table(path, columns, required)
     folder = path.parent.absolute()
@@ -62,12 +64,13 @@ def read_manifest(
     return Cohort.of(_record(row, slide_id, folder, table) for row, slide_id in rows)
 
 
-def write_manifest(path: Path, cohort: Cohort) -> None:
+def write_manifest(path: PathLike, cohort: Cohort) -> None:
     """Write a cohort under our column names, whole or not at all, every other column after them.
 
     A slide below the manifest's folder gets a relative path, so that the folder can move; any other an absolute one.
     Columns of ours that hold nothing are left out.
     """
+    path = Path(path)
     folder = path.parent.absolute()
     rows = [{**record.extra, **_cells(record, folder)} for record in cohort.records]
     filled = {name for row in rows for name, cell in row.items() if cell}

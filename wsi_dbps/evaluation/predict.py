@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,11 +31,11 @@ from wsi_dbps.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     import numpy.typing as npt
 
     from wsi_dbps.cohort.cohort import Cohort, SlideRecord
+    from wsi_dbps.files import PathLike
     from wsi_dbps.models.slide_model import SlideModel
     from wsi_dbps.training.bags import BagFile
     from wsi_dbps.training.checkpoint import Checkpoint
@@ -52,8 +53,8 @@ class PredictionResult:
 def predict(
     checkpoints: Sequence[Checkpoint],
     cohort: Cohort,
-    caches: Path,
-    out: Path,
+    caches: PathLike,
+    out: PathLike,
     *,
     device: str = "auto",
     decode_threads: int = 2,
@@ -67,6 +68,7 @@ def predict(
         PredictionError: If the cohort is empty, or has a label that is no class of the checkpoints, or these differ.
         OutputError: If a file cannot be written.
     """
+    caches, out = Path(caches), Path(out)
     check_labels(checkpoints[0], cohort)
     rows: list[Prediction] = []
     with (
@@ -115,8 +117,9 @@ class Predictor:
     """
 
     def __init__(
-        self, checkpoints: Sequence[Checkpoint], caches: Path, *, device: str = "auto", decode_threads: int = 2
+        self, checkpoints: Sequence[Checkpoint], caches: PathLike, *, device: str = "auto", decode_threads: int = 2
     ) -> None:
+        caches = Path(caches)
         self.classes = checkpoints[0].classes
         for checkpoint in checkpoints[1:]:
             if checkpoint.classes != self.classes:

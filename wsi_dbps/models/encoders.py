@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import nn
 
-from wsi_dbps.errors import ConfigError
+from wsi_dbps.errors import ConfigError, torch_said
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -274,7 +274,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
             "model's state_dict alone, or as .safetensors"
         ) from None
     except Exception as error:
-        raise ConfigError(f"{path}: not a weights file: {' '.join(str(error).split())[:200]}") from None
+        raise ConfigError(f"{path}: not a weights file: {torch_said(error)}") from None
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import zlib
 from array import array
 from copy import copy
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal
 
 import h5py
@@ -18,11 +20,10 @@ import simplejpeg
 from wsi_dbps import files
 from wsi_dbps.errors import CacheError
 from wsi_dbps.geometry import Size
-from wsi_dbps.patches.spec import FORMAT, FORMAT_VERSION, REQUIRED_ATTRIBUTES
+from wsi_dbps.patches.spec import FORMAT, FORMAT_VERSION, MAX_JPEG_SIDE, REQUIRED_ATTRIBUTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     import numpy.typing as npt
 
@@ -37,7 +38,14 @@ _MOST_AT_ONCE: Final = 1024
 """Buffers that one call writes: the least that POSIX systems take."""
 _RESERVE_BYTES: Final = 256 << 20
 """Most space to set aside beyond what is needed now."""
+_LEAST_JPEG_BYTES: Final = 100
+"""Fewer than any JPEG file has: so many patches may a cache have at most, and so much memory may they take."""
+_MOST_PIXELS: Final = 1 << 28
+"""Of a thumbnail and of a mask: 800 MB as RGB."""
+_SIZE_TOLERANCE: Final = 0.01
+"""How far a tile's side may be from what patch side and resolutions make of it, as a share."""
 _DATASETS: Final = ("coords", "tissue", "patches/offsets", "patches/data")
+_MISFIT: Final = "offsets, coordinates and patches do not fit each other"
 _HDF5_ERRORS: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError)
 """What h5py raises on damaged files and on objects of another kind than expected."""
 
@@ -277,13 +285,13 @@ def _interop_attributes(plan: TilePlan, provenance: Provenance, pixels: PixelSou
 class PatchCache:
     """A checked cache. It holds no open file, and any number of threads and processes may read it at once."""
 
-    def __init__(self, path: Path) -> None:
-        """Open and check a cache.
+    def __init__(self, path: files.PathLike) -> None:
+        """Open and check a cache. What it claims to hold is checked before it is read: a damaged one takes no memory.
 
         Raises:
             CacheError: If the file is missing, is no cache, is of another version, or is damaged.
         """
-        self.path = path
+        self.path = path = Path(path)
         try:
             with h5py.File(path, "r", locking=False) as file:
                 self.attrs: dict[str, Any] = {name: _plain(value) for name, value in file.attrs.items()}
@@ -292,14 +300,20 @@ class PatchCache:
                 """The `CacheSpec` it was made with, as plain values."""
                 if missing := [name for name in _DATASETS if name not in file]:
                     raise CacheError(f"{path}: {', '.join(missing)} missing; {_REPAIR}")
-                if file["coords"].dtype.kind not in "iu":
-                    raise CacheError(f"{path}: /coords holds {file['coords'].dtype}, not whole numbers; {_REPAIR}")
-                self.coords_N2: npt.NDArray[np.int64] = file["coords"][:].astype(np.int64)
-                self.tissue_N: npt.NDArray[np.float32] = file["tissue"][:].astype(np.float32)
-                offsets = file["patches/offsets"][:].astype(np.int64)
-                self._crc32 = file["patches/crc32"][:] if "patches/crc32" in file else None
                 data = file["patches/data"]
                 self._place, num_bytes = data.id.get_offset(), data.size
+                if data.ndim != 1 or data.dtype != np.uint8:
+                    raise CacheError(f"{path}: /patches/data holds {data.dtype} {data.shape}, not bytes; {_REPAIR}")
+                self.coords_N2: npt.NDArray[np.int64]
+                self.tissue_N: npt.NDArray[np.float32]
+                self._crc32: npt.NDArray[np.uint32] | None = None
+                if (n := len(file["coords"])) * _LEAST_JPEG_BYTES > num_bytes:
+                    raise CacheError(f"{path}: {n} patches in {num_bytes} bytes cannot be; {_REPAIR}")
+                self.coords_N2 = self._read(file, "coords", (n, 2)).astype(np.int64)
+                self.tissue_N = self._read(file, "tissue", (n,), "f").astype(np.float32)
+                offsets: npt.NDArray[np.int64] = self._read(file, "patches/offsets", (n + 1,)).astype(np.int64)
+                if "patches/crc32" in file:
+                    self._crc32 = self._read(file, "patches/crc32", (n,)).astype(np.uint32)
             length = path.stat().st_size
         except FileNotFoundError:
             raise CacheError(f"{path}: no such cache; run `wsi-dbps tile` first") from None
@@ -311,9 +325,9 @@ class PatchCache:
             raise CacheError(f"{path}: /patches/data is not one contiguous block; {_REPAIR}")
         if (cut := (self._place or 0) + num_bytes - length) > 0:
             raise CacheError(f"{path}: the file is cut short by {cut} bytes; {_REPAIR}")
-        self._check_shapes(offsets, num_bytes)
+        self._check_values(offsets, num_bytes)
         self._starts, self._ends = offsets[:-1], offsets[1:]
-        self._rows = np.arange(len(self.coords_N2))
+        self._rows, self._num_stored = np.arange(n), n
         self._fingerprint = str(self.attrs["fingerprint"])
 
     def _check_format(self) -> None:
@@ -331,14 +345,56 @@ class PatchCache:
         for name in ("mpp_level0", "mpp_patch", "patch_size_px", "patch_size_level0", "slide_size"):
             values = np.asarray(self.attrs[name])
             fitting = values.shape == ((2,) if name == "slide_size" else ()) and values.dtype.kind in "fiu"
-            if not fitting or not ((values > 0) & (values < np.inf)).all():
+            fitting &= values.dtype.kind in "iu" or name not in ("patch_size_px", "slide_size")
+            most = MAX_JPEG_SIDE if name == "patch_size_px" else np.finfo(np.float64).max
+            if not fitting or not ((values > 0) & (values <= most)).all():
                 raise CacheError(f"{self.path}: {name} is {self.attrs[name]!r}; {_REPAIR}")
+        expected = self.size_px * (self.attrs["mpp_patch"] / self.mpp_lv0_um)
+        if not abs(self.tile_lv0 - expected) <= _SIZE_TOLERANCE * expected:
+            raise CacheError(
+                f"{self.path}: patch_size_level0 is {self.tile_lv0:g}, and by patch_size_px, mpp_patch and mpp_level0 "
+                f"it would be {expected:g}; {_REPAIR}"
+            )
 
-    def _check_shapes(self, ends: npt.NDArray[np.int64], num_bytes: int) -> None:
-        n = self.coords_N2.shape[0]
-        fitting = self.coords_N2.shape == (n, 2) and self.tissue_N.shape == (n,) and ends.shape == (n + 1,)
-        if not fitting or ends[0] != 0 or ends[-1] != num_bytes or (np.diff(ends) < 0).any():
-            raise CacheError(f"{self.path}: offsets, coordinates and patches do not fit each other; {_REPAIR}")
+    def _read(
+        self, file: h5py.File, name: str, shape: tuple[int | None, ...], kinds: str = "iu", most: int | None = None
+    ) -> npt.NDArray[Any]:
+        """A dataset, if it holds numbers of these kinds in this shape, not too many, and all of them are in the file.
+
+        Of a dataset that was declared and never written, HDF5 reads zeros, as many as it claims to hold.
+        """
+        dataset = file[name]
+        if dataset.dtype.kind not in kinds:
+            what = "whole numbers" if kinds == "iu" else "numbers"
+            raise CacheError(f"{self.path}: /{name} holds {dataset.dtype}, not {what}; {_REPAIR}")
+        if dataset.ndim != len(shape) or any(b not in (None, a) for a, b in zip(dataset.shape, shape, strict=True)):
+            raise CacheError(f"{self.path}: {_MISFIT}; {_REPAIR}")
+        if most is not None and dataset.size > most:
+            raise CacheError(f"{self.path}: /{name} claims {dataset.size} values, at most {most} can be; {_REPAIR}")
+        if dataset.chunks is None:
+            is_there = dataset.id.get_storage_size() >= dataset.nbytes
+        else:
+            chunks = [math.ceil(a / b) for a, b in zip(dataset.shape, dataset.chunks, strict=True)]
+            is_there = dataset.id.get_num_chunks() >= math.prod(chunks)
+        if not is_there:
+            raise CacheError(f"{self.path}: /{name} is declared and not written; {_REPAIR}")
+        values: npt.NDArray[Any] = dataset[:]
+        return values
+
+    def _check_values(self, ends: npt.NDArray[np.int64], num_bytes: int) -> None:
+        if ends[0] != 0 or ends[-1] != num_bytes or (np.diff(ends) < 0).any():
+            raise CacheError(f"{self.path}: {_MISFIT}; {_REPAIR}")
+        off_N = ((self.coords_N2 < 0) | (self.coords_N2 >= self.attrs["slide_size"])).any(axis=1)
+        if off_N.any():
+            row = int(off_N.argmax())
+            x, y = self.coords_N2[row].tolist()
+            raise CacheError(
+                f"{self.path}: patch {row} lies at ({x}, {y}), off the slide of {self.slide_lv0}; {_REPAIR}"
+            )
+        if not ((self.tissue_N >= 0) & (self.tissue_N <= 1 + 1e-3)).all():
+            raise CacheError(f"{self.path}: /tissue has values outside 0 .. 1; {_REPAIR}")
+        if not isinstance(self.spec, dict):
+            raise CacheError(f"{self.path}: spec is {self.attrs['spec']!r:.100}, not settings; {_REPAIR}")
 
     def __len__(self) -> int:
         return len(self.coords_N2)
@@ -435,41 +491,45 @@ class PatchCache:
 
     def thumbnail(self) -> npt.NDArray[np.uint8]:
         """(H, W, 3) picture of the whole slide."""
+        jpeg = self._dataset("thumbnail", (None,)).tobytes()
         try:
-            picture: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(self._dataset("thumbnail").tobytes())
+            height, width, *_ = simplejpeg.decode_jpeg_header(jpeg, strict=False)
+            if height * width > _MOST_PIXELS:
+                raise ValueError(f"{width} x {height} px, at most {_MOST_PIXELS} px can be")
+            picture: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(jpeg)
         except ValueError as error:
             raise CacheError(f"{self.path}: the thumbnail is damaged: {_line(error)}; {_REPAIR}") from None
         return picture
 
     def tissue_mask(self) -> npt.NDArray[np.bool_]:
         """(H, W) tissue on a grid over the whole slide."""
-        return self._dataset("tissue_mask").astype(np.bool_)
+        return self._dataset("tissue_mask", (None, None)).astype(np.bool_)
 
     def quality(self) -> dict[str, npt.NDArray[np.float32]]:
         """(N,) of each measure of the patches' quality; none where they were not asked for."""
         try:
             with h5py.File(self.path, "r", locking=False) as file:
-                found = {name: values[:].astype(np.float32) for name, values in file.get("qc", {}).items()}
+                names = list(file["qc"]) if "qc" in file else []
+                rows = self._num_stored
+                found = {name: self._read(file, f"qc/{name}", (rows,), "f").astype(np.float32) for name in names}
         except _HDF5_ERRORS as error:
             raise CacheError(f"{self.path}: /qc cannot be read: {_line(error)}; {_REPAIR}") from None
-        if any(values.ndim != 1 or len(values) <= self._rows.max(initial=-1) for values in found.values()):
-            raise CacheError(f"{self.path}: /qc does not fit the patches; {_REPAIR}")
         return {name: values[self._rows] for name, values in found.items()}
 
     def dropped(self) -> npt.NDArray[np.int64]:
         """(n, 2) level-0 corners (x, y) of planned tiles that could not be decoded."""
         try:
             with h5py.File(self.path, "r", locking=False) as file:
-                found: npt.NDArray[np.int64] = file["dropped"][:] if "dropped" in file else np.empty((0, 2), np.int64)
-                return found
+                if "dropped" not in file:
+                    return np.empty((0, 2), np.int64)
+                return self._read(file, "dropped", (None, 2), most=_MOST_PIXELS).astype(np.int64)
         except _HDF5_ERRORS as error:
             raise CacheError(f"{self.path}: /dropped cannot be read: {_line(error)}; {_REPAIR}") from None
 
-    def _dataset(self, name: str) -> npt.NDArray[np.uint8]:
+    def _dataset(self, name: str, shape: tuple[int | None, ...]) -> npt.NDArray[np.uint8]:
         try:
             with h5py.File(self.path, "r", locking=False) as file:
-                values: npt.NDArray[np.uint8] = file[name][:]
-                return values
+                return self._read(file, name, shape, most=_MOST_PIXELS).astype(np.uint8)
         except _HDF5_ERRORS as error:
             raise CacheError(f"{self.path}: /{name} cannot be read: {_line(error)}; {_REPAIR}") from None
 

@@ -1,29 +1,34 @@
-"""One page that shows where every slide's patches were taken, the doubtful slides first: 500 slides in minutes."""
+"""Pages that show where every slide's patches were taken, the doubtful slides first: 500 slides in minutes."""
 
 from __future__ import annotations
 
 import base64
-import csv
 import html
 import io
+import re
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
 
 import numpy as np
 
 from wsi_dbps.errors import CacheError
-from wsi_dbps.files import write_text
+from wsi_dbps.files import claimed, put_in_place, write_text
 from wsi_dbps.patches.cache import PatchCache
-from wsi_dbps.patches.table import NAME as TABLE
+from wsi_dbps.patches.table import read_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from pathlib import Path
+    from collections.abc import Iterable, Iterator, Sequence
 
     import numpy.typing as npt
 
+    from wsi_dbps.files import PathLike
+
 NAME: Final = "contact-sheet.html"
+PER_PAGE: Final = 100
+"""Slides on a page, which then has about 4 MB."""
 SIDE_PX: Final = 360
 MOSTLY_TISSUE: Final = 0.95
 OUTLINE_RGB: Final = (0, 110, 60)
@@ -37,6 +42,8 @@ img { max-width: 100%; }
 figcaption b { overflow-wrap: anywhere; }
 .warning { color: #a40; }
 td { padding-right: 2rem; }
+nav a, nav b { margin-right: .7rem; }
+#flagged:checked ~ main figure:not(.warn) { display: none; }
 """
 
 
@@ -51,23 +58,35 @@ class Card:
     mpp_um: float | None
 
 
-def write_contact_sheet(slide_ids: Iterable[str], caches: Path) -> Path:
-    """Draw the sheet of these slides from their caches and `tiling.csv`, and give its path.
+def write_contact_sheet(slide_ids: Iterable[str], caches: PathLike) -> Path:
+    """Draw the sheet of these slides from their caches and `tiling.csv`, and give its first page's path.
 
     Each slide is shown with its mask outlined and its tiles drawn. First come slides that failed, and those with no
-    tissue, hardly anything but tissue, tissue at the slide's edge, or tiles that could not be decoded.
+    tissue, hardly anything but tissue, tissue at the slide's edge, or tiles that could not be decoded. After every
+    hundred slides begins a new page; the first lists them all. Pages of an earlier, longer sheet are removed.
 
     Raises:
         OutputError: If it cannot be written.
     """
-    rows = {}
-    if (caches / TABLE).exists():
-        with open(caches / TABLE, newline="", encoding="utf-8") as file:
-            rows = {row["slide_id"]: row for row in csv.DictReader(file)}
+    caches = Path(caches)
+    rows = read_table(caches)
     cards = [_card(slide_id, caches, rows.get(slide_id, {})) for slide_id in slide_ids]
     cards.sort(key=lambda card: (not card.warnings, card.jpeg is not None))
-    write_text(caches / NAME, _page(cards))
+    pages = [cards[start : start + PER_PAGE] for start in range(0, max(1, len(cards)), PER_PAGE)]
+    with claimed(caches / NAME, wait=True) as first:  # several runs may end at once
+        for number in range(2, len(pages) + 1):
+            write_text(caches / _page_name(number), _page(cards, pages, number))
+        first.write_text(_page(cards, pages, 1), encoding="utf-8", newline="")
+        put_in_place(first, caches / NAME)
+        for path in caches.glob("contact-sheet-*.html"):
+            found = re.fullmatch(r"contact-sheet-([1-9]\d*)\.html", path.name)
+            if found and int(found[1]) > len(pages):
+                path.unlink()
     return caches / NAME
+
+
+def _page_name(number: int) -> str:
+    return NAME if number == 1 else NAME.replace(".", f"-{number}.")
 
 
 def _card(slide_id: str, caches: Path, row: dict[str, str]) -> Card:
@@ -121,7 +140,8 @@ def _picture(cache: PatchCache, thumbnail: npt.NDArray[np.uint8], mask_HW: npt.N
     return out.getvalue()
 
 
-def _page(cards: list[Card]) -> str:
+def _page(cards: Sequence[Card], pages: Sequence[Sequence[Card]], number: int) -> str:
+    """One page of the sheet: what holds for all slides, links to the other pages, and this page's slides."""
     doubtful = sum(bool(card.warnings) for card in cards)
     counts = Counter(f"{card.mpp_um:.2g}" for card in cards if card.mpp_um is not None)
     by_mpp = sorted(counts.items(), key=lambda item: float(item[0]))
@@ -129,9 +149,27 @@ def _page(cards: list[Card]) -> str:
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Contact sheet</title><style>{STYLE}</style>'
         f"<h1>{len(cards)} slides, {doubtful} to look at</h1>"
-        f"<p>Green: outline of the tissue. Blue: the patches.</p><table>{histogram}</table>"
-        f"<main>{''.join(map(_figure, cards))}</main></html>\n"
+        f"<p>Green: outline of the tissue. Blue: the patches.</p><table>{histogram}</table>{_links(pages, number)}"
+        '<input type="checkbox" id="flagged"><label for="flagged"> Only the slides to look at</label>'
+        f"<main>{''.join(map(_figure, pages[number - 1]))}</main></html>\n"
     )
+
+
+def _links(pages: Sequence[Sequence[Card]], number: int) -> str:
+    """Links to the other pages, and on the first a list of all slides; nothing where there is one page."""
+    if len(pages) == 1:
+        return ""
+    links = []
+    for i, page in enumerate(pages, 1):
+        doubtful = sum(bool(card.warnings) for card in page)
+        text = f"{i} ({doubtful} to look at)" if doubtful else str(i)
+        links.append(f"<b>{text}</b>" if i == number else f'<a href="{_page_name(i)}">{text}</a>')
+    nav = f"<nav>Pages: {''.join(links)}</nav>"
+    if number > 1:
+        return nav
+    at = sorted((card.slide_id, _page_name(i)) for i, page in enumerate(pages, 1) for card in page)
+    slides = " ".join(f'<a href="{name}#slide-{quote(slide_id)}">{html.escape(slide_id)}</a>' for slide_id, name in at)
+    return f"{nav}<details><summary>All slides by name</summary><nav>{slides}</nav></details>"
 
 
 def _figure(card: Card) -> str:
@@ -141,4 +179,4 @@ def _figure(card: Card) -> str:
     said = "".join(f'<div class="warning">{html.escape(warning)}</div>' for warning in card.warnings)
     kind = ' class="warn"' if card.warnings else ""
     text = f"<b>{name}</b>{said}<div>{html.escape(card.caption)}</div>"
-    return f"<figure{kind}>{picture}<figcaption>{text}</figcaption></figure>"
+    return f"<figure{kind} id='slide-{name}'>{picture}<figcaption>{text}</figcaption></figure>"

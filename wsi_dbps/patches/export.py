@@ -8,6 +8,7 @@ import json
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
@@ -21,11 +22,11 @@ from wsi_dbps.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     import numpy.typing as npt
 
     from wsi_dbps.cohort.cohort import Cohort, SlideRecord
+    from wsi_dbps.files import PathLike
 
 TABLE: Final = "coordinates.csv"
 FACTS: Final = "slide.json"
@@ -73,14 +74,14 @@ class ExportOutcome:
     """Whether another process was at it; it was left alone."""
 
 
-def find_caches(paths: Iterable[Path]) -> list[Path]:
+def find_caches(paths: Iterable[PathLike]) -> list[Path]:
     """The cache files among `paths` and, by name, in the folders among them, each once.
 
     Raises:
         CacheError: If a path is not there, a folder has no cache, or two caches are of one slide.
     """
     found: dict[Path, Path] = {}
-    for path in paths:
+    for path in map(Path, paths):
         if not path.exists():
             raise CacheError(f"{path}: no such cache or folder")
         caches = sorted(p for p in path.glob("*.h5") if not p.name.startswith(".")) if path.is_dir() else [path]
@@ -126,8 +127,8 @@ def write_labels(out: Path, cohort: Cohort) -> Path:
 
 
 def export_caches(
-    paths: Sequence[Path],
-    out: Path,
+    paths: Sequence[PathLike],
+    out: PathLike,
     spec: ExportSpec,
     *,
     records: Mapping[str, SlideRecord] | None = None,
@@ -140,7 +141,7 @@ def export_caches(
         OutputError: If a file cannot be written.
     """
     busy = []
-    for path in paths:
+    for path in map(Path, paths):
         record = records[path.stem] if records else None
         outcome = export_cache(path, out, spec, record=record, overwrite=overwrite, threads=threads, wait=False)
         if outcome.busy:
@@ -152,8 +153,8 @@ def export_caches(
 
 
 def export_cache(
-    path: Path,
-    out: Path,
+    path: PathLike,
+    out: PathLike,
     spec: ExportSpec,
     *,
     record: SlideRecord | None = None,
@@ -178,6 +179,7 @@ def export_cache(
     Raises:
         OutputError: If a file cannot be written, for instance for want of space.
     """
+    path, out = Path(path), Path(out)
     try:
         cache = PatchCache(path)
         _check_names(cache)

@@ -11,6 +11,7 @@ import os
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import h5py
@@ -29,10 +30,10 @@ from wsi_dbps.slides.source import sampled_fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     import numpy.typing as npt
 
+    from wsi_dbps.files import PathLike
     from wsi_dbps.slides.reader import SlideInfo
     from wsi_dbps.slides.source import SlideFile
 
@@ -164,8 +165,9 @@ def _made_with(path: Path) -> dict[str, Any]:
         return {}
 
 
-def holds_features(path: Path) -> bool:
+def holds_features(path: PathLike) -> bool:
     """Whether a file's content is that of features, ours or another tool's; False for anything that is not HDF5."""
+    path = Path(path)
     try:
         with h5py.File(path, "r", locking=False) as file:
             return file.attrs.get("format") != CACHE_FORMAT and ("features" in file or "feats" in file)
@@ -176,7 +178,7 @@ def holds_features(path: Path) -> bool:
 class FeatureFile:
     """The features of one slide. It holds no open file and no row, and any number of threads may read it at once."""
 
-    def __init__(self, path: Path, *, mpp_lv0_um: float | None = None, slide: SlideFile | None = None) -> None:
+    def __init__(self, path: PathLike, *, mpp_lv0_um: float | None = None, slide: SlideFile | None = None) -> None:
         """Open and check everything but the rows, which are checked when they are read.
 
         Args:
@@ -188,6 +190,7 @@ class FeatureFile:
             CacheError: If it is damaged, of another version, not one row of numbers per coordinate, or contradicts
                 itself.
         """
+        path = Path(path)
         self.path, self._mpp_lv0_um, self._slide = path, mpp_lv0_um, slide
         try:
             with h5py.File(path, "r", locking=False) as file:
@@ -470,7 +473,7 @@ class FeatureFile:
 
 
 def open_bag(
-    caches: Path, slide_id: str, *, mpp_lv0_um: float | None = None, slide: SlideFile | None = None
+    caches: PathLike, slide_id: str, *, mpp_lv0_um: float | None = None, slide: SlideFile | None = None
 ) -> PatchCache | FeatureFile:
     """A slide's patch cache, or file of features, in a folder: which of the two its content says.
 
@@ -485,7 +488,7 @@ def open_bag(
     Raises:
         CacheError: If it is missing or damaged, or belongs to another slide.
     """
-    path = _find_bag(caches, slide_id)
+    path = _find_bag(Path(caches), slide_id)
     found = FeatureFile(path, mpp_lv0_um=mpp_lv0_um, slide=slide) if holds_features(path) else PatchCache(path)
     if found.slide_id not in (None, slide_id):
         raise CacheError(f"{path}: holds slide {found.slide_id!r}, not {slide_id!r}")

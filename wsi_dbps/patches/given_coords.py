@@ -130,6 +130,8 @@ def read_coords(path: Path, info: SlideInfo) -> GivenCoords:
         raise SlideError(f"coordinates {path}: cannot be used: {said}; {_AGAIN}") from None
     if slide_lv0 not in (None, info.size_lv0):
         raise SlideError(f"coordinates {path}: of a slide of {slide_lv0} px, and this one has {info.size_lv0}")
+    if not ((given.tissue_N >= 0) & (given.tissue_N <= 1)).all():
+        raise SlideError(f"coordinates {path}: tissue shares outside 0 .. 1; {_AGAIN}")
     _check_on_slide(given, info.size_lv0)
     return given
 

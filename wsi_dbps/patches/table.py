@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from wsi_dbps.errors import CacheError
 from wsi_dbps.files import claimed, put_in_place
+from wsi_dbps.patches.cache import PatchCache
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
+    from wsi_dbps.files import PathLike
     from wsi_dbps.patches.tile import SlideOutcome
 
 NAME: Final = "tiling.csv"
+FAILED: Final = "failed"
 COLUMNS: Final = (
     "slide_id",
     "status",
@@ -30,23 +34,34 @@ COLUMNS: Final = (
 )
 
 
-def add_to_table(caches: Path, outcomes: Iterable[SlideOutcome]) -> None:
-    """Put slides into a folder's table; a slide that was kept as it was keeps its row.
+def read_table(caches: Path) -> dict[str, dict[str, str]]:
+    """The rows of a folder's table by slide id; none where there is no table."""
+    if not (caches / NAME).exists():
+        return {}
+    with open(caches / NAME, newline="", encoding="utf-8") as file:
+        return {row["slide_id"]: row for row in csv.DictReader(file) if set(COLUMNS) <= set(row)}
 
-    Runs on several machines may do so at once: each holds the table while it reads and replaces it.
+
+def add_to_table(caches: PathLike, outcomes: Iterable[SlideOutcome]) -> None:
+    """Put slides into a folder's table, which says what is true of the caches that are in the folder.
+
+    A slide whose cache is there and sound keeps its row also if this run left the cache as it was, or failed to make
+    it anew. Rows of caches that are no longer there are left out. Runs on several machines may do so at once: each
+    holds the table while it reads and replaces it.
 
     Raises:
         OutputError: If the table cannot be written.
     """
+    caches = Path(caches)
     path = caches / NAME
     with claimed(path, wait=True) as partial:
-        rows = {}
-        if path.exists():
-            with open(path, newline="", encoding="utf-8") as file:
-                rows = {row["slide_id"]: row for row in csv.DictReader(file) if set(COLUMNS) <= set(row)}
+        rows = {
+            slide_id: row
+            for slide_id, row in read_table(caches).items()
+            if row["status"] == FAILED or (caches / f"{slide_id}.h5").exists()
+        }
         for outcome in outcomes:
-            if not (outcome.skipped and outcome.slide_id in rows):
-                rows[outcome.slide_id] = _row(outcome)
+            rows[outcome.slide_id] = _row_now(outcome, rows.get(outcome.slide_id), caches)
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
@@ -55,8 +70,38 @@ def add_to_table(caches: Path, outcomes: Iterable[SlideOutcome]) -> None:
         put_in_place(partial, path)
 
 
+def _row_now(outcome: SlideOutcome, known: dict[str, str] | None, caches: Path) -> dict[str, str]:
+    """What is true of a slide after this outcome, of which `known` was true before."""
+    if known is not None and known["status"] == FAILED:
+        known = None  # either it failed again, or there is a cache by now
+    if not (outcome.skipped or outcome.error):
+        return _row(outcome)
+    if outcome.skipped and known is not None:
+        return known
+    try:
+        cache = PatchCache(caches / f"{outcome.slide_id}.h5")
+        dropped = len(cache.dropped())
+    except CacheError:
+        return _row(outcome)
+    if known is not None:
+        return known
+    level, attrs = cache.attrs.get("read_level"), cache.attrs
+    return _row(outcome) | {
+        "status": "kept" if len(cache) else "empty",
+        "reason": "",
+        "reader": str(attrs["reader"]),
+        "pixels": str(attrs.get("pixel_path", "")),
+        "level": "" if level is None else str(level),
+        "mpp": f"{attrs['mpp_patch']:.6g}",
+        "patches": str(len(cache)),
+        "dropped": str(dropped),
+        "bytes": str(cache.num_bytes),
+        "seconds": "",
+    }
+
+
 def _row(outcome: SlideOutcome) -> dict[str, str]:
-    status = "failed" if outcome.error else "kept" if outcome.skipped else "tiled" if outcome.num_patches else "empty"
+    status = FAILED if outcome.error else "kept" if outcome.skipped else "tiled" if outcome.num_patches else "empty"
     return {
         "slide_id": outcome.slide_id,
         "status": status,

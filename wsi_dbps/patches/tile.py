@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from wsi_dbps.cohort.cohort import SlideRecord
+    from wsi_dbps.files import PathLike
     from wsi_dbps.patches.given_coords import GivenCoords
     from wsi_dbps.patches.pixels import Outcome
     from wsi_dbps.slides.reader import SlideInfo, SlideReader
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 
 _WORKER_DIED = ("KilledWorker", "CancelledError")
 """What dask's executor raises where `concurrent.futures` raises `BrokenExecutor`."""
+_CHANGED = "the file was changed or removed while it was tiled; tile the slide again"
 MPP_DISAGREEMENT = 0.10
 """A manifest's mpp further than this share from the file's is said, as it is as often a slip as a correction."""
 
@@ -102,13 +104,19 @@ class SlidePlan:
     pixels: PixelSource
 
 
-def cache_path(caches: Path, slide_id: str) -> Path:
+def cache_path(caches: PathLike, slide_id: str) -> Path:
     """Where a slide's cache lies."""
-    return caches / f"{slide_id}.h5"
+    return Path(caches) / f"{slide_id}.h5"
 
 
 def tile_slide(
-    record: SlideRecord, spec: CacheSpec, caches: Path, *, overwrite: bool = False, threads: int = 1, wait: bool = True
+    record: SlideRecord,
+    spec: CacheSpec,
+    caches: PathLike,
+    *,
+    overwrite: bool = False,
+    threads: int = 1,
+    wait: bool = True,
 ) -> SlideOutcome:
     """Write one slide's cache, or say why not; only what is wrong with the output folder is raised.
 
@@ -126,10 +134,9 @@ def tile_slide(
     Raises:
         OutputError: If the cache cannot be written, for instance for want of space.
     """
-    start = time.monotonic()
-    path = cache_path(Path(caches), record.slide_id)
+    start, stamp = time.monotonic(), _stamp(record.file)
+    path = cache_path(caches, record.slide_id)
     try:
-        stamp = _stamp(record.file)
         with _open(record, spec) as reader:
             given, spec = _given(reader.info, record, spec)
             if path.exists() and not overwrite:
@@ -148,8 +155,10 @@ def tile_slide(
     except WsiDbpsError as error:
         return SlideOutcome(record.slide_id, None, named(record, error))
     except Exception as error:
-        said = f"{record.slide_id}: {record.file}: unforeseen {type(error).__name__}: {' '.join(str(error).split())}"
-        return SlideOutcome(record.slide_id, None, said, traceback.format_exc())
+        changed = _stamp(record.file) != stamp
+        said = _CHANGED if changed else f"unforeseen {type(error).__name__}: {' '.join(str(error).split())}"
+        said = f"{record.slide_id}: {record.file}: {said}"
+        return SlideOutcome(record.slide_id, None, said, None if changed else traceback.format_exc())
     return SlideOutcome(
         record.slide_id,
         path,
@@ -168,7 +177,7 @@ def tile_slide(
 def tile_cohort(
     records: Sequence[SlideRecord],
     spec: CacheSpec,
-    caches: Path,
+    caches: PathLike,
     *,
     new_executor: Callable[[int], AbstractContextManager[Executor]],
     workers: int,
@@ -380,7 +389,7 @@ def _check_unchanged(file: SlideFile | None, stamp: tuple[int, ...], info: Slide
             return
     except OSError:
         pass
-    raise SlideError(f"{file}: the file was changed or removed while it was tiled; tile the slide again")
+    raise SlideError(f"{file}: {_CHANGED}")
 
 
 def _given(info: SlideInfo, record: SlideRecord, spec: CacheSpec) -> tuple[GivenCoords | None, CacheSpec]:

@@ -78,6 +78,8 @@ def open_slide(path: SlideFile, reader: str = "auto") -> SlideReader:
         UnreadableSlideError: If the file is missing, may not be read, is empty, cut short, or not a slide to that
             reader.
     """
+    if isinstance(path, str) and "://" not in path:
+        path = Path(path)
     head = _checked_head(path)
     chosen = _choose(path, head) if reader == "auto" else reader
     if chosen == "openslide":

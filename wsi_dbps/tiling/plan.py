@@ -22,6 +22,8 @@ UPSAMPLING_TOLERANCE = 0.10
 """How much finer than level 0 a patch may be: 0.5 µm/px is given from a slide of 0.5034, but never from one of 1.0."""
 PLAUSIBLE_MPP_UM = (0.05, 20.0)
 """What a file may claim for level 0. Beyond it the number comes from a print resolution (72 dpi is 353 µm)."""
+MOST_MPP_UM = 1000.0
+"""Coarsest resolution of patches: a whole slide then has 25 x 75 pixels."""
 
 POSSIBLE_MPP_UM = (0.01, 1000.0)
 """What a manifest may give for level 0. It overrules the file, for overviews too; beyond this it is a slip."""
@@ -48,6 +50,8 @@ class TilingSpec:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.mpp_um) and self.mpp_um > 0):
             raise ValueError(f"mpp_um must be above 0, found {self.mpp_um}")
+        if self.mpp_um > MOST_MPP_UM:
+            raise ValueError(f"mpp_um must be at most {MOST_MPP_UM:g}, found {self.mpp_um:g}")
         if self.size_px < 1:
             raise ValueError(f"size_px must be at least 1, found {self.size_px}")
         if not 0 <= self.overlap_px < self.size_px:

@@ -9,6 +9,7 @@ import time
 import weakref
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -26,9 +27,9 @@ from wsi_dbps.training.validation import autocast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from wsi_dbps.cohort.cohort import Cohort
+    from wsi_dbps.files import PathLike
     from wsi_dbps.training.config import RunConfig
 
 ADAM_BYTES: Final = 16
@@ -53,7 +54,7 @@ class Plan:
     """The largest M that fits beside all else that was asked for; None where every kept patch is salient."""
 
 
-def plan(cohort: Cohort, caches: Path, config: RunConfig, budget_bytes: int) -> Plan:
+def plan(cohort: Cohort, caches: PathLike, config: RunConfig, budget_bytes: int) -> Plan:
     """Measure on `training.device` and propose settings that fit; of the caches, heads and a few patches are read.
 
     Raises:
@@ -61,6 +62,7 @@ def plan(cohort: Cohort, caches: Path, config: RunConfig, budget_bytes: int) -> 
         TrainingError: If the cohort cannot be trained on.
         CacheError: If a cache is missing, damaged or of another kind.
     """
+    caches = Path(caches)
     device = pick_device(config.training.device)
     reader = PatchReader(config.training.decode_threads)
     data = load_data(cohort, caches, reader, config.training, config.patches)

@@ -11,12 +11,13 @@ from __future__ import annotations
 import csv
 import io
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from wsi_dbps.config import build, to_dict
-from wsi_dbps.errors import CheckpointError
+from wsi_dbps.errors import CheckpointError, torch_said
 from wsi_dbps.files import file_digest, write_text, written_whole
 from wsi_dbps.models.slide_model import SlideModel
 from wsi_dbps.training.bags import FeatureKind, PatchKind, kind_from
@@ -24,7 +25,8 @@ from wsi_dbps.training.config import RunConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
+
+    from wsi_dbps.files import PathLike
 
 FORMAT: Final = "wsi-dbps checkpoint"
 FORMAT_VERSION: Final = 1
@@ -90,18 +92,21 @@ def save_checkpoint(
         partial.write_bytes(buffer.getbuffer())
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: PathLike) -> Checkpoint:
     """Read a checkpoint on the CPU; nothing in it is executed.
 
     Raises:
         CheckpointError: If it is missing, damaged, or of another format version.
     """
+    path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint; is this a run folder of `wsi-dbps train`?")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise CheckpointError(f"{path}: not a readable checkpoint: {type(error).__name__} {_line(error)}") from None
+        raise CheckpointError(
+            f"{path}: not a readable checkpoint: {type(error).__name__} {torch_said(error)}"
+        ) from None
     found = (content.get("format"), content.get("format_version")) if isinstance(content, dict) else (None, None)
     if found != (FORMAT, FORMAT_VERSION):
         raise CheckpointError(f"{path}: is {found[0]!r} version {found[1]}, not {FORMAT!r} version {FORMAT_VERSION}")

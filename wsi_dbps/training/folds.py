@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsi_dbps.files import output_folder, write_text
@@ -13,13 +14,12 @@ from wsi_dbps.training.loop import TrainingResult, train
 from wsi_dbps.training.stopping import told_to_stop
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from wsi_dbps.cohort.cohort import Cohort
+    from wsi_dbps.files import PathLike
     from wsi_dbps.training.config import RunConfig
 
 
-def train_folds(cohort: Cohort, caches: Path, out: Path, config: RunConfig) -> tuple[TrainingResult, ...]:
+def train_folds(cohort: Cohort, caches: PathLike, out: PathLike, config: RunConfig) -> tuple[TrainingResult, ...]:
     """Train with each fold as the test split, into OUT/fold0, OUT/fold1 ..., and write OUT/folds.csv, a row per fold.
 
     A fold that was begun goes on, and one that is finished is left as it is: calling it again after an interruption is
@@ -30,6 +30,7 @@ def train_folds(cohort: Cohort, caches: Path, out: Path, config: RunConfig) -> t
         StoppedError: After SIGTERM or Ctrl-C, when the running step is done and saved.
         WsiDbpsError: Whatever `train` raises for a fold; the folds done stay.
     """
+    caches, out = Path(caches), Path(out)
     num_folds = max(cohort.folds().values(), default=0) + 1
     splits = [cohort.with_fold(fold) for fold in range(num_folds)]
     results: list[TrainingResult] = []

@@ -11,6 +11,7 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -37,9 +38,9 @@ from wsi_dbps.training.visits import draw_visit, exploring, read_ahead
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from wsi_dbps.cohort.cohort import Cohort
+    from wsi_dbps.files import PathLike
     from wsi_dbps.training.config import RunConfig
     from wsi_dbps.training.stopping import Stopping
 
@@ -83,7 +84,9 @@ class _Epoch:
         return self.waited_s / max(1e-9, self.seconds)
 
 
-def train(cohort: Cohort, caches: Path, run: Path, config: RunConfig, *, resume: bool = False) -> TrainingResult:
+def train(
+    cohort: Cohort, caches: PathLike, run: PathLike, config: RunConfig, *, resume: bool = False
+) -> TrainingResult:
     """Train a slide model and leave a run folder that holds all that is needed to repeat it.
 
     Under torchrun, each process takes its share of every batch and of the validation slides, and process 0 writes the
@@ -107,6 +110,7 @@ def train(cohort: Cohort, caches: Path, run: Path, config: RunConfig, *, resume:
         CheckpointError: If there is a run already (without `resume`), or none or another one (with it).
         OutputError: If another command is writing to the folder, or a file of somebody else would be replaced.
     """
+    caches, run = Path(caches), Path(run)
     loop = config.training
     with (
         joined(loop.wait_minutes) as world,
