@@ -174,7 +174,7 @@ def _fit(  # noqa: PLR0912, PLR0915 - it reads straight down
             scaler.load_state_dict(last.loop_state["scaler"])
             if average is not None:
                 average.load_state_dict(last.loop_state["average"])
-            history, now = last.loop_state["history"], _Epoch(**last.loop_state["epoch"])
+            history, now = list(last.loop_state["history"]), _Epoch(**last.loop_state["epoch"])
             visited = [_visit_from(state) for state in last.loop_state["visits"]] if world.rank == 0 else []
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             why = " ".join(f"{type(error).__name__} {error}".split())[:200]

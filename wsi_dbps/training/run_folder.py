@@ -56,7 +56,7 @@ def settings_to_go_on(run: Path, given: Mapping[str, Any], source: str) -> RunCo
     tables = {name: dict(table) for name, table in begun.items()}
     for name, table in with_preset(given, source).items():
         tables[name] = {**tables.get(name, {}), **table} if isinstance(table, dict) else table
-    config = build(RunConfig, tables, source)
+    config = build(RunConfig, tables, f"{run / 'run.json'} with {source}" if given else f"{run / 'run.json'}")
     _refuse_changes(run, begun, config)
     return config
 

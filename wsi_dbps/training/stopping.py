@@ -5,16 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
-
-_SAME_PRESS_SECONDS: Final = 1.0
-"""Ctrl-C within this time after the first is the same one: torchrun passes it on to processes that have it already."""
 
 
 class Stopping:
@@ -22,22 +18,25 @@ class Stopping:
 
     def __init__(self) -> None:
         self.by_sigterm = False
-        self._pressed: float | None = None
+        self._by_keyboard = False
 
     def __call__(self) -> bool:
         """Whether it was."""
-        return self.by_sigterm or self._pressed is not None
+        return self.by_sigterm or self._by_keyboard
 
     def note(self, number: int, _: FrameType | None = None) -> None:
-        """Remember a signal. A second Ctrl-C ends the process at once, by `KeyboardInterrupt`."""
+        """Remember a signal. A second Ctrl-C ends the process at once, by `KeyboardInterrupt`.
+
+        Not one of several processes: torchrun passes the first Ctrl-C on to processes that have had it already.
+        """
         if number == signal.SIGTERM:
             self.by_sigterm = True
-        elif self._pressed is None:
-            self._pressed = time.monotonic()
-            if os.environ.get("RANK", "0") == "0":
+        elif not self._by_keyboard:
+            self._by_keyboard = True
+            if "RANK" not in os.environ:
                 # os.write, as a signal may come in the middle of a print
                 os.write(2, b"\nwsi-dbps: the running step is finished and saved; Ctrl-C again ends at once\n")
-        elif time.monotonic() - self._pressed > _SAME_PRESS_SECONDS:
+        elif "RANK" not in os.environ:
             raise KeyboardInterrupt
 
 
