@@ -32,6 +32,8 @@ def command(
         dealt, column = fold_cohort(whole, num_folds=folds, seed=seed), "fold"
     write_manifest(out, dealt)
     print_split(dealt, column)
+    if without := sum(record.label is None for record in dealt.records):
+        print(f"{without} of {len(dealt)} slides have no label; they are kept with an empty {column}, and not used")
     print(f"wrote {out}")
 
 
