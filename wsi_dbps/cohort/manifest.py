@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import unicodedata
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["parse_columns", "read_manifest", "write_manifest"]
 
+LEAST_MPP_UM, MOST_MPP_UM = 0.001, 1000.0
+"""What µm per pixel a manifest may claim; what `tile` takes for plausible is narrower."""
 _PLURAL = {"mask": "masks", "annotations": "annotations"}
 _MISSING_WORDS = ("nan", "na", "n/a", "null")
 
@@ -55,6 +58,7 @@ def read_manifest(
         *_id_problems(rows, table),
         *_case_problems(table),
         *_number_problems(table.rows),
+        *_character_problems(table.rows),
         *_label_problems(table, need_label=need_label),
         *_file_problems(table, folder, need_path=need_path),
     ]
@@ -177,6 +181,19 @@ def _number_problems(rows: Sequence[Row]) -> Iterator[Problem]:
             yield row.line, f"mpp {quoted(cell)} is not a number{hint}"
         elif number is not None and number <= 0:
             yield row.line, f"mpp {quoted(cell)} is not above 0"
+        elif number is not None and not LEAST_MPP_UM <= number <= MOST_MPP_UM:
+            yield (
+                row.line,
+                f"mpp {quoted(cell)} is not the size of a pixel in µm ({LEAST_MPP_UM:g} to {MOST_MPP_UM:g})",
+            )
+
+
+def _character_problems(rows: Sequence[Row]) -> Iterator[Problem]:
+    """Control characters would break paths, file names, tables and pictures. A slide_id has a check of its own."""
+    for row in rows:
+        for name in ("path", "case_id", "label", "mask", "annotations"):
+            if control := [char for char in row.ours[name] if unicodedata.category(char) == "Cc"]:
+                yield row.line, f"{name} {quoted(row.ours[name])} contains the control character {control[0]!r}"
 
 
 def _label_problems(table: Table, *, need_label: bool) -> Iterator[Problem]:

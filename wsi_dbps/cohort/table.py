@@ -1,4 +1,4 @@
-"""A CSV file as rows that know their line, under our column names; every problem is collected, none is repaired."""
+"""A table as rows that know their line, under our column names; every problem is collected, none is repaired."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from wsi_dbps.errors import ConfigError, ManifestError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 OURS = ("slide_id", "path", "case_id", "label", "split", "mpp", "mask", "annotations")
 RENAMED = (*OURS, "fold", "site")  # what --columns can name
 
+SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
 MAX_SHOWN = 50
 _BOM = b"\xef\xbb\xbf"
 
@@ -71,7 +72,7 @@ def parse_columns(assignments: Iterable[str]) -> dict[str, str]:
 
 
 def read_table(path: Path, columns: Mapping[str, str], required: Sequence[str]) -> Table:
-    """The rows of a CSV file.
+    """The rows of a file separated by commas, semicolons or tabs: by which of them its line of column names says.
 
     Args:
         path: The file.
@@ -82,7 +83,9 @@ def read_table(path: Path, columns: Mapping[str, str], required: Sequence[str]) 
         ManifestError: If the header already makes the rows unusable, or there are none.
     """
     problems: list[Problem] = []
-    lines = _lines(_text(path), problems)
+    text = _text(path)
+    separator = _separator(text, {*RENAMED, *columns.values()})
+    lines = _lines(text, separator, problems)
     line, header = next(lines, (1, []))
     header = [name.strip() for name in header]
     if not header:
@@ -95,11 +98,8 @@ def read_table(path: Path, columns: Mapping[str, str], required: Sequence[str]) 
         if len(cells) == len(header):
             rows.append(_row(line, dict(zip(header, cells, strict=True)), theirs))
         else:
-            hint = (
-                "; a value with a comma needs quotes, a number takes a decimal point"
-                if len(cells) > len(header)
-                else ""
-            )
+            hint = f"; a value with a {SEPARATORS[separator]} needs quotes" if len(cells) > len(header) else ""
+            hint += ", a number takes a decimal point" if hint and separator == "," else ""
             problems.append((line, f"{len(cells)} cells under {len(header)} column names{hint}"))
     if not rows and not problems:
         refuse(path, [(line, "nothing follows the column names; a manifest has a line per slide")])
@@ -144,9 +144,19 @@ def _text(path: Path) -> str:
         ) from None
 
 
-def _lines(text: str, problems: list[Problem]) -> Iterator[tuple[int, list[str]]]:
+def _separator(text: str, known: Collection[str]) -> str:
+    """What parts the column names so that one of them is known; else what makes the most of them."""
+    headers: dict[str, list[str]] = {}
+    for separator in SEPARATORS:
+        headers[separator] = next(_lines(text, separator, []), (1, []))[1]
+        if not headers[","] or any(name.strip() in known for name in headers[separator]):
+            return separator
+    return max(headers, key=lambda separator: len(headers[separator]))
+
+
+def _lines(text: str, separator: str, problems: list[Problem]) -> Iterator[tuple[int, list[str]]]:
     """Each record that is not blank, with the line it starts on; what is no CSV ends them and joins `problems`."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     line = 1
     try:
         for cells in reader:
@@ -166,10 +176,8 @@ def _header_problems(header: list[str], columns: Mapping[str, str], required: Se
     there = {*header, *columns}
     missing = [name for name in required if name not in there and not (name == "slide_id" and "path" in there)]
     unfound = {ours: theirs for ours, theirs in columns.items() if theirs not in header}
-    separator = max((";", "\t", "|"), key=(joined := ",".join(header)).count)
-    if (missing or unfound) and joined.count(separator) >= len(header):
-        named = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}[separator]
-        yield f"the columns are separated by {named}; save the table with commas"
+    if (missing or unfound) and "".join(header).count("|") >= len(header):
+        yield "the columns are separated by vertical bars; save the table with commas, semicolons or tabs"
         return
     for ours in columns:
         if ours not in RENAMED:

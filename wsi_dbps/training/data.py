@@ -121,8 +121,8 @@ def _missing(caches: Path, wanted: Sequence[SlideRecord], failed: SlideRecord) -
     first = ", ".join(missing[:3]) + ", ..." * (len(missing) > 3)
     return CacheError(
         f"{caches}: {len(missing)} of {len(wanted)} train and val slides have no file there ({first}); make the "
-        f"missing ones with `wsi-dbps tile COHORT.csv --out {caches}` (for features: `wsi-dbps embed`), which keeps the "
-        "others"
+        f"missing ones with `wsi-dbps tile COHORT.csv --out {caches}` (for features: `wsi-dbps embed`), which keeps "
+        "the others"
     )
 
 
