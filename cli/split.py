@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from wsi_dbps_cli.options import CohortCsv, Columns
+from wsi_dbps_cli.options import CohortCsv, Columns, Slides
 
 if TYPE_CHECKING:
     from wsi_dbps.cohort.cohort import Cohort
@@ -20,12 +20,16 @@ def command(
     test: Annotated[float, typer.Option(help="Share of cases for testing.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Of the shuffle.")] = 0,
     columns: Columns = [],
+    join: Annotated[
+        Path | None, typer.Option(help="Table with a row per case, such as STAMP's clini table: its columns are added.")
+    ] = None,
+    slides: Slides = None,
 ) -> None:
     """Deal cases, never slides, stratified by label; the same seed and cases give the same split in any row order."""
     from wsi_dbps.cohort.manifest import parse_columns, read_manifest, write_manifest
     from wsi_dbps.cohort.splits import fold_cohort, split_cohort
 
-    whole = read_manifest(cohort, columns=parse_columns(columns))
+    whole = read_manifest(cohort, columns=parse_columns(columns), join=join, slides=slides)
     if folds is None:
         dealt, column = split_cohort(whole, val=val, test=test, seed=seed), "split"
     else:

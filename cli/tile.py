@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from wsi_dbps_cli.options import CohortCsv, Columns, num_cores
+from wsi_dbps_cli.options import CohortCsv, Columns, Slides, num_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -120,6 +120,7 @@ def command(
     sheet: Annotated[bool, typer.Option(help="Also draw contact-sheet.html, where every slide is seen.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Tile again what is there already.")] = False,
     columns: Columns = [],
+    slides: Slides = None,
     ctx: typer.Context = None,  # type: ignore[assignment]  # typer's own, which `demo` has no use for
 ) -> None:
     """Find tissue on each slide, cut it into patches, and cache them.
@@ -141,7 +142,7 @@ def command(
     made = {"codec": codec.value, "native_tolerance": native_tolerance, "max_damaged": max_damaged}
     made |= {"icc": icc.value, "qc": qc}
     spec = build(CacheSpec, {"tiling": tiling, "quality": quality, "reader": reader.value, **made}, "tile")
-    records = read_manifest(cohort, columns=parse_columns(columns), need_path=True).records
+    records = read_manifest(cohort, columns=parse_columns(columns), need_path=True, slides=slides).records
     if coords is not None:
         _check_coords(ctx, coords)
         records = tuple(replace(record, coords=coords) for record in records)
