@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 
 def command(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE ...", help="Slides, caches, checkpoints, run folders ...")
+        list[Path], typer.Argument(metavar="FILE ...", help="Slides, manifests, caches, checkpoints, run folders ...")
     ],
 ) -> None:
-    """Say what each given file or folder is.
+    """Say what a file or folder is, and what is in it.
 
-    Slides, caches, files of features or attention, checkpoints, folders of a run or of predictions.
+    Slides, manifests, caches, files of features, attention and coordinates (also of TRIDENT, CLAM, hs2p and STAMP),
+    checkpoints, folders of runs and of predictions.
     """
     from wsi_dbps.errors import WsiDbpsError
 
@@ -35,7 +37,7 @@ def command(
         raise typer.Exit(1)
 
 
-def describe(path: Path) -> dict[str, str]:
+def describe(path: Path) -> dict[str, str]:  # noqa: PLR0911 - one per kind of file
     """Facts about a file or folder, by name.
 
     Raises:
@@ -49,7 +51,15 @@ def describe(path: Path) -> dict[str, str]:
     if path.is_dir() and (path / "predict.json").exists():
         return _predictions(path)
     if path.suffix == ".pt":
-        return {"what": "checkpoint"} | _checkpoint(path)
+        return _features_alone(path) or {"what": "checkpoint"} | _checkpoint(path)
+    if path.name == "predictions.csv" and path.with_name("predict.json").exists():
+        return _predictions(path.parent)
+    if path.suffix in (".csv", ".tsv", ".txt"):
+        return _manifest(path)
+    if path.suffix in (".json", ".npz"):
+        from wsi_dbps.patches.other_tools import coordinate_facts
+
+        return coordinate_facts(path) or {}
     if path.suffix == ".h5":
         return _hdf5(path)
     return _slide(path)
@@ -63,9 +73,66 @@ def _slide(path: Path) -> dict[str, str]:
     return {
         "what": f"slide ({info.vendor}, read by {info.reader})",
         "size": f"{info.size_lv0} px",
-        "mpp": "not in the file" if info.mpp_um is None else f"{info.mpp_um:.4g} µm/px",
+        "mpp": _mpp(info.mpp_um),
         "levels": ", ".join(f"{level.size} (1/{level.downsample:g})" for level in info.levels),
         "fingerprint": info.fingerprint,
+    }
+
+
+def _mpp(mpp_um: float | None) -> str:
+    from wsi_dbps.tiling.plan import PLAUSIBLE_MPP_UM, is_plausible
+
+    if mpp_um is None:
+        return "not in the file; `tile` needs it in the mpp column of the manifest"
+    if is_plausible(mpp_um):
+        return f"{mpp_um:.4g} µm/px"
+    low, high = PLAUSIBLE_MPP_UM
+    return (
+        f"{mpp_um:.4g} µm/px, which is no scanner's (plausible: {low:g} to {high:g}); `tile` needs the right one in "
+        "the mpp column of the manifest"
+    )
+
+
+def _manifest(path: Path) -> dict[str, str]:
+    from wsi_dbps.cohort.labels import check_classes
+    from wsi_dbps.cohort.manifest import read_manifest
+    from wsi_dbps.errors import ManifestError
+
+    cohort = read_manifest(path)
+    facts = {"what": "cohort manifest", "slides": f"{len(cohort)} of {len(cohort.cases())} cases"}
+    for name in ("path", "url", "label", "split", "mpp_um", "mask", "annotations"):
+        filled = sum(getattr(record, name) is not None for record in cohort.records)
+        if filled:
+            facts[name.removesuffix("_um")] = f"filled for {filled} slides"
+    counts = Counter(record.label for record in cohort.records)
+    facts["classes"] = ", ".join(f"{name} ({counts[name]})" for name in cohort.classes[:20]) or "none: no labels"
+    facts["classes"] += f" and {len(cohort.classes) - 20} more" * (len(cohort.classes) > 20)
+    if facts.get("split"):
+        splits = Counter(record.split for record in cohort.records)
+        facts["split"] = ", ".join(f"{name or 'empty'} ({count})" for name, count in splits.items())
+    if others := {name: None for record in cohort.records for name in record.extra}:
+        facts["more columns"] = ", ".join(others)
+    try:
+        check_classes(cohort.records)
+    except ManifestError as error:
+        facts["note"] = f"`split` and `train` refuse it: {error}"
+    return facts
+
+
+def _features_alone(path: Path) -> dict[str, str] | None:
+    """CLAM's .pt of a slide, a tensor and nothing else; None for other files."""
+    import torch
+
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:
+        return None  # the checkpoint's own check says what is wrong
+    if not isinstance(found, torch.Tensor):
+        return None
+    return {
+        "what": "features without coordinates (CLAM's pt_files)",
+        "patches": " x ".join(map(str, found.shape)) + " numbers",
+        "use": "give --caches the folder h5_files beside, which has the coordinates",
     }
 
 
@@ -75,6 +142,7 @@ def _hdf5(path: Path) -> dict[str, str]:
     from wsi_dbps.errors import CacheError
     from wsi_dbps.patches.cache import PatchCache
     from wsi_dbps.patches.features import FeatureFile, holds_features
+    from wsi_dbps.patches.other_tools import coordinate_facts
     from wsi_dbps.records import ATTENTION_FORMAT, read_attention
 
     if not path.is_file() or not h5py.is_hdf5(path):
@@ -98,13 +166,16 @@ def _hdf5(path: Path) -> dict[str, str]:
         }
     if holds_features(path):
         features = FeatureFile(path)
+        ours = features.attrs.get("format") is not None
         return {
-            "what": "features",
+            "what": "features" if ours else f"features ({_layout(features.attrs)})",
             "slide": features.slide_id or f"{path.stem} (by the file's name)",
             "patches": f"{len(features)} of {features.dim} numbers",
             "encoder": features.encoder or "not in the file",
             "fingerprint": features.fingerprint,
         }
+    if kind is None and (facts := coordinate_facts(path)):
+        return facts
     cache = PatchCache(path)
     a = cache.attrs
     return {
@@ -116,6 +187,12 @@ def _hdf5(path: Path) -> dict[str, str]:
         "spec": str(a["spec"]),
         "fingerprint": cache.fingerprint,
     }
+
+
+def _layout(attrs: dict[str, Any]) -> str:
+    if "unit" in attrs or "tile_size_um" in attrs:
+        return "STAMP"
+    return "TRIDENT" if "patch_size_level0" in attrs else "CLAM"
 
 
 def _checkpoint(path: Path) -> dict[str, str]:

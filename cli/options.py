@@ -24,6 +24,9 @@ Runs = Annotated[
 Columns = Annotated[
     list[str], typer.Option(help="Read the manifest with a column renamed: slide_id=FILENAME. May be repeated.")
 ]
+Slides = Annotated[
+    Path | None, typer.Option(help="Folder in which slide files are found by slide_id, where the manifest has no path.")
+]
 Device = Annotated[str, typer.Option(help="auto (the first GPU, else the CPU), cpu, cuda, cuda:1, mps ...")]
 Fold = Annotated[int | None, typer.Option(help="Take splits from the fold column, with this fold as test.")]
 

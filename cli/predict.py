@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -67,10 +68,17 @@ def predicted(
     columns: list[str],
 ) -> int:
     """Predict, print what was written, and say how many slides failed."""
+    from wsi_dbps.cohort.labels import mixed_cases
     from wsi_dbps.evaluation.predict import predict
     from wsi_dbps.training.checkpoint import load_checkpoint
 
     slides = cohort_part(cohort, columns, split, fold)
+    if mixed := mixed_cases(slides.records):
+        print(
+            f"wsi-dbps: {len(mixed)} cases, the first {next(iter(mixed))}, have slides with different labels; they are "
+            "predicted, and written as cases without a label, which `evaluate` leaves out",
+            file=sys.stderr,
+        )
     members = member_runs(runs, fold)
     checkpoints = [load_checkpoint(run / "best.pt") for run in members]
     for run, checkpoint in zip(members, checkpoints, strict=True):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from wsi_dbps_cli.options import CohortCsv, Columns
+from wsi_dbps_cli.options import CohortCsv, Columns, Slides
 
 if TYPE_CHECKING:
     from wsi_dbps.cohort.cohort import Cohort
@@ -20,6 +20,10 @@ def command(
     test: Annotated[float, typer.Option(help="Share of cases for testing.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Of the shuffle.")] = 0,
     columns: Columns = [],
+    join: Annotated[
+        Path | None, typer.Option(help="Table with a row per case, such as STAMP's clini table: its columns are added.")
+    ] = None,
+    slides: Slides = None,
 ) -> None:
     """Split a cohort by patient into train, val and test.
 
@@ -29,7 +33,7 @@ def command(
     from wsi_dbps.cohort.splits import fold_cohort, split_cohort
     from wsi_dbps.files import output_folder
 
-    whole = read_manifest(cohort, columns=parse_columns(columns))
+    whole = read_manifest(cohort, columns=parse_columns(columns), join=join, slides=slides)
     if folds is None:
         dealt, column = split_cohort(whole, val=val, test=test, seed=seed), "split"
     else:
@@ -37,6 +41,8 @@ def command(
     with output_folder(out.parent, "split", (out.name,)):
         write_manifest(out, dealt)
     print_split(dealt, column)
+    if without := sum(record.label is None for record in dealt.records):
+        print(f"{without} of {len(dealt)} slides have no label; they are kept with an empty {column}, and not used")
     print(f"wrote {out}")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from wsi_dbps_cli.options import CohortCsv, Columns, num_cores
+from wsi_dbps_cli.options import CohortCsv, Columns, Slides, num_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -138,6 +138,7 @@ def command(
     sheet: Annotated[bool, typer.Option(help="Also draw contact-sheet.html, where every slide is seen.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Tile again what is there already.")] = False,
     columns: Columns = [],
+    slides: Slides = None,
     ctx: typer.Context = None,  # type: ignore[assignment]  # typer's own, which `demo` has no use for
 ) -> None:
     """Find tissue on each slide and cache its patches.
@@ -160,7 +161,7 @@ def command(
     made |= {"icc": icc.value, "qc": qc}
     spec = build(CacheSpec, {"tiling": tiling, "quality": quality, "reader": reader.value, **made}, "tile")
     _check_time_limit(time_limit)
-    records = whole = read_manifest(cohort, columns=parse_columns(columns), need_path=True).records
+    records = whole = read_manifest(cohort, columns=parse_columns(columns), need_path=True, slides=slides).records
     if slide:
         records = _named_slides(records, slide, cohort)
     if coords is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import unicodedata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,7 +21,9 @@ any_text = st.text(st.characters(codec="utf-8"), max_size=12)
 hard_text = any_text | st.text("ab ,\"'\r\n;\t=äß🔬\ufeff\0", max_size=12)
 """As written in a column that we only keep: commas, quotes, newlines, anything."""
 stripped = hard_text.map(lambda text: text.strip() or "x")
-words = stripped.filter(lambda text: text.lower() not in ("nan", "na", "n/a", "null"))
+words = stripped.map(lambda text: "".join(c for c in text if unicodedata.category(c) != "Cc").strip() or "x").filter(
+    lambda text: text.lower() not in ("nan", "na", "n/a", "null")
+)
 slide_ids = stripped.map(lambda text: "".join(char for char in text if not why_unsafe(f"x{char}x")) + "x").filter(
     lambda text: text == text.strip() and not why_unsafe(text)
 )
@@ -41,7 +45,7 @@ def cohorts(draw: st.DrawFn, folder: Path) -> Cohort:
             path=draw(st.none() | st.builds(Path.joinpath, folders, slide_ids)),
             label=draw(st.none() | words),
             split=split_of.setdefault(case_id, draw(st.sampled_from([None, "train", "val", "test"]))),
-            mpp_um=draw(st.none() | st.floats(min_value=0, exclude_min=True, allow_infinity=False)),
+            mpp_um=draw(st.none() | st.floats(0.001, 1000)),
             mask=draw(st.none() | st.builds(Path.joinpath, folders, slide_ids)),
             annotations=draw(st.none() | st.builds(Path.joinpath, folders, slide_ids)),
             extra={name: draw(hard_text) for name in columns},
@@ -121,6 +125,25 @@ def test_a_path_may_be_a_url_which_is_kept_and_not_looked_up(tmp_path: Path) -> 
 )
 def test_a_byte_order_mark_any_line_ends_and_blank_lines_are_fine(tmp_path: Path, text: str) -> None:
     assert read_manifest(written(tmp_path, text)).records == (SlideRecord("a", "a"),)
+
+
+@given(st.data(), st.sampled_from(";\t"))
+def test_semicolons_and_tabs_separate_as_well_as_commas(data: st.DataObject, separator: str) -> None:
+    with TemporaryDirectory() as folder:
+        cohort = data.draw(cohorts(Path(folder)))
+        write_manifest(Path(folder) / "commas.csv", cohort)
+        with open(Path(folder) / "commas.csv", newline="", encoding="utf-8") as file:
+            cells = list(csv.reader(file))
+        with open(Path(folder) / "other.csv", "w", newline="", encoding="utf-8") as file:
+            csv.writer(file, delimiter=separator, quoting=csv.QUOTE_ALL).writerows(cells)
+        assert read_manifest(Path(folder) / "other.csv") == cohort
+
+
+def test_a_separator_is_told_by_known_names_and_not_by_how_often_it_stands(tmp_path: Path) -> None:
+    (record,) = read_manifest(written(tmp_path, "slide_id,a;b;c;d\ns,1;2;3;4\n")).records
+    assert record.extra == {"a;b;c;d": "1;2;3;4"}
+    (record,) = read_manifest(written(tmp_path, "PATIENT;FILE\np;s,1\n"), columns={"slide_id": "FILE"}).records
+    assert record.slide_id == "s,1"
 
 
 def test_blanks_around_cells_and_names_are_dropped(tmp_path: Path) -> None:

@@ -123,11 +123,15 @@ def test_a_share_of_nothing_leaves_the_part_empty() -> None:
     assert (len(split.part("train")), len(split.part("val")), len(split.part("test"))) == (8, 0, 2)
 
 
-def test_cases_with_slides_of_both_classes_are_spread_over_the_folds() -> None:
-    records = [SlideRecord(f"{p}-{label}", f"p{p}", label=label) for p in range(6) for label in "ab"]
-    records += [SlideRecord(f"{p}-a", f"p{p}", label="a") for p in range(6, 12)]
-    folds = fold_cohort(Cohort.of(records), num_folds=3).folds()
-    assert Counter(folds[f"{p}-b"] for p in range(6)) == {0: 2, 1: 2, 2: 2}
+@given(cohorts(), seeds, st.data())
+def test_slides_without_a_label_get_no_part_and_change_no_other(cohort: Cohort, seed: int, data) -> None:
+    unlabelled = [SlideRecord(f"more{i}", data.draw(st.sampled_from(["normal0", "new"]))) for i in range(3)]
+    more = Cohort.of([*cohort.records, *unlabelled])
+    split, folded = split_cohort(more, seed=seed), fold_cohort(more, num_folds=5, seed=seed)
+    assert split.records[:-3] == split_cohort(cohort, seed=seed).records
+    assert [r.split for r in split.records[-3:]] == [None] * 3
+    assert folded.records[:-3] == fold_cohort(cohort, num_folds=5, seed=seed).records
+    assert [r.extra["fold"] for r in folded.records[-3:]] == [""] * 3
 
 
 def test_folds_leave_the_splits_and_other_columns_as_they_are() -> None:
@@ -183,12 +187,23 @@ def test_a_part_that_no_case_falls_to_is_refused() -> None:
         split_cohort(cohort_of(*"aaaa"), val=0.01)
 
 
-def test_a_slide_without_a_label_is_refused() -> None:
+def test_a_cohort_without_a_label_is_refused() -> None:
     cohort = Cohort.of([SlideRecord(f"s{i}", "p") for i in range(3)])
-    with pytest.raises(
-        ManifestError, match=r"^slide 's0' and 2 more slides without a label; add labels or leave the rows"
-    ):
+    with pytest.raises(ManifestError, match=r"^no slide has a label; a split is stratified by label: fill the label"):
         split_cohort(cohort)
+
+
+def test_a_case_with_slides_of_two_labels_is_refused() -> None:
+    """A patient with a negative and a positive lymph node, as in CAMELYON17."""
+    records = [*cohort_of(*"ab" * 6).records, SlideRecord("x", "p0", label="b"), SlideRecord("y", "p1", label="a")]
+    for deal_them in (split_cohort, lambda cohort: fold_cohort(cohort, num_folds=3)):
+        with pytest.raises(ManifestError) as error:
+            deal_them(Cohort.of(records))
+        assert str(error.value) == (
+            "case 'p0' has slides with different labels: 'a' on slide s0, 'b' on slide x (2 cases are so). A label "
+            "belongs to the case: give its slides one label, or leave some of them out, or give each slide a case_id "
+            "of its own (a patient's slides may then lie in train and in test)"
+        )
 
 
 def test_a_class_with_no_case_in_train_is_refused() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from wsi_dbps.cohort.cohort import Cohort
-from wsi_dbps.errors import CacheError, CheckpointError, ConfigError, OutputError, TrainingError
+from wsi_dbps.errors import CacheError, CheckpointError, ConfigError, ManifestError, OutputError, TrainingError
 from wsi_dbps.training import loop as loop_module
 from wsi_dbps.training.checkpoint import load_checkpoint
 from wsi_dbps.training.loop import best_row, pick_device, train
@@ -237,12 +237,34 @@ def test_a_validation_split_of_one_class_is_refused_or_judged_by_loss(cohort, ca
 def test_caches_that_do_not_belong_are_named(cohort, caches, tmp_path, make_config) -> None:
     bare = tmp_path / "caches"
     shutil.copytree(caches, bare)
-    (bare / "slide_09.h5").unlink()
-    with pytest.raises(CacheError, match=r"slide_09.h5: no such cache; run `wsi-dbps tile` first"):
+    for i in (9, 11, 13, 15):
+        (bare / f"slide_{i:02d}.h5").unlink()
+    said = (
+        r"caches: 4 of 16 train and val slides have no file there \(slide_09, slide_11, slide_13, ...\); make the miss"
+    )
+    with pytest.raises(CacheError, match=said + rf"ing ones with `wsi-dbps tile COHORT.csv --out {bare}`"):
         train(cohort, bare, tmp_path / "run", make_config())
     shutil.copy(bare / "slide_10.h5", bare / "slide_09.h5")
     with pytest.raises(CacheError, match=r"slide_09.h5: holds slide 'slide_10', not 'slide_09'"):
         train(cohort, bare, tmp_path / "run", make_config())
+
+
+def test_a_case_with_two_labels_is_not_trained_on_even_where_it_would_test(
+    cohort, caches, tmp_path, make_config
+) -> None:
+    """As some patients of CAMELYON17: predictions of such a case could not be judged, fold for fold."""
+    records = [dataclasses.replace(r, case_id="p") if r.split == "test" else r for r in cohort.records]
+    with pytest.raises(ManifestError, match=r"^case 'p' has slides with different labels: 'flat' on slide slide_00, "):
+        train(Cohort.of(records), caches, tmp_path / "run", make_config())
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_that_are_no_classes_are_trained_on_only_if_named(cohort, caches, tmp_path, make_config) -> None:
+    records = [dataclasses.replace(r, label="Flat") if r.slide_id == "slide_10" else r for r in cohort.records]
+    with pytest.raises(ManifestError, match=r"'flat' \(9 slides\) and 'Flat' \(1 slide\) differ in spelling only"):
+        train(Cohort.of(records), caches, tmp_path / "a", make_config())
+    named = make_config(training={"epochs": 1, "classes": ["flat", "Flat", "coarse"], "monitor": "loss"})
+    assert load_checkpoint(train(Cohort.of(records), caches, tmp_path / "b", named).checkpoint).classes[1] == "Flat"
 
 
 def test_caches_of_two_specs_are_not_mixed(cohort, caches, tmp_path, make_config) -> None:

@@ -8,12 +8,15 @@ from __future__ import annotations
 import csv
 import io
 import os
+import unicodedata
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from wsi_dbps.cohort.cohort import Cohort, SlideRecord, finite_number
 from wsi_dbps.cohort.names import same_file_key, why_unsafe
 from wsi_dbps.cohort.table import OURS, Row, parse_columns, quoted, read_table, refuse
+from wsi_dbps.errors import ManifestError
 from wsi_dbps.files import write_text
 from wsi_dbps.records import SPLITS
 
@@ -25,12 +28,25 @@ if TYPE_CHECKING:
 
 __all__ = ["parse_columns", "read_manifest", "write_manifest"]
 
+SLIDE_ENDINGS = (
+    *(".svs", ".ndpi", ".ome.tiff", ".ome.tif", ".tiff", ".tif", ".mrxs", ".scn", ".svslide", ".bif", ".vms", ".vmu"),
+    *(".dcm", ".png", ".jpg", ".jpeg"),
+)
+"""Endings by which slide files are found in a folder; a longer one before one that it ends in."""
+LEAST_MPP_UM, MOST_MPP_UM = 0.001, 1000.0
+"""What µm per pixel a manifest may claim; what `tile` takes for plausible is narrower."""
 _PLURAL = {"mask": "masks", "annotations": "annotations"}
 _MISSING_WORDS = ("nan", "na", "n/a", "null")
 
 
 def read_manifest(
-    path: PathLike, *, columns: Mapping[str, str] = {}, need_path: bool = False, need_label: bool = False
+    path: PathLike,
+    *,
+    columns: Mapping[str, str] = {},
+    need_path: bool = False,
+    need_label: bool = False,
+    join: PathLike | None = None,
+    slides: PathLike | None = None,
 ) -> Cohort:
     """The slides of a CSV file, in its order; classes are its labels in the order of `ordered_classes`.
 
@@ -43,22 +59,30 @@ def read_manifest(
         need_path: Every slide needs a path, and slides and masks must exist (a URL is not looked up).
         need_label: Slides to learn from need a label: those in train or val or in a fold, or all if the table has
             neither column.
+        join: A table with a row per case, whose columns (such as labels) each slide of the case gets.
+        slides: A folder in which, or below which, slide files are found by their slide_id where the table names no file
+            that is there.
 
     Raises:
         ManifestError: Listing every problem with its line.
     """
     path = Path(path)
-    required = ["slide_id", *(["path"] if need_path else []), *(["label"] if need_label else [])]
-    table = read_table(path, columns, required)
+    required = ["slide_id", *(["path"] if need_path and slides is None else []), *(["label"] if need_label else [])]
+    table = read_table(path, columns, required, None if join is None else Path(join))
     folder = path.parent.absolute()
+    search_problems: list[Problem] = []
+    if slides is not None:
+        table = replace(table, rows=tuple(_placed(table, folder, Path(slides).absolute(), search_problems)))
     rows = [(row, _slide_id(row, table)) for row in table.rows]
     problems = [
         *table.problems,
+        *search_problems,
         *_id_problems(rows, table),
         *_case_problems(table),
         *_number_problems(table.rows),
+        *_character_problems(table.rows),
         *_label_problems(table, need_label=need_label),
-        *_file_problems(table, folder, need_path=need_path),
+        *_file_problems(table, folder, need_path=need_path and not search_problems),
     ]
     refuse(path, problems)
     return Cohort.of(_record(row, slide_id, folder, table) for row, slide_id in rows)
@@ -181,6 +205,19 @@ def _number_problems(rows: Sequence[Row]) -> Iterator[Problem]:
             yield row.line, f"mpp {quoted(cell)} is not a number{hint}"
         elif number is not None and number <= 0:
             yield row.line, f"mpp {quoted(cell)} is not above 0"
+        elif number is not None and not LEAST_MPP_UM <= number <= MOST_MPP_UM:
+            yield (
+                row.line,
+                f"mpp {quoted(cell)} is not the size of a pixel in µm ({LEAST_MPP_UM:g} to {MOST_MPP_UM:g})",
+            )
+
+
+def _character_problems(rows: Sequence[Row]) -> Iterator[Problem]:
+    """Control characters would break paths, file names, tables and pictures. A slide_id has a check of its own."""
+    for row in rows:
+        for name in ("path", "case_id", "label", "mask", "annotations"):
+            if control := [char for char in row.ours[name] if unicodedata.category(char) == "Cc"]:
+                yield row.line, f"{name} {quoted(row.ours[name])} contains the control character {control[0]!r}"
 
 
 def _label_problems(table: Table, *, need_label: bool) -> Iterator[Problem]:
@@ -206,6 +243,29 @@ def _file_problems(table: Table, folder: Path, *, need_path: bool) -> Iterator[P
             elif need_path and cell and name != "annotations" and not os.path.exists(folder / cell):
                 where = "" if Path(cell).is_absolute() else f" in {folder}"
                 yield row.line, f"{name} {quoted(cell)}: no such file{where}"
+
+
+def _placed(table: Table, folder: Path, slides: Path, problems: list[Problem]) -> Iterator[Row]:
+    """The rows, each with the path of its slide below the folder where it names no file that is there."""
+    if not slides.is_dir():
+        raise ManifestError(f"--slides {slides}: no such folder")
+    files: dict[str, list[Path]] = {}
+    for file in sorted(slides.rglob("*")):
+        if ending := next((e for e in SLIDE_ENDINGS if file.name.lower().endswith(e)), None):
+            files.setdefault(file.name[: -len(ending)], []).append(file)
+    for row in table.rows:
+        cell, slide_id = row.ours["path"], _slide_id(row, table)
+        found = files.get(slide_id, [])
+        if (cell and (_is_url(cell) or os.path.exists(folder / cell))) or not slide_id:
+            yield row
+        elif len(found) == 1:
+            yield replace(row, ours={**row.ours, "path": str(found[0])})
+        else:
+            said = f"no file of this name with an ending of a slide ({', '.join(SLIDE_ENDINGS[:5])} ...)"
+            if found:
+                said = f"{len(found)} files of this name ({', '.join(map(str, found[:3]))}); give it a path"
+            problems.append((row.line, f"slide_id {quoted(slide_id)}: found in {slides}: {said}"))
+            yield row
 
 
 def _is_url(cell: str) -> bool:

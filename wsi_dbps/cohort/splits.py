@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wsi_dbps.cohort.cohort import MIN_FOLDS, Cohort, ordered_classes
+from wsi_dbps.cohort.labels import check_classes
 from wsi_dbps.errors import ConfigError, ManifestError
 from wsi_dbps.records import SPLITS
 
@@ -66,10 +67,12 @@ def deal(cases: Mapping[str, tuple[str, ...]], shares: Mapping[str, Fraction], s
 def split_cohort(cohort: Cohort, *, val: float = 0.2, test: float = 0.2, seed: int = 0) -> Cohort:
     """The cohort with every case dealt anew to train, val or test; a share of 0 leaves that part empty.
 
+    A slide without a label gets no split, and so does not take part.
+
     Raises:
         ConfigError: If the shares leave nothing to train on.
-        ManifestError: If a slide has no label, there are too few cases for the parts, or a class would have no case in
-            train.
+        ManifestError: If no slide has a label, the labels cannot be classes (`check_classes`), there are too few cases
+            for the parts, or a class would have no case in train.
     """
     shares = {"val": Fraction(str(val)), "test": Fraction(str(test))} if _are_shares(val, test) else {}
     train = 1 - sum(shares.values(), Fraction(0))
@@ -79,16 +82,18 @@ def split_cohort(cohort: Cohort, *, val: float = 0.2, test: float = 0.2, seed: i
 
     parts = _dealt(cohort, shares, seed)
     _check_trained(cohort, {case for case, part in parts.items() if part == "train"}, "train")
-    return replace(cohort, records=tuple(replace(r, split=parts[r.case_id]) for r in cohort.records))
+    return replace(cohort, records=tuple(replace(r, split=_part_of(r, parts)) for r in cohort.records))
 
 
 def fold_cohort(cohort: Cohort, *, num_folds: int, seed: int = 0) -> Cohort:
     """The cohort with every case dealt anew to a fold, from 0, in its `fold` column; splits stay as they are.
 
+    A slide without a label gets no fold, and so does not take part.
+
     Raises:
         ConfigError: If there are fewer folds than test, validation and training need.
-        ManifestError: If a slide has no label, there are fewer cases than folds, or a class would have no case to train
-            on with one of the folds as test.
+        ManifestError: If no slide has a label, the labels cannot be classes (`check_classes`), there are fewer cases
+            than folds, or a class would have no case to train on with one of the folds as test.
     """
     if num_folds < MIN_FOLDS:
         raise ConfigError(
@@ -98,7 +103,7 @@ def fold_cohort(cohort: Cohort, *, num_folds: int, seed: int = 0) -> Cohort:
     for k in range(num_folds):
         out = {str(k), str((k + 1) % num_folds)}
         _check_trained(cohort, {case for case, fold in folds.items() if fold not in out}, f"train of fold {k}")
-    records = tuple(replace(r, extra={**r.extra, "fold": folds[r.case_id]}) for r in cohort.records)
+    records = tuple(replace(r, extra={**r.extra, "fold": _part_of(r, folds) or ""}) for r in cohort.records)
     return replace(cohort, records=records)
 
 
@@ -137,15 +142,19 @@ def _are_shares(*shares: float) -> bool:
     return all(0 <= share < 1 for share in shares)
 
 
+def _part_of(record: SlideRecord, parts: Mapping[str, str]) -> str | None:
+    return None if record.label is None else parts[record.case_id]
+
+
 def _dealt(cohort: Cohort, shares: Mapping[str, Fraction], seed: int) -> dict[str, str]:
-    """A part for each case, none of the parts empty."""
-    if unlabelled := [record.slide_id for record in cohort.records if record.label is None]:
-        more = f" and {len(unlabelled) - 1} more slides" if len(unlabelled) > 1 else ""
-        raise ManifestError(f"slide {unlabelled[0]!r}{more} without a label; add labels or leave the rows out")
-    labels = {case: {str(r.label) for r in slides} for case, slides in cohort.cases().items()}
+    """A part for each case with a label, none of the parts empty."""
+    check_classes(cohort.records)
+    labels = {record.case_id: record.label for record in cohort.records if record.label is not None}
+    if not labels:
+        raise ManifestError("no slide has a label; a split is stratified by label: fill the label column")
     if len(labels) < len(shares):
         raise ManifestError(f"{len(labels)} cases are too few for {len(shares)} parts ({', '.join(shares)})")
-    parts = deal({case: tuple(sorted(its)) for case, its in labels.items()}, shares, seed)
+    parts = deal({case: (label,) for case, label in labels.items()}, shares, seed)
     if empty := [part for part in shares if part not in parts.values()]:
         raise ManifestError(f"{len(labels)} cases leave {empty[0]} empty; add cases, or ask for other shares")
     return parts

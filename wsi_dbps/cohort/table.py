@@ -1,4 +1,4 @@
-"""A CSV file as rows that know their line, under our column names; every problem is collected, none is repaired."""
+"""A table as rows that know their line, under our column names; every problem is collected, none is repaired."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from wsi_dbps.errors import ConfigError, ManifestError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 OURS = ("slide_id", "path", "case_id", "label", "split", "mpp", "mask", "annotations")
 RENAMED = (*OURS, "fold", "site")  # what --columns can name
 
+SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
 MAX_SHOWN = 50
 _BOM = b"\xef\xbb\xbf"
 
@@ -70,40 +71,77 @@ def parse_columns(assignments: Iterable[str]) -> dict[str, str]:
     return columns
 
 
-def read_table(path: Path, columns: Mapping[str, str], required: Sequence[str]) -> Table:
-    """The rows of a CSV file.
+def read_table(path: Path, columns: Mapping[str, str], required: Sequence[str], join: Path | None = None) -> Table:
+    """The rows of a file separated by commas, semicolons or tabs: by which of them its line of column names says.
 
     Args:
         path: The file.
         columns: Our name to the name in the file, where they differ.
         required: Our names of the columns that must be there; `slide_id` may be replaced by `path`.
+        join: A table with a row per case, whose columns are added to each slide of the case; other slides get empty
+            cells.
 
     Raises:
-        ManifestError: If the header already makes the rows unusable, or there are none.
+        ManifestError: If the tables cannot be joined, the header already makes the rows unusable, or there are none.
     """
     problems: list[Problem] = []
-    lines = _lines(_text(path), problems)
+    text = _text(path)
+    separator = _separator(text, {*RENAMED, *columns.values()})
+    lines = _lines(text, separator, problems)
     line, header = next(lines, (1, []))
     header = [name.strip() for name in header]
     if not header:
         refuse(path, problems or [(1, "the file is empty; a manifest starts with a line of column names")])
+    own, added = len(header), list[str]()
+    of_case: dict[str, list[str]] = {}
+    if join is not None:
+        added, of_case = _read_cases(join, columns, path, header)
+        header += added
     refuse(path, [(line, said) for said in _header_problems(header, columns, required)])
 
     theirs = {ours: columns.get(ours, ours) for ours in RENAMED}
     rows: list[Row] = []
     for line, cells in lines:
-        if len(cells) == len(header):
-            rows.append(_row(line, dict(zip(header, cells, strict=True)), theirs))
+        if len(cells) == own:
+            case_id = cells[header.index(columns.get("case_id", "case_id"))].strip() if join else ""
+            whole = cells + of_case.get(case_id, [""] * len(added))
+            rows.append(_row(line, dict(zip(header, whole, strict=True)), theirs))
         else:
-            hint = (
-                "; a value with a comma needs quotes, a number takes a decimal point"
-                if len(cells) > len(header)
-                else ""
-            )
-            problems.append((line, f"{len(cells)} cells under {len(header)} column names{hint}"))
+            hint = f"; a value with a {SEPARATORS[separator]} needs quotes" if len(cells) > own else ""
+            hint += ", a number takes a decimal point" if hint and separator == "," else ""
+            problems.append((line, f"{len(cells)} cells under {own} column names{hint}"))
     if not rows and not problems:
         refuse(path, [(line, "nothing follows the column names; a manifest has a line per slide")])
     return Table(frozenset(ours for ours in RENAMED if theirs[ours] in header), tuple(rows), tuple(problems))
+
+
+def _read_cases(
+    path: Path, columns: Mapping[str, str], slides: Path, header: Sequence[str]
+) -> tuple[list[str], dict[str, list[str]]]:
+    """The column names that a table of cases adds to one of slides, and its cells under them, by case."""
+    problems: list[Problem] = []
+    text, key = _text(path), columns.get("case_id", "case_id")
+    (_, names), *rows = list(_lines(text, _separator(text, {*RENAMED, *columns.values()}), problems)) or [(1, [])]
+    names = [name.strip() for name in names]
+    for table, found in ((slides, header), (path, names)):
+        if key not in found:
+            raise ManifestError(
+                f"{table}: no column {key!r}, by which the two tables are joined; found: {', '.join(found)}; name the "
+                "column of cases, which both must have: --columns case_id=NAME"
+            )
+    if twice := [name for name in names if name in header and name != key]:
+        raise ManifestError(f"{path}: the column {twice[0]!r} is in {slides} too; remove or rename one of them")
+    place = names.index(key)
+    of_case: dict[str, list[str]] = {}
+    for line, cells in rows:
+        if len(cells) != len(names):
+            problems.append((line, f"{len(cells)} cells under {len(names)} column names"))
+        elif (case_id := cells[place].strip()) in of_case:
+            problems.append((line, f"case {quoted(case_id)} has a line already; a joined table has one per case"))
+        else:
+            of_case[case_id] = cells[:place] + cells[place + 1 :]
+    refuse(path, problems)
+    return names[:place] + names[place + 1 :], of_case
 
 
 def refuse(path: Path, problems: Iterable[Problem]) -> None:
@@ -144,9 +182,20 @@ def _text(path: Path) -> str:
         ) from None
 
 
-def _lines(text: str, problems: list[Problem]) -> Iterator[tuple[int, list[str]]]:
+def _separator(text: str, known: Collection[str]) -> str:
+    """What parts the column names so that one of them is known; else what makes the most of them."""
+    headers: dict[str, list[str]] = {}
+    for separator in SEPARATORS:
+        wrong: list[Problem] = []
+        headers[separator] = next(_lines(text, separator, wrong), (1, []))[1]
+        if not (headers[separator] or wrong) or any(name.strip() in known for name in headers[separator]):
+            return separator
+    return max(headers, key=lambda separator: len(headers[separator]))
+
+
+def _lines(text: str, separator: str, problems: list[Problem]) -> Iterator[tuple[int, list[str]]]:
     """Each record that is not blank, with the line it starts on; what is no CSV ends them and joins `problems`."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     line = 1
     try:
         for cells in reader:
@@ -166,10 +215,8 @@ def _header_problems(header: list[str], columns: Mapping[str, str], required: Se
     there = {*header, *columns}
     missing = [name for name in required if name not in there and not (name == "slide_id" and "path" in there)]
     unfound = {ours: theirs for ours, theirs in columns.items() if theirs not in header}
-    separator = max((";", "\t", "|"), key=(joined := ",".join(header)).count)
-    if (missing or unfound) and joined.count(separator) >= len(header):
-        named = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}[separator]
-        yield f"the columns are separated by {named}; save the table with commas"
+    if (missing or unfound) and "".join(header).count("|") >= len(header):
+        yield "the columns are separated by vertical bars; save the table with commas, semicolons or tabs"
         return
     for ours in columns:
         if ours not in RENAMED:

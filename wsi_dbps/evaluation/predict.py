@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from wsi_dbps.cohort.each_slide import each_slide
+from wsi_dbps.cohort.labels import mixed_cases
 from wsi_dbps.config import to_dict
 from wsi_dbps.errors import CacheError, CheckpointError, PredictionError, WsiDbpsError
 from wsi_dbps.evaluation.pooling import pool_cases
@@ -61,7 +62,8 @@ def predict(
 ) -> PredictionResult:
     """Predict every slide of a cohort and write predictions.csv, predict.json and attention/<slide_id>.h5.
 
-    Labels are not needed. A slide's prediction depends on its patches only: not on the other slides, nor on the order.
+    Labels are not needed; a case whose slides have different ones is written without. A slide's
+    prediction depends on its patches only: not on the other slides, nor on the order.
     Several checkpoints make an ensemble: the mean of their probabilities (`together`).
 
     Raises:
@@ -82,7 +84,9 @@ def predict(
             rows.append(attention.prediction)
 
         failed = each_slide("predicting", cohort.records, one)
-        predictions = Predictions(predictor.classes, tuple(rows), pool_cases(rows, predictor.classes))
+        mixed = mixed_cases(cohort.records)
+        to_pool = [replace(row, label=None) if row.case_id in mixed else row for row in rows]
+        predictions = Predictions(predictor.classes, tuple(rows), pool_cases(to_pool, predictor.classes))
         # Two files cannot be renamed in one step: by the digest readers refuse a pair that a kill has left mixed.
         predictions.write_csv(out / "predictions.csv")
         write_json(

@@ -22,7 +22,8 @@ class EncoderConfig:
     pretrained: bool = True
     """Start from timm's weights, fetched from its hub or its cache; ignored where `weights` is given."""
     weights: str | None = None
-    """A local weights file (.pth, .pt, .bin or .safetensors) to start from."""
+    """A local weights file (.pth, .pt, .bin or .safetensors) to start from. It must fit whole: only a classifier head
+    may be left over."""
     weights_match: Literal["name", "order"] = "name"
     """How a file's tensors find the encoder's: by name, or, where the names differ, one after the other by shape."""
     dim: int | None = None

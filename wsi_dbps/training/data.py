@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from wsi_dbps.cohort.cohort import ordered_classes
-from wsi_dbps.errors import ConfigError, TrainingError
+from wsi_dbps.cohort.labels import check_classes
+from wsi_dbps.errors import CacheError, ConfigError, TrainingError
+from wsi_dbps.records import SPLITS
 from wsi_dbps.training.bags import CacheBag, FeatureKind, PatchKind, PatchReader, open_cache, patch_kind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from wsi_dbps.cohort.cohort import Cohort
+    from wsi_dbps.cohort.cohort import Cohort, SlideRecord
     from wsi_dbps.models.config import EncoderConfig
     from wsi_dbps.patches.quality import PatchFilter
     from wsi_dbps.training.config import LoopConfig
@@ -65,14 +67,20 @@ def load_data(
     """Open the caches, or features, of the train and val slides; other records are dropped before any file is touched.
 
     Raises:
+        ManifestError: If labels cannot be classes (`check_classes`).
         TrainingError: If a part is empty or lacks a class that is needed, or the settings name other classes.
         CacheError: If a cache is missing, damaged, or holds patches of another kind than the first.
     """
+    check_classes(cohort.part(*SPLITS).records, loop.classes or ())
     bags: dict[str, list[CacheBag]] = {"train": [], "val": []}
     left_out: list[str] = []
     kind: PatchKind | FeatureKind | None = None
-    for record in cohort.part("train", "val").records:
-        cache = open_cache(caches, record, kind, patch_filter)
+    wanted = cohort.part("train", "val").records
+    for record in wanted:
+        try:
+            cache = open_cache(caches, record, kind, patch_filter)
+        except CacheError as error:
+            raise _missing(caches, wanted, record) or error from None
         if len(cache):
             kind = kind or patch_kind(cache)
             bags[str(record.split)].append(CacheBag(record, cache, reader))
@@ -102,6 +110,20 @@ def load_data(
         )
     assert kind is not None
     return TrainingData(train, val, classes, kind, tuple(left_out))
+
+
+def _missing(caches: Path, wanted: Sequence[SlideRecord], failed: SlideRecord) -> CacheError | None:
+    """The error that says how many slides have no file at all, where that is what failed."""
+    there = {path.stem for path in caches.rglob("*")}
+    missing = [record.slide_id for record in wanted if record.slide_id not in there]
+    if failed.slide_id not in missing:
+        return None
+    first = ", ".join(missing[:3]) + ", ..." * (len(missing) > 3)
+    return CacheError(
+        f"{caches}: {len(missing)} of {len(wanted)} train and val slides have no file there ({first}); make the "
+        f"missing ones with `wsi-dbps tile COHORT.csv --out {caches}` (for features: `wsi-dbps embed`), which keeps "
+        "the others"
+    )
 
 
 def fitted(encoder: EncoderConfig, kind: PatchKind | FeatureKind) -> EncoderConfig:

@@ -1,0 +1,114 @@
+"""`wsi-dbps inspect` says what files of ours and of other tools are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from wsi_dbps.synth.pyramid import write_aperio
+
+
+@pytest.fixture
+def facts(wsi_dbps):
+    """What inspect says of one file, by name."""
+
+    def of(path: Path) -> dict[str, str]:
+        code, out, err = wsi_dbps("inspect", path)
+        assert (code, err, out.splitlines()[0]) == (0, "", str(path))
+        return {line[2:15].strip(): line[15:] for line in out.splitlines()[1:]}
+
+    return of
+
+
+def test_a_manifest_is_told_by_its_slides_classes_and_splits(small_cohort, facts) -> None:
+    assert facts(small_cohort[0]) == {
+        "what": "cohort manifest",
+        "slides": "20 of 20 cases",
+        "path": "filled for 20 slides",
+        "label": "filled for 20 slides",
+        "split": "test (4), val (4), train (12)",
+        "classes": "coarse (10), flat (10)",
+    }
+
+
+def test_a_manifest_that_cannot_be_split_says_why(tmp_path: Path, facts, wsi_dbps) -> None:
+    (tmp_path / "a.tsv").write_text("slide_id\tcase_id\tlabel\tsite\na\tp\tx\tUlm\nb\tp\ty\tUlm\n")
+    found = facts(tmp_path / "a.tsv")
+    assert (found["classes"], found["more columns"]) == ("x (1), y (1)", "site")
+    assert found["note"].startswith("`split` and `train` refuse it: case 'p' has slides with different labels")
+    (tmp_path / "b.csv").write_text("PATIENT,FILE\np,a\n")
+    code, out, _ = wsi_dbps("inspect", tmp_path / "b.csv")
+    assert code == 1
+    assert "cannot be used" in out
+    assert "no column slide_id; found: 'PATIENT', 'FILE'" in out
+
+
+def test_a_size_of_pixels_that_tile_refuses_is_said(tmp_path: Path, facts) -> None:
+    """Of a TIFF for print: 72 dots per inch are 352.8 µm."""
+    write_aperio(tmp_path / "a.svs", np.full((64, 64, 3), 200, np.uint8), mpp_um=352.8, tile_px=64)
+    assert facts(tmp_path / "a.svs")["mpp"] == (
+        "352.8 µm/px, which is no scanner's (plausible: 0.05 to 20); `tile` needs the right one in the mpp column of "
+        "the manifest"
+    )
+
+
+def test_coordinates_of_trident_clam_and_hs2p_are_told_apart(tmp_path: Path, facts) -> None:
+    for name, attrs in {
+        "trident": {"patch_size": 256, "patch_size_level0": 512.0, "name": "a"},
+        "clam": {"patch_size": 256, "patch_level": 1, "name": "b"},
+    }.items():
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file.create_dataset("coords", data=np.zeros((3, 2), np.int64)).attrs.update(attrs)
+    found = facts(tmp_path / "trident.h5")
+    assert (found["what"], found["slide"], found["tiles"]) == (
+        "tile coordinates (TRIDENT)",
+        "a",
+        "3 of 256 px, 512 px of level 0",
+    )
+    found = facts(tmp_path / "clam.h5")
+    assert (found["what"], found["slide"], found["tiles"]) == (
+        "tile coordinates (CLAM)",
+        "b",
+        "3 of 256 px of level 1",
+    )
+    tiling = {"n_tiles": 5, "requested_tile_size_px": 256, "requested_spacing_um": 0.5, "tile_size_lv0": 512}
+    meta = {"provenance": {"sample_id": "c"}, "tiling": tiling, "artifact": {"coordinate_space": "level0_px"}}
+    (tmp_path / "c.coordinates.meta.json").write_text(json.dumps(meta))
+    np.savez(tmp_path / "c.coordinates.npz", x=np.zeros(5), y=np.zeros(5))
+    found = facts(tmp_path / "c.coordinates.meta.json")
+    assert (found["what"], found["slide"]) == ("tile coordinates (hs2p)", "c")
+    assert found["tiles"] == "5 of 256 px at 0.5 µm/px, 512 px of level 0"
+    found = facts(tmp_path / "c.coordinates.npz")
+    assert found["tiles"] == "5; their size is in c.coordinates.meta.json"
+
+
+def test_features_of_clam_trident_and_stamp_are_told_apart(tmp_path: Path, facts) -> None:
+    layouts = {
+        "TRIDENT": ("features", {"patch_size_level0": 512}, {}),
+        "CLAM": ("features", {}, {}),
+        "STAMP": ("feats", {}, {"unit": "um", "tile_size_um": 256.0, "extractor": "uni"}),
+    }
+    for tool, (key, on_coords, on_file) in layouts.items():
+        with h5py.File(tmp_path / f"{tool}.h5", "w") as file:
+            file[key] = np.zeros((3, 8), np.float32)
+            file.create_dataset("coords", data=np.zeros((3, 2), np.int64)).attrs.update(on_coords)
+            file.attrs.update(on_file)
+        found = facts(tmp_path / f"{tool}.h5")
+        assert (found["what"], found["patches"]) == (f"features ({tool})", "3 of 8 numbers")
+    torch.save(torch.zeros(3, 8), tmp_path / "clam.pt")
+    found = facts(tmp_path / "clam.pt")
+    assert found["what"] == "features without coordinates (CLAM's pt_files)"
+    assert found["patches"] == "3 x 8 numbers"
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.npz", "a.coordinates.npz"])
+def test_json_and_arrays_of_no_tool_are_named(tmp_path: Path, wsi_dbps, name: str) -> None:
+    (tmp_path / name).write_text("[1, 2]")
+    code, out, _ = wsi_dbps("inspect", tmp_path / name)
+    assert code == 1
+    assert f"cannot be used: {tmp_path / name}: not a file of coordinates of hs2p: " in out
