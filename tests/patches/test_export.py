@@ -22,7 +22,7 @@ from PIL import Image
 from wsi_dbps.cohort.cohort import SlideRecord
 from wsi_dbps.cohort.names import why_unsafe
 from wsi_dbps.errors import OutputError
-from wsi_dbps.files import claimed
+from wsi_dbps.files import RECORD, claimed
 from wsi_dbps.patches.cache import PatchCache
 from wsi_dbps.patches.export import ExportSpec, export_cache, export_caches, find_caches, sample_key
 from wsi_dbps.patches.tile import tile_slide
@@ -81,11 +81,13 @@ def samples(path: Path) -> list[tuple[str, dict[str, bytes]]]:
 
 
 def content(out: Path) -> dict[str, bytes]:
-    return {path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(out.rglob("[!.]*")) if path.is_file()
+    }
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(os.listdir(folder))
+    return sorted(set(os.listdir(folder)) - {RECORD})
 
 
 # Laws
