@@ -41,8 +41,9 @@ def command(
         read_courses,
         spread_over_classes,
     )
-    from wsi_dbps.files import output_folder, write_json, write_text
+    from wsi_dbps.files import write_json, write_text
     from wsi_dbps.heatmaps.atlas import draw_curves, draw_maps
+    from wsi_dbps.output_folder import output_folder
     from wsi_dbps.training.config import build_run_config
 
     courses = {course.slide_id: course for course in read_courses(run)}

@@ -34,7 +34,8 @@ def command(
     from wsi_dbps.errors import ConfigError
     from wsi_dbps.evaluation.bootstrap import MetricsConfig
     from wsi_dbps.evaluation.compare import compare
-    from wsi_dbps.files import output_folder, write_json
+    from wsi_dbps.files import write_json
+    from wsi_dbps.output_folder import output_folder
     from wsi_dbps.records import failed_slides
 
     config = build(MetricsConfig, {"num_bootstrap": bootstrap, "seed": seed}, "compare")

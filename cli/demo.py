@@ -63,7 +63,7 @@ def command(
 
     Each step is a command of its own, and is printed as you would type it. Run again, it goes on where it was stopped.
     """
-    from wsi_dbps.files import output_folder
+    from wsi_dbps.output_folder import output_folder
 
     with output_folder(out, "demo", ("cohort.csv", "demo.toml")):
         _whole_way(out, slides, seed, epochs)

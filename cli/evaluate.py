@@ -61,7 +61,7 @@ def command(
     from wsi_dbps.evaluation.report import write_metrics, write_report
     from wsi_dbps.evaluation.report_runs import find_leaks
     from wsi_dbps.evaluation.validation import parts
-    from wsi_dbps.files import output_folder
+    from wsi_dbps.output_folder import output_folder
     from wsi_dbps.records import failed_slides, read_predicted
 
     if len(preds) > 1 and out is None:

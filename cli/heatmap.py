@@ -125,7 +125,7 @@ def draw(
     from wsi_dbps.cohort.each_slide import each_slide
     from wsi_dbps.errors import ConfigError
     from wsi_dbps.evaluation.predict import Predictor
-    from wsi_dbps.files import output_folder
+    from wsi_dbps.output_folder import output_folder
     from wsi_dbps.training.bags import FeatureKind
     from wsi_dbps.training.checkpoint import load_checkpoint
 

@@ -47,7 +47,8 @@ def command(
     from wsi_dbps.evaluation.bootstrap import MetricsConfig
     from wsi_dbps.evaluation.localisation import best_percentile, locate_slides, summarise
     from wsi_dbps.evaluation.validation import check_validation, parts
-    from wsi_dbps.files import output_folder, write_json
+    from wsi_dbps.files import write_json
+    from wsi_dbps.output_folder import output_folder
     from wsi_dbps.records import failed_slides, made_with, read_predicted
 
     config = build(MetricsConfig, {"num_bootstrap": bootstrap, "seed": seed}, "localise")

@@ -202,10 +202,13 @@ def tile_all(
     A time limit of None is the default one where each slide has a process of its own, which alone can be ended without
     the others; 0 is none.
     """
-    from wsi_dbps.patches.table import add_to_table
+    from wsi_dbps.files import refuse_to_replace
+    from wsi_dbps.patches import contact_sheet, table
     from wsi_dbps.patches.tile import tile_cohort
     from wsi_dbps.progress import Progress
 
+    for name in (table.NAME, contact_sheet.NAME):
+        refuse_to_replace(out / name)
     cores = num_cores()
     workers = max(1, min(workers or cores, len(records)))
     threads = max(1, cores // workers)
@@ -233,7 +236,7 @@ def tile_all(
             for line in filter(None, lines):
                 progress.say(line)
             progress.advance(extra=f"{sum(o.num_patches for o in outcomes)} patches")
-    add_to_table(out, outcomes)
+    table.add_to_table(out, outcomes)
     seconds = time.monotonic() - start
     written = [o for o in outcomes if o.error is None and not o.skipped]
     patches = sum(o.num_patches for o in written)

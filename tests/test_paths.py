@@ -23,7 +23,7 @@ from wsi_dbps.training.config import build_run_config
 from wsi_dbps.training.loop import train
 
 SMALL = CacheSpec(tiling=TilingSpec(mpp_um=1.0, size_px=32, tissue="none", min_tissue=0.0))
-MADE = {"encoder": "e", "encoder_fingerprint": "0", "checkpoint_fingerprint": "", "precision": "fp32"}
+MADE = {"encoder": "e", "encoder_fingerprint": "0", "checkpoint_fingerprint": "", "precision": "fp32", "batch": 8}
 RUN = {
     "encoder": {"name": "small_gn", "dim": 8},
     "selection": {"num_salient": 2, "num_subsalient": 2, "num_kept": 4},

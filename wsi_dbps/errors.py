@@ -14,6 +14,7 @@
     │   └── StoppedError       training was told to end, and has saved its state
     ├── PredictionError        predictions that cannot be made or evaluated
     └── OutputError            a file that cannot be written
+        └── ForeignFileError   a file of somebody else, which is never replaced
 
 Each message is one line: which slide, which file, what was found, what to do. The command line prints it and exits
 with 2 (1 when only some slides failed, 143 or 130 when training was told to end); anything else is a bug and keeps its
@@ -76,6 +77,10 @@ class PredictionError(WsiDbpsError):
 
 class OutputError(WsiDbpsError):
     """A file that cannot be written: no space, no permission."""
+
+
+class ForeignFileError(OutputError):
+    """A file that this package did not write, or that was changed since, where it would write one of its own."""
 
 
 def torch_said(error: Exception) -> str:

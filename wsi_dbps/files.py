@@ -2,7 +2,7 @@
 
 A file is written to a temporary file beside its place, flushed to disk, then renamed. A hidden file in each folder,
 `.wsi-dbps-files`, records what was written there: no command replaces a file that is not in it, or that somebody
-changed since. The same hidden file is the lock by which one command at a time writes to a folder.
+changed since. The same hidden file is the lock by which one command at a time writes to a folder (`output_folder.py`).
 """
 
 from __future__ import annotations
@@ -10,23 +10,18 @@ from __future__ import annotations
 import ctypes
 import errno
 import hashlib
-import io
 import json
 import os
 import shutil
-import socket
 import sys
-import threading
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from wsi_dbps.errors import OutputError
+from wsi_dbps.errors import ForeignFileError, OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
-
-    import h5py
 
 PathLike = str | os.PathLike[str]
 """What a public function takes for a path: text, or a path object."""
@@ -51,7 +46,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     except BaseException as error:
         with suppress(OSError):
             partial.unlink()
-        _raise_as_output_error(path, error)
+        raise_as_output_error(path, error)
         raise
 
 
@@ -93,23 +88,23 @@ def refuse_to_replace(path: Path) -> None:
     Commands that work for long call it before they begin, and every writer does before a file takes its name.
 
     Raises:
-        OutputError: If somebody else's file would be lost.
+        ForeignFileError: If somebody else's file would be lost.
     """
     if not os.path.lexists(path):
         return
     digests = _recorded(path)
     if path.is_dir() and (strangers := [file for file in sorted(path.iterdir()) if not _is_of_folder(file)]):
-        raise OutputError(
+        raise ForeignFileError(
             f"{path}: holds {strangers[0].name}, which was not written by wsi-dbps, so the folder is not replaced; "
             "move that file away, or give another folder with --out"
         )
     if not digests and not _made_by_0_1(path):
-        raise OutputError(
+        raise ForeignFileError(
             f"{path}: exists and was not written by wsi-dbps, so it is not replaced; move it away, or give another "
             "name or folder with --out"
         )
     if digests and "-" not in digests and path.is_file() and file_digest(path) not in digests:
-        raise OutputError(
+        raise ForeignFileError(
             f"{path}: was changed after wsi-dbps wrote it, so it is not replaced; move it away, or give another name "
             "or folder with --out"
         )
@@ -120,11 +115,12 @@ def _is_of_folder(file: Path) -> bool:
 
 
 def _recorded(path: Path) -> set[str]:
-    lines = (line.partition("\t") for line in _lines(path.parent / RECORD))
+    lines = (line.partition("\t") for line in record_lines(path.parent / RECORD))
     return {digest for digest, _, name in lines if name == _one_line(path.name)}
 
 
-def _lines(record: Path) -> list[str]:
+def record_lines(record: Path) -> list[str]:
+    """The lines of a folder's record; none where there is no record."""
     with suppress(FileNotFoundError):
         return record.read_text(encoding="utf-8", errors="surrogateescape").split("\n")[:-1]
     return []
@@ -153,10 +149,11 @@ def _note_written(path: Path, content: Path | None) -> None:
     """Record a file, or a folder (`content` None), before it takes its name, so that a kill leaves no unknown file."""
     mark = file_digest(content) if content is not None and path.suffix in _EDITABLE else "-"
     if mark not in _recorded(path):
-        _append(path.parent / RECORD, f"{mark}\t{_one_line(path.name)}\n")
+        append_to_record(path.parent / RECORD, f"{mark}\t{_one_line(path.name)}\n")
 
 
-def _append(record: Path, line: str) -> None:
+def append_to_record(record: Path, line: str) -> None:
+    """Add one line, or several, in a single write: what other processes add lies before or after it."""
     handle = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         os.write(handle, line.encode("utf-8", "surrogateescape"))
@@ -168,67 +165,6 @@ def _one_line(name: str) -> str:
     return name.replace("\n", "\\n")
 
 
-_held: dict[str, int] = {}
-"""Folders that this process holds, and the thread that does."""
-
-
-@contextmanager
-def output_folder(folder: Path, command: str, names: Iterable[str] = ()) -> Iterator[None]:
-    """Hold a folder so that no other command writes to it meanwhile; it is made if it is missing.
-
-    The lock is the system's own (`flock`) on the folder's `.wsi-dbps-files`: it ends with the process, however that
-    ends, and other machines see it on file systems that share locks (NFS from version 4, Lustre with `flock`, GPFS).
-    Where there are no locks, the folder is always had. A function that holds a folder may call another that holds the
-    same. `tile` and `export` hold single files in place of the folder (`claimed`), so that several may share the work.
-
-    Args:
-        folder: Where the command writes.
-        command: Its name, for the message of whoever comes second.
-        names: Files that it will write there: refused at once if they are somebody else's, not hours later.
-
-    Raises:
-        OutputError: If another command is writing there, or the folder cannot be written, or holds a file of one of
-            these names that this package did not write.
-    """
-    key = os.path.realpath(folder)
-    if _held.get(key) == threading.get_ident():
-        yield
-        return
-    record, new = folder / RECORD, not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = _locked(record, wait=False)
-    except OSError as error:
-        _raise_as_output_error(folder, error)
-        raise
-    except BusyError:
-        raise OutputError(
-            f"{folder}: {_writer(record)} is writing here now; wait until it has ended, or give another folder with "
-            "--out"
-        ) from None
-    try:
-        _held[key] = threading.get_ident()
-        try:
-            for name in names:
-                refuse_to_replace(folder / name)
-            _append(record, f"# wsi-dbps {command}\tprocess {os.getpid()} on {socket.gethostname()}\n")
-            yield
-        finally:
-            del _held[key]
-            if all(line.startswith("# ") for line in _lines(record)):  # no file was written: leave nothing
-                record.unlink(missing_ok=True)
-                with suppress(OSError):
-                    if new:
-                        folder.rmdir()
-    finally:
-        os.close(handle)
-
-
-def _writer(record: Path) -> str:
-    command, _, process = next((line[2:] for line in reversed(_lines(record)) if line[:2] == "# "), "").partition("\t")
-    return f"another command, `{command}` ({process})," if process else "another command"
-
-
 def reserve(handle: int, length: int) -> None:
     """Have the file system set aside space for the first `length` bytes of an open file, if it can.
 
@@ -237,89 +173,6 @@ def reserve(handle: int, length: int) -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).fallocate(handle, 0, ctypes.c_int64(0), ctypes.c_int64(length))
-
-
-@contextmanager
-def h5_written_whole(path: Path, *, size: int = 0) -> Iterator[h5py.File]:
-    """Yield an HDF5 file to fill; on success it is flushed and takes the name `path`, else nothing is left.
-
-    HDF5 cannot recover from a write that fails: closing the file fails too, and the interpreter then crashes when it
-    frees the handle. So HDF5 writes through `_Target`, which never reports a failure to it, and the first failure is
-    raised here, after HDF5 has closed the file as usual.
-
-    Args:
-        path: File to write.
-        size: Bytes to reserve first, so that a full disk is found before work is done. Where the file system cannot
-            reserve, a full disk is found while writing.
-
-    Raises:
-        OutputError: If the file cannot be written, with what the system said.
-    """
-    import h5py
-
-    with written_whole(path) as partial, open(partial, "wb+", buffering=0) as raw:
-        _reserve_or_fail(raw.fileno(), size)
-        target = _Target(raw)
-        try:
-            with h5py.File(target, "w") as file:
-                yield file
-        finally:
-            if target.error is not None:
-                raise target.error
-
-
-class _Target(io.RawIOBase):
-    """A file for HDF5 to write to. After a write has failed, `error` holds why and all further bytes are dropped."""
-
-    def __init__(self, raw: io.FileIO) -> None:
-        self._raw = raw
-        self.error: OSError | None = None
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self._raw.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._raw.tell()
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill the whole buffer, with zeros where there is nothing to read."""
-        view, start = memoryview(buffer).cast("B"), 0
-        with suppress(OSError):
-            while num := self._raw.readinto(view[start:]):
-                start += num
-        view[start:] = bytes(len(view) - start)
-        return len(view)
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        rest = view
-        with self._recorded():
-            while rest and self.error is None:
-                rest = rest[self._raw.write(rest) :]
-        return len(view)
-
-    def truncate(self, size: int | None = None) -> int:
-        with self._recorded():
-            self._raw.truncate(size)
-        return size or 0
-
-    @contextmanager
-    def _recorded(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            self.error = self.error or error
-
-
-def _reserve_or_fail(handle: int, size: int) -> None:
-    """Reserve space for `size` bytes without changing the file's length; return if the file system cannot reserve."""
-    if sys.platform != "linux" or not size:
-        return
-    keep_size, system = 1, ctypes.CDLL(None, use_errno=True)
-    if system.fallocate(handle, keep_size, ctypes.c_int64(0), ctypes.c_int64(size)):
-        number = ctypes.get_errno()
-        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise OSError(number, os.strerror(number))
 
 
 @contextmanager
@@ -341,15 +194,15 @@ def claimed(path: Path, *, wait: bool = False) -> Iterator[Path]:
     partial = partial_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = _locked(partial, wait=wait)
+        handle = locked(partial, wait=wait)
     except OSError as error:
-        _raise_as_output_error(path, error)
+        raise_as_output_error(path, error)
         raise
     try:
         os.ftruncate(handle, 0)
         yield partial
     except OSError as error:
-        _raise_as_output_error(path, error)
+        raise_as_output_error(path, error)
         raise
     finally:
         if _is_at(handle, partial):
@@ -375,7 +228,7 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
         new.mkdir(parents=True)
         yield new
-        _append(
+        append_to_record(
             new / RECORD,
             "".join(f"-\t{_one_line(file.name)}\n" for file in sorted(new.iterdir()) if file.name != RECORD),
         )
@@ -388,7 +241,7 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
         os.rename(new, path)
         _sync(path.parent)
     except OSError as error:
-        _raise_as_output_error(path, error)
+        raise_as_output_error(path, error)
         raise
     finally:
         for left in (new, old):
@@ -399,7 +252,12 @@ class BusyError(Exception):
     """Another process is writing this file."""
 
 
-def _locked(partial: Path, *, wait: bool) -> int:
+def locked(partial: Path, *, wait: bool) -> int:
+    """An open handle of this file, made if it is missing, that no other process can lock meanwhile.
+
+    Raises:
+        BusyError: If another process holds the lock, and `wait` is false.
+    """
     while True:
         handle = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -474,7 +332,7 @@ _UNWRITABLE = (
 )
 
 
-def _raise_as_output_error(path: Path, error: BaseException) -> None:
+def raise_as_output_error(path: Path, error: BaseException) -> None:
     """Say in one line what keeps a file from being written; return if the error is about something else."""
     if not isinstance(error, OSError):
         return

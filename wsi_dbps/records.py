@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from wsi_dbps.errors import PredictionError
-from wsi_dbps.files import file_digest, h5_written_whole, write_text
+from wsi_dbps.files import file_digest, write_text
+from wsi_dbps.h5_files import h5_written_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,6 +12,7 @@ import torch
 from wsi_dbps_cli.main import app
 
 from wsi_dbps.errors import PredictionError
+from wsi_dbps.files import write_text
 from wsi_dbps.records import read_predicted, read_predictions
 
 QUICK = [
@@ -100,7 +101,7 @@ def test_files_of_two_runs_of_predict_are_refused_and_mended_by_predicting_again
     predict = ("predict", run, manifest, "--caches", caches, "--out")
     assert wsi_dbps(*predict, tmp_path / "pred", "--split", "val")[0] == 0
     assert wsi_dbps(*predict, tmp_path / "new")[0] == 0
-    shutil.copy(tmp_path / "new" / newer, tmp_path / "pred" / newer)
+    write_text(tmp_path / "pred" / newer, (tmp_path / "new" / newer).read_text())
     draw = (
         "heatmap",
         run,

@@ -155,7 +155,7 @@ def test_bad_input_of_localise_is_one_line(scene, wsi_dbps) -> None:
     assert f"{drawn}: not annotations that can be used: no element found" in refused(wsi_dbps, scene)
     drawn.write_text('{"type": "FeatureCollection", "features": [{}]}')
     assert f"{drawn}: not annotations that can be used: feature 0" in refused(wsi_dbps, scene)
-    write_json(drawn, {"type": "FeatureCollection", "features": []})
+    drawn.write_text('{"type": "FeatureCollection", "features": []}')
     assert "holds no area of lesion, though the slide is labelled 1 coarse; empty its cell" in refused(wsi_dbps, scene)
     drawn.unlink()
     assert f"{drawn}: annotations cannot be read: No such file" in refused(wsi_dbps, scene)

@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi_dbps.errors import OutputError
-from wsi_dbps.files import RECORD, folder_written_whole, output_folder, refuse_to_replace, write_json, write_text
+from wsi_dbps.files import RECORD, folder_written_whole, refuse_to_replace, write_json, write_text, written_whole
+from wsi_dbps.output_folder import output_folder
 
 HOLD = """
 import sys
 from pathlib import Path
-from wsi_dbps.files import output_folder
+from wsi_dbps.output_folder import output_folder
 with output_folder(Path(sys.argv[1]), "train"):
     print("held", flush=True)
     sys.stdin.read()
@@ -28,12 +29,16 @@ names = st.text(
 ).filter(lambda name: name not in (".", "..", RECORD) and len(name.encode()) < 200)
 
 
+text = st.text()
+endings = st.sampled_from((".csv", ".json", ".toml", ".html", ".geojson"))
+
+
 @settings(deadline=None, max_examples=50)
-@given(name=names, text=st.text(), newer=st.text(), own=st.text())
+@given(name=names, ending=endings, text=text, newer=text, own=text)
 def test_what_we_wrote_is_replaced_and_what_somebody_wrote_is_not(
-    tmp_path_factory: pytest.TempPathFactory, name: str, text: str, newer: str, own: str
+    tmp_path_factory: pytest.TempPathFactory, name: str, ending: str, text: str, newer: str, own: str
 ) -> None:
-    path = tmp_path_factory.mktemp("out") / name
+    path = tmp_path_factory.mktemp("out") / f"{name}{ending}"
     for content in (text, newer, text):
         write_text(path, content)
     assert path.read_bytes() == text.encode()
@@ -42,6 +47,15 @@ def test_what_we_wrote_is_replaced_and_what_somebody_wrote_is_not(
         with pytest.raises(OutputError, match="was changed after wsi-dbps wrote it"):
             write_text(path, text)
         assert path.read_bytes() == own.encode()
+
+
+def test_a_damaged_binary_file_of_ours_may_be_replaced(tmp_path: Path) -> None:
+    with written_whole(tmp_path / "a.h5") as partial:
+        partial.write_bytes(b"whole")
+    (tmp_path / "a.h5").write_bytes(b"torn")
+    with written_whole(tmp_path / "a.h5") as partial:
+        partial.write_bytes(b"whole again")
+    assert (tmp_path / "a.h5").read_bytes() == b"whole again"
 
 
 def test_a_file_of_somebody_else_is_kept_and_the_message_says_what_to_do(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """Names and messages stay text on the contact sheet."""
 
 from wsi_dbps.patches.contact_sheet import write_contact_sheet
+from wsi_dbps.patches.table import add_to_table
+from wsi_dbps.patches.tile import SlideOutcome
 
 
 def test_markup_in_ids_and_messages_is_text_on_the_contact_sheet(tmp_path) -> None:
-    row = 'a&amp;b,failed,"<script>alert(1)</script>.svs: <img src=x onerror=y> no such file"'
-    (tmp_path / "tiling.csv").write_text(f"slide_id,status,reason\n{row}\n", encoding="utf-8")
+    said = "<script>alert(1)</script>.svs: <img src=x onerror=y> no such file"
+    add_to_table(tmp_path, [SlideOutcome("a&amp;b", None, said)])
     page = write_contact_sheet(["a&amp;b", "<i>c</i>"], tmp_path).read_text(encoding="utf-8")
     assert "a&amp;amp;b" in page
     assert "&lt;i&gt;c" in page

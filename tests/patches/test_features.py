@@ -166,6 +166,7 @@ def test_what_is_no_file_of_features_is_told_apart_and_named(caches: Path, tmp_p
     path.write_bytes(b"damaged")
     with pytest.raises(CacheError, match=r"A.h5: not a readable file of features"):
         FeatureFile(path)
+    path.unlink()
     with features_written(path, PatchCache(caches / "slide_05.h5"), 5, MADE):
         pass
     with h5py.File(path, "r+") as file:

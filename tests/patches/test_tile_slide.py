@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import imagecodecs
 import numpy as np
 import openslide
@@ -132,11 +133,24 @@ def test_a_cache_of_another_slide_mask_or_mpp_is_refused(record: SlideRecord, ma
 
 
 def test_a_damaged_cache_is_named_and_kept_until_overwritten(record: SlideRecord, make_spec, tmp_path: Path) -> None:
+    assert tile_slide(record, make_spec(), tmp_path).error is None
     (tmp_path / "a.h5").write_text("hello")
     said = tile_slide(record, make_spec(), tmp_path).error
     assert said.startswith(f"a: {tmp_path}/a.h5: not a readable patch cache: ")
     assert (tmp_path / "a.h5").read_text() == "hello"
     assert tile_slide(record, make_spec(), tmp_path, overwrite=True).error is None
+
+
+def test_a_file_of_another_tool_is_not_overwritten(record: SlideRecord, make_spec, tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["coords"] = [[0, 0]]
+    before = (tmp_path / "a.h5").read_bytes()
+    said = tile_slide(record, make_spec(), tmp_path, overwrite=True).error
+    assert said == (
+        f"a: {tmp_path}/a.h5: exists and was not written by wsi-dbps, so it is not replaced; move it away, or give "
+        "another name or folder with --out"
+    )
+    assert (tmp_path / "a.h5").read_bytes() == before
 
 
 def test_a_manifests_mask_decides(record: SlideRecord, make_spec, tmp_path: Path) -> None:

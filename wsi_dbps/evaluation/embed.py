@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from wsi_dbps.errors import CacheError, ConfigError, OutputError, SpecMismatchError, WsiDbpsError
-from wsi_dbps.files import output_folder, written_whole
+from wsi_dbps.files import written_whole
 from wsi_dbps.models.encoders import PatchEncoder, build_encoder
+from wsi_dbps.output_folder import output_folder
 from wsi_dbps.patches.cache import PatchCache
 from wsi_dbps.patches.features import FeatureFile, are_kept, features_written, stamp_written
 from wsi_dbps.patches.quality import PatchFilter

@@ -22,8 +22,9 @@ from wsi_dbps.config import settings
 from wsi_dbps.errors import PredictionError
 from wsi_dbps.evaluation.bootstrap import TWO_CASES, MetricsConfig, mean_estimate
 from wsi_dbps.evaluation.predict import Predictor, check_same_patches, slide_draws
-from wsi_dbps.files import output_folder, write_json
+from wsi_dbps.files import write_json
 from wsi_dbps.models.spill import EmbeddingSpill
+from wsi_dbps.output_folder import output_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

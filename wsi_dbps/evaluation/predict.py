@@ -16,7 +16,8 @@ from wsi_dbps.cohort.labels import mixed_cases
 from wsi_dbps.config import to_dict
 from wsi_dbps.errors import CacheError, CheckpointError, PredictionError, WsiDbpsError
 from wsi_dbps.evaluation.pooling import pool_cases
-from wsi_dbps.files import digest, file_digest, output_folder, write_json
+from wsi_dbps.files import digest, file_digest, write_json
+from wsi_dbps.output_folder import output_folder
 from wsi_dbps.records import (
     ROLES,
     TABLE_DIGEST,

@@ -3,7 +3,6 @@ for patches that are features already."""
 
 from __future__ import annotations
 
-import pickle
 import warnings
 from contextlib import contextmanager
 from itertools import pairwise
@@ -268,11 +267,6 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
             state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise ConfigError(
-            f"{path}: not a weights file: it is damaged, or holds more than tensors, which could run code; save the "
-            "model's state_dict alone, or as .safetensors"
-        ) from None
     except Exception as error:
         raise ConfigError(f"{path}: not a weights file: {torch_said(error)}") from None
     for key in ("state_dict", "model"):

@@ -19,8 +19,9 @@ import numpy as np
 import simplejpeg
 
 from wsi_dbps.errors import CacheError, SpecMismatchError
-from wsi_dbps.files import digest, h5_written_whole
+from wsi_dbps.files import digest
 from wsi_dbps.geometry import Size
+from wsi_dbps.h5_files import h5_written_whole
 from wsi_dbps.patches.cache import PatchCache
 from wsi_dbps.patches.spec import FORMAT as CACHE_FORMAT
 from wsi_dbps.patches.stored import MOST_ROWS, why_not_stored

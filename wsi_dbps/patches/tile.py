@@ -18,8 +18,15 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from wsi_dbps.config import build, to_dict
-from wsi_dbps.errors import OutputError, SlideError, SpecMismatchError, UnreadableSlideError, WsiDbpsError
-from wsi_dbps.files import BusyError, claimed, file_digest, put_in_place
+from wsi_dbps.errors import (
+    ForeignFileError,
+    OutputError,
+    SlideError,
+    SpecMismatchError,
+    UnreadableSlideError,
+    WsiDbpsError,
+)
+from wsi_dbps.files import BusyError, claimed, file_digest, put_in_place, refuse_to_replace
 from wsi_dbps.geometry import Size
 from wsi_dbps.patches.cache import CacheHead, CacheWriter, PatchCache, PixelSource, Provenance, encode_jpeg
 from wsi_dbps.patches.given_coords import find_coords, read_coords
@@ -144,15 +151,16 @@ def tile_slide(
             with claimed(path, wait=wait) as beside:
                 if path.exists() and not overwrite:  # finished by another process just now
                     return _reuse(path, reader, record, spec, given)
+                refuse_to_replace(path)
                 decided = _decide(reader, record, spec, given)
                 done = _write(beside, reader, decided, spec, threads)
                 _check_unchanged(record.file, stamp, decided.info)
                 put_in_place(beside, path)
     except BusyError:
         return SlideOutcome(record.slide_id, None, busy=True)
-    except OutputError:
-        raise
     except WsiDbpsError as error:
+        if isinstance(error, OutputError) and not isinstance(error, ForeignFileError):
+            raise
         return SlideOutcome(record.slide_id, None, named(record, error))
     except Exception as error:
         changed = _stamp(record.file) != stamp

@@ -8,7 +8,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wsi_dbps.files import output_folder, write_text
+from wsi_dbps.files import write_text
+from wsi_dbps.output_folder import output_folder
 from wsi_dbps.training.distributed import joined, stopped
 from wsi_dbps.training.loop import TrainingResult, train
 from wsi_dbps.training.stopping import told_to_stop

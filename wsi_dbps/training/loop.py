@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from wsi_dbps.errors import CheckpointError, ConfigError, StoppedError, TrainingError
-from wsi_dbps.files import output_folder
 from wsi_dbps.models.slide_model import SlideModel
+from wsi_dbps.output_folder import output_folder
 from wsi_dbps.progress import Progress
 from wsi_dbps.training.augment import augment
 from wsi_dbps.training.bags import CacheBag, PatchReader

@@ -1,0 +1,151 @@
+"""No command replaces a file that it did not write, and two commands never write to one folder at once."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from wsi_dbps.output_folder import output_folder
+
+QUICK = ("--set", "encoder.name=small_gn", "--set", "encoder.dim=16", "--set", "aggregator.num_heads=2",
+         "--set", "selection.num_salient=3", "--set", "selection.num_subsalient=6", "--set", "selection.num_kept=12",
+         "--set", "training.epochs=1", "--set", "training.device=cpu")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(small_cohort, tmp_path_factory) -> Path:
+    from wsi_dbps_cli import train
+
+    run = tmp_path_factory.mktemp("others") / "run"
+    train.command(*small_cohort, run, set_=list(QUICK[1::2]))
+    return run
+
+
+@pytest.fixture(scope="module")
+def predicted(small_cohort, run) -> Path:
+    from wsi_dbps_cli import predict
+
+    predict.command([run], *small_cohort, run.parent / "pred")
+    return run.parent / "pred"
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+FOREIGN = [
+    ("train", "cohort.csv"),
+    ("train", "run.toml"),
+    ("train", "best.pt"),
+    ("train --folds all", "folds.csv"),
+    ("predict", "predictions.csv"),
+    ("heatmap", "slide_00.geojson"),
+    ("evaluate", "report.html"),
+    ("compare", "compare.json"),
+    ("faithfulness", "stability.json"),
+    ("atlas", "atlas.csv"),
+    ("embed", "slide_00.h5"),
+    ("export", "slide_00.tar"),
+    ("split", "split.csv"),
+    ("tile", "tiling.csv"),
+    ("tile", "contact-sheet.html"),
+    ("demo", "cohort.csv"),
+]
+
+
+@pytest.fixture
+def commands(small_cohort, run, predicted, tmp_path):
+    """Each command as one would type it, with OUT as its output folder."""
+    manifest, caches = small_cohort
+    folds = tmp_path / "folds.csv"
+    out = tmp_path / "out"
+    of_run = (run, manifest, "--caches", caches, "--out", out)
+    return out, folds, {
+        "train": ("train", manifest, "--caches", caches, "--out", out, *QUICK),
+        "train --folds all": ("train", folds, "--caches", caches, "--out", out, "--folds", "all", *QUICK),
+        "predict": ("predict", *of_run),
+        "heatmap": ("heatmap", *of_run, "--split", "test"),
+        "evaluate": ("evaluate", predicted, "--out", out, "--bootstrap", 50),
+        "compare": ("compare", predicted, predicted, "--out", out, "--bootstrap", 50),
+        "faithfulness": ("faithfulness", *of_run, "--orders", 1, "--seeds", 2),
+        "atlas": ("atlas", run, "--caches", caches, "--out", out),
+        "embed": ("embed", manifest, "--caches", caches, "--out", out, "--run", run, "--overwrite"),
+        "export": ("export", caches / "slide_00.h5", "--out", out, "--format", "tar", "--overwrite"),
+        "split": ("split", manifest, "--out", out / "split.csv"),
+        "tile": ("tile", manifest, "--out", out, "--mpp", 1, "--size", 32, "--tissue", "none", "--overwrite"),
+        "demo": ("demo", out, "--slides", 12),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "name"), FOREIGN)
+def test_a_users_file_is_kept_whatever_the_command(commands, wsi_dbps, command: str, name: str) -> None:
+    out, folds, typed = commands
+    if "folds" in command:
+        assert wsi_dbps("split", typed["train"][1], "--folds", 3, "--out", folds)[0] == 0
+    out.mkdir()
+    (out / name).write_text("mine")
+    code, _, err = wsi_dbps(*typed[command])
+    assert code in (1, 2)
+    assert "Traceback" not in err
+    assert any(f"{out / name}: " in line for line in err.splitlines()), err
+    assert (out / name).read_text() == "mine"
+
+
+def test_split_does_not_overwrite_the_manifest_that_it_reads(small_cohort, wsi_dbps, tmp_path) -> None:
+    own = tmp_path / "cohort.csv"
+    own.write_bytes(small_cohort[0].read_bytes())
+    before = own.read_bytes()
+    code, out, err = wsi_dbps("split", own, "--out", own)
+    assert (code, out) == (2, "")
+    assert err == (
+        f"wsi-dbps: {own}: exists and was not written by wsi-dbps, so it is not replaced; move it away, or give "
+        "another name or folder with --out\n"
+    )
+    assert own.read_bytes() == before
+    assert wsi_dbps("split", own, "--out", tmp_path / "split.csv", "--seed", 1)[0] == 0
+    assert wsi_dbps("split", own, "--out", tmp_path / "split.csv", "--seed", 2)[0] == 0
+
+
+def test_training_in_the_folder_of_the_manifest_keeps_the_manifest(small_cohort, wsi_dbps, tmp_path) -> None:
+    """Version 0.1 replaced cohort.csv by the slides of train and val: the test slides were lost."""
+    own = tmp_path / "cohort.csv"
+    own.write_text(small_cohort[0].read_text().replace(",slide_", f",{small_cohort[0].parent}/slide_"))
+    before = content(tmp_path)
+    code, _, err = wsi_dbps("train", own, "--caches", small_cohort[1], "--out", tmp_path, *QUICK)
+    assert code == 2
+    assert f"{own}: exists and was not written by wsi-dbps" in err
+    assert content(tmp_path) == before
+
+
+WRITING = ("train", "train --folds all", "predict", "heatmap", "evaluate", "compare", "faithfulness", "atlas", "embed",
+           "split", "demo")  # fmt: skip
+
+
+@pytest.mark.parametrize("command", WRITING)
+def test_a_second_command_is_told_who_is_at_its_folder(commands, wsi_dbps, command: str) -> None:
+    out, folds, typed = commands
+    if "folds" in command:
+        assert wsi_dbps("split", typed["train"][1], "--folds", 3, "--out", folds)[0] == 0
+    hold = (
+        "import sys; from pathlib import Path; from wsi_dbps.output_folder import output_folder as hold\n"
+        "with hold(Path(sys.argv[1]), 'predict'): print(flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen([sys.executable, "-c", hold, out], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        other.stdout.readline()
+        code, _, err = wsi_dbps(*typed[command])
+    finally:
+        other.communicate()
+    assert code == 2
+    assert err.splitlines()[-1].startswith(
+        f"wsi-dbps: {out}: another command, `wsi-dbps predict` (process {other.pid} on "
+    )
+    assert not out.exists()
+
+
+def test_the_record_of_a_folder_stays_out_of_sight_of_what_reads_it(run, predicted, small_cohort, wsi_dbps) -> None:
+    with output_folder(predicted, "evaluate"):
+        pass
+    assert wsi_dbps("evaluate", predicted, "--bootstrap", 50)[0] == 0
+    assert wsi_dbps("inspect", predicted, run)[0] == 0
