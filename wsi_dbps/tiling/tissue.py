@@ -94,8 +94,9 @@ def segment(
 
     `stain` takes what is more coloured than the slide's own glass, in any hue: pale tissue and special stains too.
     `otsu` takes what is coloured by Otsu's threshold on saturation, and so loses pale tissue, the more beside strongly
-    stained tissue. `hsv` takes the hues of H&E and of brown and blue immunostains at a fixed saturation. `entropy` takes
-    what is structured, by Otsu's threshold on local entropy: for pale tissue, but slow, and dust is structured too.
+    stained tissue. `hsv` takes the hues of H&E and of brown and blue immunostains at a fixed saturation. `entropy`
+    takes what is structured, by Otsu's threshold on local entropy: for pale tissue, but slow, and dust is structured
+    too.
 
     On fluorescence the unlit ground is dark and so left out, but what remains has not been validated: give a mask, or
     tile with `none`.
