@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 from wsi_dbps.errors import CheckpointError, ConfigError, StoppedError, TrainingError
-from wsi_dbps.files import raise_as_output_error
 from wsi_dbps.models.slide_model import SlideModel
 from wsi_dbps.output_folder import output_folder
 from wsi_dbps.progress import Progress
@@ -34,6 +33,7 @@ from wsi_dbps.training.optimizer import build_optimizer, lr_share, set_learning_
 from wsi_dbps.training.record import VisitRecord, record_path, write_selection_record
 from wsi_dbps.training.run_folder import FILES, begin_run, check_same_run, note_changes
 from wsi_dbps.training.stopping import told_to_stop
+from wsi_dbps.training.tensorboard import write_events
 from wsi_dbps.training.validation import autocast, best_row, patience_is_over, validate
 from wsi_dbps.training.visits import draw_visit, exploring, read_ahead
 
@@ -220,10 +220,7 @@ def _fit(  # noqa: PLR0912, PLR0915 - it reads straight down
     num_steps = math.ceil(batches / loop.accumulate)
     left = (loop.epochs - len(history)) * len(data.train) - now.num_slides
     last_save = time.monotonic()
-    with (
-        Progress("training", left, "slides", silent=world.rank > 0) as progress,
-        _Board(run if world.rank == 0 else None, len(history)) as board,
-    ):
+    with Progress("training", left, "slides", silent=world.rank > 0) as progress:
         positive = f"; {data.classes[1]} is the positive one" if len(data.classes) == 2 else ""
         progress.say(f"classes: {', '.join(data.classes)}{positive} (training.classes sets the order)")
         progress.say(model.parameters_line)
@@ -353,7 +350,7 @@ def _fit(  # noqa: PLR0912, PLR0915 - it reads straight down
             last_save = time.monotonic()
             if world.rank == 0:
                 write_history(run / "history.csv", history)
-                board.add(history[-1])
+                write_events(run / "tensorboard", history[-1])
     return TrainingResult(run / "best.pt", tuple(history), best_row(history, loop), data.left_out)
 
 
@@ -477,37 +474,3 @@ def _epoch_line(row: dict[str, Any], epochs: int, *, better: bool) -> str:
         f"epoch {row['epoch']} of {epochs}: train loss {row['train_loss']:.3f}, val loss {row['val_loss']:.3f}, "
         f"val AUROC {auroc}, {row['seconds']:.0f} s{', the best so far' if better else ''}"
     )
-
-
-class _Board:
-    """TensorBoard where it is installed, else nothing."""
-
-    def __init__(self, run: Path | None, epochs_done: int) -> None:
-        self._writer, self._folder = None, Path() if run is None else run / "tensorboard"
-        if run is not None:
-            with suppress(ImportError), self._writing():
-                from torch.utils.tensorboard import SummaryWriter
-
-                self._writer = SummaryWriter(str(self._folder), purge_step=epochs_done + 1)
-
-    def __enter__(self) -> _Board:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._writer is not None:
-            with suppress(OSError) if kind else self._writing():  # the first error is the one to be told
-                self._writer.close()
-
-    def add(self, row: dict[str, Any]) -> None:
-        for name in ("train_loss", "val_loss", "val_auroc", "lr"):
-            if self._writer is not None and row[name] is not None:
-                with self._writing():
-                    self._writer.add_scalar(name, row[name], row["epoch"])
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise_as_output_error(self._folder, error)
-            raise
