@@ -23,7 +23,7 @@ def command(
     val_a: Annotated[Path | None, typer.Option(help="Predictions of validation cases, for A's threshold.")] = None,
     val_b: Annotated[Path | None, typer.Option(help="Predictions of validation cases, for B's threshold.")] = None,
     bootstrap: Annotated[int, typer.Option(help="Resamples of the cases for each interval.")] = 2000,
-    seed: Annotated[int, typer.Option(help="Of the resampling.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed for resampling.")] = 0,
 ) -> None:
     """Compare two models on the same cases.
 
@@ -92,4 +92,9 @@ def _print(found: Comparison, a: Path, b: Path) -> None:
     for name, why in found.reasons.items():
         of_reason.setdefault(why, []).append(name)
     for why, names in of_reason.items():
-        print(f"no {', '.join(names)}: {why}")
+        intervals = [name.removeprefix("interval.") for name in names if name.startswith("interval.")]
+        others = [name for name in names if not name.startswith("interval.")]
+        if intervals:
+            print(f"no interval for {', '.join(intervals)}: {why}")
+        if others:
+            print(f"no {', '.join(others)}: {why}")

@@ -53,7 +53,7 @@ seed = {seed}
 def command(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to fill.")],
     slides: Annotated[int, typer.Option(help="Slides to make.")] = 144,
-    seed: Annotated[int, typer.Option(help="Of the slides and of training.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of the slides and of training.")] = 0,
     epochs: Annotated[int | None, typer.Option(help="Fewer epochs, for a quick look.")] = None,
 ) -> None:
     """Run every step on a synthetic cohort.
@@ -105,10 +105,10 @@ def _whole_way(out: Path, slides: int, seed: int, epochs: int | None) -> None:
     evaluate.command([predictions], report, val=[validation], heatmaps=maps, truth=truth, atlas=atlas_out)
 
     found = _compare(cohort, caches, predictions)
-    print(f"\n{'on the test slides':<44} {'dbps':>6} {'colour only':>12}")
-    print(f"{'slide AUROC':<44} {found.slide_auroc:>6.3f} {found.colour_slide_auroc:>12.3f}")
+    print(f"\n{'on the test slides':<48} {'dbps':>6} {'colour only':>12}")
+    print(f"{'slide AUROC':<48} {found.slide_auroc:>6.3f} {found.colour_slide_auroc:>12.3f}")
     name = f"attention on the lesion, mean patch AUROC of {found.num_positive}"
-    print(f"{name:<44} {found.patch_auroc:>6.3f} {found.colour_patch_auroc:>12.3f}")
+    print(f"{name:<48} {found.patch_auroc:>6.3f} {found.colour_patch_auroc:>12.3f}")
     print(f"\nreport    {report / 'report.html'}\nheatmaps  {maps}\n{time.monotonic() - start:.0f} s in all")
 
 

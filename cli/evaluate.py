@@ -37,7 +37,7 @@ def command(
     ] = None,
     columns: Columns = [],
     bootstrap: Annotated[int, typer.Option(help="Resamples of the cases for each interval.")] = 2000,
-    seed: Annotated[int, typer.Option(help="Of the resampling.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed for resampling.")] = 0,
     run: Annotated[
         list[Path], typer.Option(help="Run that made the predictions, if it has moved since. May be repeated.")
     ] = [],

@@ -33,7 +33,7 @@ def command(
     max_: Annotated[
         int | None, typer.Option("--max", metavar="N", help="At most N patches of each slide, drawn at random.", min=1)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of that draw.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed for that draw.", min=0)] = 0,
     labels: Annotated[
         Path | None,
         typer.Option(

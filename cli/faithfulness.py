@@ -32,7 +32,7 @@ def command(
     orders: Annotated[int, typer.Option(help="Random orders to hold the curves against.")] = 5,
     drop: Annotated[float, typer.Option(help="Share of the patches that a drop seed takes away.")] = 0.5,
     seeds: Annotated[int, typer.Option(help="Drop seeds.")] = 5,
-    seed: Annotated[int, typer.Option(help="Of all that is random.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed for the orders and drops.")] = 0,
     device: Device = "auto",
     columns: Columns = [],
 ) -> None:
@@ -57,7 +57,8 @@ def command(
     for name in ("deletion", "insertion"):
         area = areas[name]["area"]
         interval = f" ({area['low']:.3f} to {area['high']:.3f})" if "low" in area else ""
-        print(f"{name}: {area['value']:+.3f}{interval} between top and random order")
+        print(f"{name}: {area['value']:+.3f}{interval}, area between top and random order")
+    print("above 0: the patches that the heatmap marks count for more than random ones; 0: they do not")
     print(f"{len(found)} slides tested, {len(failed)} failed: {out / 'faithfulness.json'}")
     if failed:
         raise typer.Exit(1)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from wsi_dbps_cli.options import Bags, CohortCsv, Columns, Device, Fold, Runs, Split, cohort_part, member_runs
+from wsi_dbps_cli.options import Bags, CohortCsv, Columns, Device, Fold, Runs, Split, cohort_part, member_runs, one_fold
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,6 +85,7 @@ def command(
 
     if not 0 < scale < float("inf"):
         raise ConfigError(f"--scale is {scale:g}; it must be a number above 0")
+    predictions = one_fold(predictions) if predictions else None
     records = cohort_part(cohort, columns, split or Split.ALL, fold)
     if slide:
         records = records.slides(*slide)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from wsi_dbps_cli.options import fold_runs
 
 
 def command(
@@ -43,6 +44,8 @@ def describe(path: Path) -> dict[str, str]:  # noqa: PLR0911 - one per kind of f
     Raises:
         WsiDbpsError: If it is none of what this package reads.
     """
+    from wsi_dbps.records import said_by
+
     if path.is_dir() and (path / "run.json").exists():
         begun = {"what": "run folder"}
         return begun | (
@@ -50,12 +53,20 @@ def describe(path: Path) -> dict[str, str]:  # noqa: PLR0911 - one per kind of f
         )
     if path.is_dir() and (path / "predict.json").exists():
         return _predictions(path)
+    if path.is_dir():
+        return _folder(path)
     if path.suffix == ".pt":
         return _features_alone(path) or {"what": "checkpoint"} | _checkpoint(path)
     if path.name == "predictions.csv" and path.with_name("predict.json").exists():
         return _predictions(path.parent)
     if path.suffix in (".csv", ".tsv", ".txt"):
         return _manifest(path)
+    if path.suffix in (".geojson", ".xml"):
+        return _annotations(path)
+    if path.suffix == ".json" and str(kind := said_by(path).get("format", "")).startswith("wsi-dbps "):
+        return {"what": f"{str(kind).removeprefix('wsi-dbps ')} (written by wsi-dbps)"}
+    if path.suffix == ".npz" and path.parent.name == "selection":
+        return _selection(path)
     if path.suffix in (".json", ".npz"):
         from wsi_dbps.patches.other_tools import coordinate_facts
 
@@ -63,6 +74,49 @@ def describe(path: Path) -> dict[str, str]:  # noqa: PLR0911 - one per kind of f
     if path.suffix == ".h5":
         return _hdf5(path)
     return _slide(path)
+
+
+def _folder(path: Path) -> dict[str, str]:
+    """A folder of folds, or one that a command of ours has written to."""
+    from wsi_dbps.errors import SlideError
+    from wsi_dbps.files import RECORD, record_lines
+
+    folds = [fold for fold in fold_runs(path).values() if (fold / "run.json").exists()]
+    predicted = [fold for fold in fold_runs(path).values() if (fold / "predict.json").exists()]
+    if folds or predicted:
+        what = "runs of `train --folds all`" if folds else "predictions of `predict --folds all`"
+        names = ", ".join(fold.name for fold in folds or predicted)
+        return {"what": what, "folds": names, "use": f"name one of them to see more: {(folds or predicted)[0]}"}
+    names_in_record = [line.split("\t", 1)[-1] for line in record_lines(path / RECORD) if not line.startswith("# ")]
+    there = {name for name in names_in_record if (path / name).is_file()}
+    if not there:
+        raise SlideError(f"{path}: a folder that inspect knows nothing of; name a file in it")
+    counts = Counter(Path(name).suffix or name for name in there)
+    facts = {
+        "what": "folder of files that wsi-dbps wrote",
+        "files": ", ".join(f"{count} {ending}" for ending, count in sorted(counts.items())),
+    }
+    if files := sorted(name for name in there if name.endswith(".h5")):
+        facts["use"] = f"name one of them to see more: {path / files[0]}"
+    return facts
+
+
+def _annotations(path: Path) -> dict[str, str]:
+    from wsi_dbps.cohort.annotations import read_annotations
+
+    areas = read_annotations(path)
+    if not areas:
+        return {"what": f"{path.suffix} without annotated areas; the tiles of a heatmap are not counted as such"}
+    counts = Counter(area.name or "no class" for area in areas)
+    return {"what": "annotations", "areas": ", ".join(f"{name} ({count})" for name, count in counts.items())}
+
+
+def _selection(path: Path) -> dict[str, str]:
+    from wsi_dbps.training.record import read_selection_record
+
+    visits = read_selection_record(path)
+    slides = {visit.slide_id for visit in visits}
+    return {"what": "selection record of an epoch", "visits": f"{len(visits)} of {len(slides)} slides"}
 
 
 def _slide(path: Path) -> dict[str, str]:

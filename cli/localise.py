@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from wsi_dbps_cli.options import CohortCsv, Columns, Score, check_same_model
+from wsi_dbps_cli.options import CohortCsv, Columns, Score, check_same_model, one_fold
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,7 +32,7 @@ def command(
     ] = None,
     lesion: Annotated[list[str], typer.Option(help="Only areas of this class. May be repeated.")] = [],
     bootstrap: Annotated[int, typer.Option(help="Resamples of the cases for each interval.")] = 2000,
-    seed: Annotated[int, typer.Option(help="Of the resampling.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed for resampling.")] = 0,
     columns: Columns = [],
 ) -> None:
     """Measure how well heatmaps agree with annotations.
@@ -52,6 +52,7 @@ def command(
     from wsi_dbps.records import failed_slides, made_with, read_predicted
 
     config = build(MetricsConfig, {"num_bootstrap": bootstrap, "seed": seed}, "localise")
+    one_fold(pred)
     whole = read_manifest(cohort, columns=parse_columns(columns))
     if not any(record.annotations for record in whole.records):
         raise PredictionError(f"{cohort}: no slide has annotations; name their files in a column annotations")

@@ -74,6 +74,21 @@ def prediction_folders(preds: list[Path]) -> list[Path]:
     return found
 
 
+def one_fold(pred: Path) -> Path:
+    """The folder of predictions itself.
+
+    Raises:
+        ConfigError: If it holds folds, with the folders of which one is to be given.
+    """
+    from wsi_dbps.errors import ConfigError
+
+    folders = prediction_folders([pred])
+    if folders != [pred]:
+        names = ", ".join(folder.name for folder in folders[:5]) + ", ..." * (len(folders) > 5)
+        raise ConfigError(f"{pred}: holds the predictions of several folds ({names}); give one of them: {folders[0]}")
+    return pred
+
+
 def cohort_part(
     cohort: Path, columns: list[str], split: Split, fold: int | None = None, *, need_path: bool = False
 ) -> Cohort:

@@ -18,7 +18,7 @@ def command(
     folds: Annotated[int | None, typer.Option(help="Deal to this many folds instead of train, val and test.")] = None,
     val: Annotated[float, typer.Option(help="Share of cases for validation.")] = 0.2,
     test: Annotated[float, typer.Option(help="Share of cases for testing.")] = 0.2,
-    seed: Annotated[int, typer.Option(help="Of the shuffle.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed for shuffling.")] = 0,
     columns: Columns = [],
     join: Annotated[
         Path | None, typer.Option(help="Table with a row per case, such as STAMP's clini table: its columns are added.")
@@ -41,6 +41,10 @@ def command(
     with output_folder(out.parent, "split", (out.name,)):
         write_manifest(out, dealt)
     print_split(dealt, column)
+    before = {record.slide_id: record.split for record in whole.records if record.split}
+    changed = sum(before.get(record.slide_id, record.split) != record.split for record in dealt.records)
+    if changed:
+        print(f"{cohort} has splits of its own, and {out} has others: {changed} of {len(before)} slides have moved")
     if without := sum(record.label is None for record in dealt.records):
         print(f"{without} of {len(dealt)} slides have no label; they are kept with an empty {column}, and not used")
     print(f"wrote {out}")
@@ -53,4 +57,6 @@ def print_split(cohort: Cohort, column: str) -> None:
     row = "{:<8} {:<20} {:>7} {:>7}"
     print(row.format(column, "label", "slides", "cases"))
     for count in split_table(cohort, by=column):
+        if not count.num_slides and None in (count.part, count.label):
+            continue  # slides without a label lie in no part: those zeros say nothing
         print(row.format(count.part or "-", count.label or "-", count.num_slides, count.num_cases))

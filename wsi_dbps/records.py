@@ -132,7 +132,9 @@ def read_predictions(path: PathLike) -> Predictions:
     except FileNotFoundError:
         raise PredictionError(f"{path}: no such file; run `wsi-dbps predict` first") from None
     except OSError as error:
-        raise PredictionError(f"{path}: cannot be read: {error.strerror}") from None
+        in_file = f"{path.parent}: is a file; give the folder that `wsi-dbps predict` wrote"
+        said = in_file if isinstance(error, NotADirectoryError) else f"{path}: cannot be read: {error.strerror}"
+        raise PredictionError(said) from None
     except UnicodeDecodeError as error:
         raise PredictionError(f"{path}: not UTF-8: {error}") from None
     reader = csv.DictReader(io.StringIO(text))

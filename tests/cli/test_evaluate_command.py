@@ -217,3 +217,10 @@ def test_one_class_only_gives_reasons_and_no_nan(table, wsi_dbps):
     code, out, _ = wsi_dbps("evaluate", pred, *QUICK)
     assert (code, out.startswith("1 labelled cases, no AUROC (no row is labelled tumor)")) == (0, True)
     assert not re.search("NaN|Infinity", (pred / "metrics.json").read_text(encoding="utf-8"))
+
+
+def test_a_file_in_place_of_a_folder_of_predictions_is_named(tmp_path, wsi_dbps) -> None:
+    (tmp_path / "split.csv").write_text("slide_id\na\n")
+    code, _, err = wsi_dbps("evaluate", tmp_path / "split.csv")
+    assert code == 2
+    assert err == f"wsi-dbps: {tmp_path / 'split.csv'}: is a file; give the folder that `wsi-dbps predict` wrote\n"

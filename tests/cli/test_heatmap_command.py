@@ -126,3 +126,18 @@ def test_what_is_missing_is_one_line(predicted, tmp_path, wsi_dbps) -> None:
     assert (code, err.count("\n"), "slide_00.h5: no such" in err) == (1, 1, True), err
     code, _, err = wsi_dbps(*draw, "--smooth", -1)
     assert code == 2
+
+
+def test_predictions_of_folds_are_drawn_one_fold_at_a_time(predicted, tmp_path, wsi_dbps) -> None:
+    run, manifest, caches, pred = predicted
+    for fold in (0, 1):
+        (tmp_path / "folds").mkdir(exist_ok=True)
+        (tmp_path / "folds" / f"fold{fold}").symlink_to(pred)
+    folds = tmp_path / "folds"
+    said = (
+        f"wsi-dbps: {folds}: holds the predictions of several folds (fold0, fold1); give one of them: {folds}/fold0\n"
+    )
+    draw = ("heatmap", run, manifest, "--caches", caches, "--predictions", folds, "--out", tmp_path / "maps")
+    for more in ((), ("--split", "test")):
+        assert wsi_dbps(*draw, *more) == (2, "", said)
+    assert wsi_dbps("localise", folds, manifest) == (2, "", said)

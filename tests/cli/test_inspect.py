@@ -112,3 +112,35 @@ def test_json_and_arrays_of_no_tool_are_named(tmp_path: Path, wsi_dbps, name: st
     code, out, _ = wsi_dbps("inspect", tmp_path / name)
     assert code == 1
     assert f"cannot be used: {tmp_path / name}: not a file of coordinates of hs2p: " in out
+
+
+def test_folders_of_ours_say_what_is_in_them(small_cohort, tmp_path: Path, facts, wsi_dbps) -> None:
+    manifest, _ = small_cohort
+    code, _, _ = wsi_dbps("tile", manifest, "--out", tmp_path / "caches", "--mpp", 1, "--size", 32)
+    assert code == 0
+    found = facts(tmp_path / "caches")
+    assert (found["what"], "20 .h5" in found["files"]) == ("folder of files that wsi-dbps wrote", True)
+    assert found["use"].endswith("slide_00.h5")
+    for fold in (0, 1):
+        (tmp_path / "folds" / f"fold{fold}").mkdir(parents=True)
+        (tmp_path / "folds" / f"fold{fold}" / "run.json").write_text("{}")
+    found = facts(tmp_path / "folds")
+    assert (found["what"], found["folds"]) == ("runs of `train --folds all`", "fold0, fold1")
+    (tmp_path / "other").mkdir()
+    code, out, _ = wsi_dbps("inspect", tmp_path / "other")
+    assert (code, "a folder that inspect knows nothing of; name a file in it" in out) == (1, True)
+
+
+def test_annotations_and_metrics_are_told(tmp_path: Path, facts) -> None:
+    ring = [[0, 0], [9, 0], [9, 9], [0, 0]]
+    area = {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": [ring]},
+        "properties": {"classification": {"name": "Tumor"}},
+    }
+    (tmp_path / "a.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [area]}))
+    assert facts(tmp_path / "a.geojson") == {"what": "annotations", "areas": "Tumor (1)"}
+    (tmp_path / "b.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": []}))
+    assert "without annotated areas" in facts(tmp_path / "b.geojson")["what"]
+    (tmp_path / "metrics.json").write_text(json.dumps({"format": "wsi-dbps metrics", "format_version": 1}))
+    assert facts(tmp_path / "metrics.json")["what"] == "metrics (written by wsi-dbps)"

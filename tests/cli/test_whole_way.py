@@ -265,3 +265,21 @@ def test_a_quick_demo_runs_to_its_table(tmp_path, wsi_dbps) -> None:
     assert "data:image/webp" in (tmp_path / "demo" / "report" / "report.html").read_text(encoding="utf-8")
     again, out, _ = wsi_dbps("demo", tmp_path / "demo", "--slides", 16, "--epochs", 1)
     assert (again, "16 kept as they were" in out) == (0, True)
+
+
+def test_split_says_which_splits_of_the_manifest_it_changed(small_cohort, tmp_path, wsi_dbps) -> None:
+    manifest, _ = small_cohort
+    code, out, _ = wsi_dbps("split", manifest, "--out", tmp_path / "one.csv", "--seed", 5)
+    assert code == 0
+    assert f"{manifest} has splits of its own, and {tmp_path / 'one.csv'} has others: " in out
+    _, out, _ = wsi_dbps("split", tmp_path / "one.csv", "--out", tmp_path / "two.csv", "--seed", 5)
+    assert "splits of its own" not in out
+
+
+def test_split_counts_slides_without_a_label_once(small_cohort, tmp_path, wsi_dbps) -> None:
+    manifest, _ = small_cohort
+    lines = manifest.read_text().splitlines()
+    rows = [lines[0], *(line.replace("flat", "") if i < 2 else line for i, line in enumerate(lines[1:]))]
+    (tmp_path / "some.csv").write_text("\n".join(rows).replace("slide_00.svs", "a.svs"))
+    _, out, _ = wsi_dbps("split", tmp_path / "some.csv", "--out", tmp_path / "split.csv")
+    assert [line.split() for line in out.splitlines() if "-" in line.split()] == [["-", "-", "1", "1"]]

@@ -65,7 +65,7 @@ def test_everything_wrong_is_in_one_error(tmp_path: Path) -> None:
         "  line 4: slide_id 'b\\n/' cannot name a file: it contains '\\n'",
         "  line 4: unknown split 'validation'; known: train, val, test, or empty for not used",
         "  line 4: mpp '0,5' is not a number; write 0.5",
-        f"  line 4: path 'gone.svs': no such file in {tmp_path}",
+        f"  line 4: path 'gone.svs': no such file in {tmp_path}; correct the cell, or remove the line",
         "  line 6: mpp '0' is not above 0",
         "  line 6: label 'NaN' reads as a missing value; empty the cell or rename the class",
         "  line 7: 2 cells under 6 column names",
@@ -148,8 +148,8 @@ def test_a_file_is_missed_only_where_it_is_needed(tmp_path: Path) -> None:
     text = "slide_id,path,mask\na,/gone/a.svs,m.png\nb,,\n"
     assert len(read_after_writing(tmp_path, text)) == 2
     assert problems(tmp_path, text, need_path=True) == [
-        "line 2: path '/gone/a.svs': no such file",
-        f"line 2: mask 'm.png': no such file in {tmp_path}",
+        "line 2: path '/gone/a.svs': no such file; correct the cell, or remove the line",
+        f"line 2: mask 'm.png': no such file in {tmp_path}; correct the cell, or remove the line",
         "line 3: path is empty",
     ]
 
@@ -166,6 +166,10 @@ def read_after_writing(folder: Path, text: str) -> object:
         ("slide_id,label,split\na,,val\nb,,test\n", "line 2: the label of a slide in val is empty"),
         ("slide_id,label,fold\na,,0\nb,,\n", "line 2: the label of a slide in fold 0 is empty"),
         ("slide_id\na\n", "line 1: no column label; found: 'slide_id'; name the one to use: --columns label=NAME"),
+        (
+            "slide_id,Label\na,x\n",
+            "line 1: no column label; found: 'slide_id', 'Label'; name the one to use: --columns label=Label",
+        ),
     ],
 )
 def test_a_label_is_missed_where_it_is_needed(tmp_path: Path, text: str, problem: str) -> None:

@@ -46,7 +46,8 @@ def test_a_model_compared_with_itself_does_not_differ(make_predictions):
     for name, score in found.scores.items():
         ends = (score.difference.low, score.difference.value, score.difference.high)
         assert ends == (None, 0, None)
-        assert name == "ece" or found.reasons[f"interval.{name}"] == "samples of these cases do not differ in it"
+        why = "every bootstrap sample of these cases gives the same value"
+        assert name == "ece" or found.reasons[f"interval.{name}"] == why
     assert (found.mcnemar.only_a_right, found.mcnemar.only_b_right, found.mcnemar.p) == (0, 0, 1)
     assert found.delong["auroc"].p is None
     assert "no variance" in found.reasons["delong"]

@@ -50,7 +50,7 @@ def test_a_cohort_without_error_is_not_certain(scored):
         assert ends == pytest.approx(parted_bounds(15, 15, 0.95))
         assert {level.scores[name].high for name in ("sensitivity", "accuracy", "auroc", "auprc")} == {1}
         assert level.scores["kappa"].low is None
-        assert level.reasons["interval.kappa"] == "samples of these cases do not differ in it"
+        assert level.reasons["interval.kappa"] == "every bootstrap sample of these cases gives the same value"
 
 
 def test_no_case_found_is_not_certain_either(scored):

@@ -116,7 +116,7 @@ def test_what_is_no_folder_or_no_file_is_named(tmp_path):
     with pytest.raises(PredictionError, match=r"predictions.csv: cannot be read: Is a directory"):
         read_predictions(tmp_path / "predictions.csv")
     (tmp_path / "file").write_text("")
-    with pytest.raises(PredictionError, match=r"file.predictions.csv: cannot be read: Not a directory"):
+    with pytest.raises(PredictionError, match=r"file: is a file; give the folder that `wsi-dbps predict` wrote"):
         read_predictions(tmp_path / "file" / "predictions.csv")
 
 

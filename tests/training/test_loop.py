@@ -215,7 +215,7 @@ def test_a_loss_that_is_not_finite_takes_no_step(cohort, caches, tmp_path, make_
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"split": None}, "no train slide with patches; label slides `train` in the split column"),
+        ({"split": None}, "the manifest has no slide in split train; `wsi-dbps split COHORT.csv --out split.csv`"),
         ({"label": "one"}, "every train slide is 'one'; training needs two classes or more"),
     ],
 )

@@ -242,7 +242,7 @@ def _file_problems(table: Table, folder: Path, *, need_path: bool) -> Iterator[P
                     yield row.line, f"{name} {quoted(cell)} is a URL; {_PLURAL[name]} are read from local files"
             elif need_path and cell and name != "annotations" and not os.path.exists(folder / cell):
                 where = "" if Path(cell).is_absolute() else f" in {folder}"
-                yield row.line, f"{name} {quoted(cell)}: no such file{where}"
+                yield row.line, f"{name} {quoted(cell)}: no such file{where}; correct the cell, or remove the line"
 
 
 def _placed(table: Table, folder: Path, slides: Path, problems: list[Problem]) -> Iterator[Row]:

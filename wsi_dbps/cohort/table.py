@@ -224,7 +224,8 @@ def _header_problems(header: list[str], columns: Mapping[str, str], required: Se
     for ours, theirs in unfound.items():
         yield f"no column {quoted(theirs)} to use as {ours}; found: {found}"
     for name in missing:
-        example = "FILENAME" if name == "slide_id" else "NAME"
+        alike = [theirs for theirs in header if theirs.casefold() == name]
+        example = alike[0] if alike else "FILENAME" if name == "slide_id" else "NAME"
         yield f"no column {name}; found: {found}; name the one to use: --columns {name}={example}"
 
 

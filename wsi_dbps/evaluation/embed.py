@@ -225,9 +225,9 @@ class Embedder:
         """Patches per second so far, and the share of the time spent waiting for pixels."""
         if not self._seconds:
             return "nothing to embed"
-        return (
-            f"{self.num_patches / self._seconds:.3g} patches/s, {self._waited / self._seconds:.0%} waiting for pixels"
-        )
+        rate = self.num_patches / self._seconds
+        of_rate = f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
+        return f"{of_rate} patches/s, {self._waited / self._seconds:.0%} waiting for pixels"
 
     def close(self) -> None:
         """End the reader's threads."""

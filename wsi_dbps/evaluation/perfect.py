@@ -56,7 +56,7 @@ def with_bounds(
 def why_no_interval(found: Mapping[str, Estimate]) -> dict[str, str]:
     """Reasons, by `interval.<score>`, where there are cases enough and still no interval."""
     lacking = [name for name, estimate in found.items() if estimate.low is None and name not in NO_INTERVAL]
-    return {f"interval.{name}": "samples of these cases do not differ in it" for name in lacking}
+    return {f"interval.{name}": "every bootstrap sample of these cases gives the same value" for name in lacking}
 
 
 def share_interval(value: float, num: int, confidence: float) -> tuple[float, float]:

@@ -208,7 +208,7 @@ def _pictures(
         words = f"{why}: label {row.label}, predicted {slide.predicted} ({slide.probability:.3f})"
         if slide.threshold is not None:  # the picture itself names the more probable class
             words = f"{why}: label {row.label}, called {slide.predicted}, as the probability of {classes[1]} is "
-            words += f"{row.probabilities[1]:.3f} and the threshold {slide.threshold:.3f}"
+            words += " and the threshold ".join(tables.told_apart(row.probabilities[1], slide.threshold))
         if truth and slide_id in truth.slide_auroc:
             words += f", patch AUROC {truth.slide_auroc[slide_id]:.3f}"
         found.append((slide_id, words, inline_picture(drawn_path(folder, slide_id, "png"))))

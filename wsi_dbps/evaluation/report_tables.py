@@ -180,6 +180,17 @@ class SlideRow:
     """Of two classes, the probability from which the second is predicted, if not 0.5."""
 
 
+def told_apart(a: float, b: float) -> tuple[str, str]:
+    """Two numbers with three digits after the point, or with as many more, up to eight, as it takes to tell them apart.
+
+    Examples:
+        >>> told_apart(0.13104, 0.13141)
+        ('0.1310', '0.1314')
+    """
+    digits = next((d for d in range(3, 8) if f"{a:.{d}f}" != f"{b:.{d}f}" or a == b), 8)
+    return f"{a:.{digits}f}", f"{b:.{digits}f}"
+
+
 def slide_rows(predictions: Predictions, threshold_of_case: Mapping[str, float]) -> list[SlideRow]:
     """Wrong slides first, the surest of them at the top; then right ones, the least sure first; then unlabelled.
 

@@ -88,10 +88,15 @@ def load_data(
             left_out.append(record.slide_id)
     train, val = tuple(bags["train"]), tuple(bags["val"])
     for part, found in bags.items():
+        if not found and not any(record.split == part for record in wanted):
+            raise TrainingError(
+                f"the manifest has no slide in split {part}; `wsi-dbps split COHORT.csv --out split.csv` writes one "
+                "with splits, or give --fold if it has a fold column"
+            )
         if not found:
             raise TrainingError(
-                f"no {part} slide with patches; label slides `{part}` in the split column "
-                "(`wsi-dbps split` does it), or give --fold"
+                f"no slide of split {part} has a patch: {', '.join(left_out[:3])}{', ...' * (len(left_out) > 3)}; look "
+                "at the contact sheet of `wsi-dbps tile`, and at the settings of [patches]"
             )
     in_train, in_val = (Counter(str(bag.record.label) for bag in part) for part in (train, val))
     if len(in_train) < 2:
@@ -106,7 +111,8 @@ def load_data(
         )
     if loop.monitor == "auroc" and (absent := [label for label in classes if label not in in_val]):
         raise TrainingError(
-            f"val has no slide of class {absent[0]!r}, so it has no AUROC; set training.monitor = 'loss' or split anew"
+            f"val has no slide of class {absent[0]!r}, so it has no AUROC; mend the label if it is misspelt, split "
+            "anew, or set training.monitor = 'loss'"
         )
     assert kind is not None
     return TrainingData(train, val, classes, kind, tuple(left_out))

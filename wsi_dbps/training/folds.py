@@ -45,6 +45,8 @@ def train_folds(cohort: Cohort, caches: PathLike, out: PathLike, config: RunConf
             if world.sum([float(stopping())])[0]:  # one process is told: all end here
                 raise stopped(out, f"between two folds; {fold} of {num_folds} are done", world, stopping)
             run = out / f"fold{fold}"
+            if world.rank == 0:
+                print(f"fold {fold}, {fold + 1} of {num_folds}: {run}", flush=True)
             results.append(train(split, caches, run, config, resume=(run / "run.json").exists()))
             if world.rank == 0:
                 _write(out / "folds.csv", [_row(k, result) for k, result in enumerate(results)])
