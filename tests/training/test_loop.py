@@ -245,6 +245,9 @@ def test_caches_that_do_not_belong_are_named(cohort, caches, tmp_path, make_conf
     )
     with pytest.raises(CacheError, match=said + rf"ing ones with `wsi-dbps tile COHORT.csv --out {bare}`"):
         train(cohort, bare, tmp_path / "run", make_config())
+    (tmp_path / "job" / "20x_256px_0px_overlap" / "patches").mkdir(parents=True)
+    with pytest.raises(CacheError, match="a TRIDENT job with coordinates and no features; make features with TRIDENT"):
+        train(cohort, tmp_path / "job", tmp_path / "run", make_config())
     shutil.copy(bare / "slide_10.h5", bare / "slide_09.h5")
     with pytest.raises(CacheError, match=r"slide_09.h5: holds slide 'slide_10', not 'slide_09'"):
         train(cohort, bare, tmp_path / "run", make_config())
