@@ -123,10 +123,17 @@ def _recorded(path: Path) -> set[str]:
 
 
 def record_lines(record: Path) -> list[str]:
-    """The lines of a folder's record; none where there is no record."""
-    with suppress(FileNotFoundError):
+    """The lines of a folder's record; none where there is no record.
+
+    Raises:
+        OutputError: If it cannot be read, so that nobody knows what may be replaced.
+    """
+    try:
         return record.read_text(encoding="utf-8", errors="surrogateescape").split("\n")[:-1]
-    return []
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise OutputError(f"{record}: cannot be read: {error.strerror}; give another folder with --out") from error
 
 
 def _made_by_0_1(path: Path) -> bool:

@@ -147,6 +147,13 @@ def test_a_users_file_beside_files_of_ours_is_not_taken_for_one_of_0_1(tmp_path:
     assert (tmp_path / "report.html").read_text() == "mine"
 
 
+def test_a_record_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / RECORD).mkdir()
+    (tmp_path / "a.csv").write_text("mine")
+    with pytest.raises(OutputError, match=rf"{RECORD}: cannot be read: Is a directory; give another folder with --out"):
+        refuse_to_replace(tmp_path / "a.csv")
+
+
 def test_a_folder_of_very_many_files_is_checked_in_time_that_grows_with_their_number(tmp_path: Path) -> None:
     target = tmp_path / "S1"
     with folder_written_whole(target) as folder:
