@@ -24,8 +24,10 @@ def coordinate_facts(path: Path) -> dict[str, str] | None:
     """Facts about a file of tile coordinates, by name; None for an HDF5 file that is none or is damaged.
 
     Raises:
-        SlideError: If it is JSON or .npz, and not hs2p's or damaged.
+        SlideError: If it is missing; or if it is JSON or .npz, and not hs2p's or damaged.
     """
+    if not path.exists():
+        raise SlideError(f"{path}: no such file")
     try:
         if path.suffix == ".json":
             return _hs2p_facts(json.loads(path.read_text(encoding="utf-8")))
