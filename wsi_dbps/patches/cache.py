@@ -359,7 +359,7 @@ class PatchCache:
     def _read(
         self, file: h5py.File, name: str, shape: tuple[int | None, ...], kinds: str = "iu", most: int | None = None
     ) -> npt.NDArray[Any]:
-        """A dataset, if it holds numbers of these kinds in this shape, not too many, and all of them are in the file."""
+        """A dataset, if it holds numbers of these kinds in this shape, not too many, and all are in the file."""
         dataset = file[name]
         if dataset.dtype.kind not in kinds:
             what = "whole numbers" if kinds == "iu" else "numbers"
