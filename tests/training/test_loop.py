@@ -184,6 +184,8 @@ def test_a_slide_without_patches_is_named_and_left_out(cohort, caches, tmp_path,
 def test_a_run_folder_is_neither_overwritten_nor_resumed_as_another_run(cohort, caches, tmp_path, make_config) -> None:
     train(cohort, caches, tmp_path / "run", make_config())
     with pytest.raises(CheckpointError, match="holds a run already; pass --resume to go on"):
+        train(cohort, tmp_path / "no caches", tmp_path / "run", make_config())  # before any is opened
+    with pytest.raises(CheckpointError, match="holds a run already; pass --resume to go on"):
         train(cohort, caches, tmp_path / "run", make_config())
     other = make_config(optimizer={"lr": 5e-4}, selection={"num_salient": 2})
     with pytest.raises(CheckpointError, match=r"\(selection.num_salient was 3, now 2, optimizer.lr was 0.001, now"):
