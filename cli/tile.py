@@ -37,6 +37,7 @@ _ENDINGS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 class Tissue(StrEnum):
     """How tissue is found."""
 
+    STAIN = "stain"
     OTSU = "otsu"
     HSV = "hsv"
     ENTROPY = "entropy"
@@ -78,8 +79,12 @@ def command(
     size: Annotated[int, typer.Option(help="Patch side in pixels.")] = 256,
     overlap: Annotated[int, typer.Option(help="Pixels that neighbouring patches share.")] = 0,
     tissue: Annotated[
-        Tissue, typer.Option(help="Tissue is what is coloured, has the hues of stains, is structured, or everything.")
-    ] = Tissue.OTSU,
+        Tissue,
+        typer.Option(
+            help="How tissue is found. stain: more colour than the slide's glass. otsu: colour, by Otsu's threshold. "
+            "hsv: the hues of H&E and common immunostains. entropy: structure. none: everything is tissue."
+        ),
+    ] = Tissue.STAIN,
     drop_pen: Annotated[
         bool, typer.Option("--drop-pen/--keep-pen", help="Leave out strokes of green, blue and black pens.")
     ] = True,

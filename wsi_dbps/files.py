@@ -176,8 +176,10 @@ def _mark(content: Path, suffix: str) -> str:
 def append_to_record(record: Path, line: str) -> None:
     """Add one line, or several, in a single write: what other processes add lies before or after it."""
     handle = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    data = line.encode("utf-8", "surrogateescape")
     try:
-        os.write(handle, line.encode("utf-8", "surrogateescape"))
+        if os.write(handle, data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     finally:
         os.close(handle)
 

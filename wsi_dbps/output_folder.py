@@ -66,7 +66,11 @@ def output_folder(folder: Path, command: str, names: Iterable[str] = ()) -> Iter
         try:
             for name in names:
                 refuse_to_replace(folder / name)
-            append_to_record(record, f"# wsi-dbps {command}\tprocess {os.getpid()} on {socket.gethostname()}\n")
+            try:
+                append_to_record(record, f"# wsi-dbps {command}\tprocess {os.getpid()} on {socket.gethostname()}\n")
+            except OSError as error:
+                raise_as_output_error(folder, error)
+                raise
             yield
         finally:
             del _held[key]

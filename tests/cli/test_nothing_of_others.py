@@ -118,6 +118,42 @@ def test_training_in_the_folder_of_the_manifest_keeps_the_manifest(small_cohort,
     assert content(tmp_path) == before
 
 
+ALL = ("train", "train --folds all", "predict", "heatmap", "evaluate", "compare", "faithfulness", "atlas", "embed",
+       "export", "split", "tile", "demo")  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ALL)
+def test_an_output_that_cannot_be_written_is_one_line(commands, wsi_dbps, small_disks, command: str) -> None:
+    out, folds, typed = commands
+    if "folds" in command:
+        assert wsi_dbps("split", typed["train"][1], "--folds", 3, "--out", folds)[0] == 0
+    (disk,) = small_disks([1 << 20])
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    moved = [str(argument).replace(str(out), str(disk / "out")) for argument in typed[command]]
+    code, _, err = wsi_dbps(*moved)
+    assert code == 2
+    last = err.splitlines()[-1]
+    assert last.startswith(f"wsi-dbps: {disk}/out")
+    assert last.endswith(": cannot be written: Read-only file system")
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("size", [4096, 20480])
+@pytest.mark.parametrize("command", ALL[:-1])
+def test_a_full_disk_is_one_line_whatever_the_command(commands, wsi_dbps, small_disks, command: str, size: int) -> None:
+    out, folds, typed = commands
+    if "folds" in command:
+        assert wsi_dbps("split", typed["train"][1], "--folds", 3, "--out", folds)[0] == 0
+    (disk,) = small_disks([size])
+    moved = [str(argument).replace(str(out), str(disk / "out")) for argument in typed[command]]
+    code, _, err = wsi_dbps(*moved)
+    assert "Traceback" not in err
+    if code:  # what a command writes may also fit
+        assert code == 2
+        assert err.splitlines()[-1].endswith(": cannot be written: No space left on device")
+    assert not list(disk.rglob("*.part"))
+
+
 WRITING = ("train", "train --folds all", "predict", "heatmap", "evaluate", "compare", "faithfulness", "atlas", "embed",
            "split", "demo")  # fmt: skip
 

@@ -99,7 +99,7 @@ def test_every_attribute_has_the_value_it_was_given(tmp_path: Path) -> None:
         "mpp_um": 1.0,
         "size_px": 32,
         "overlap_px": 0,
-        "tissue": "otsu",
+        "tissue": "stain",
         "drop_pen": True,
         "min_tissue": 0.25,
     }

@@ -36,7 +36,7 @@ def test_every_real_slide_becomes_patches_that_show_it(
     real_data: Path, make_spec, tmp_path: Path, name, mpp, reader, vendor, patch_mpp, source, least
 ) -> None:
     record = SlideRecord("a", "a", real_data / "slides" / name, mpp_um=mpp)
-    spec = make_spec(quality=98, mpp_um=patch_mpp, tissue="none" if "DAPI" in name or "boxes" in name else "otsu")
+    spec = make_spec(quality=98, mpp_um=patch_mpp, tissue="none" if "DAPI" in name or "boxes" in name else "stain")
     outcome = tile_slide(record, spec, tmp_path)
     assert outcome.error is None
     cache = PatchCache(outcome.path)
@@ -93,9 +93,6 @@ def test_a_real_cohort_goes_through_the_command_with_every_failure_named(
             "boxes with mpp: smaller (300 x 250 px) than one tile of 512 px; no patches",
             f"camelyon-overview.dcm: {slides}/camelyon-overview.dcm: the file says 28.97 {implausible} "
             "camelyon-overview.dcm",
-            "dicom with mpp: the methods disagree about its tissue (otsu 22.2%, hsv 32.2%, entropy 40.2% of the "
-            "slide), and otsu was used: look at the contact sheet; if it is wrong, write entropy into the manifest's "
-            "column tissue, or tile with --tissue entropy",
             f"empty.svs: {bad}/empty.svs: the file is empty; copy it again",
             f"histolab-broken.svs: {bad}/histolab-broken.svs: not a slide: neither OpenSlide nor tiffslide knows the "
             "format",

@@ -96,7 +96,7 @@ def test_a_copied_or_renamed_slide_is_known_again(record: SlideRecord, make_spec
         ({"min_tissue": 0.25}, "min_tissue is 0.5 in it, 0.25 asked"),
         (
             {"size_px": 32, "tissue": "none"},
-            "size_px is 64 in it, 32 asked; tissue is 'otsu' in it, 'none' asked",
+            "size_px is 64 in it, 32 asked; tissue is 'stain' in it, 'none' asked",
         ),
     ],
 )

@@ -76,7 +76,7 @@ def test_pale_tissue_that_one_method_loses_is_said() -> None:
     picture[50:150, 100:200] -= np.rint(np.abs(rng.normal(0, 15, (100, 100, 1))) * [0.9, 1.1, 1]).astype(np.uint8)
     assert segment(picture, SLIDE, 0.5).mask_HW.mean() < 0.02
     [said] = tissue_doubts(picture, SLIDE, 0.5, "otsu")
-    assert said.startswith("the methods disagree about its tissue (otsu 0.0%, hsv 0.0%, entropy 1"), said
+    assert said.startswith("the methods disagree about its tissue (stain 0.0%, otsu 0.0%, hsv 0.0%, entropy 1"), said
     assert said.endswith("write entropy into the manifest's column tissue, or tile with --tissue entropy")
 
 

@@ -40,9 +40,9 @@ from wsi_dbps.slides.reader import open_slide
 from wsi_dbps.slides.sampling import best_level, thumbnail
 from wsi_dbps.slides.source import check_unchanged
 from wsi_dbps.slides.tile_reader import TileReader, steps
-from wsi_dbps.tiling.doubts import METHODS, colour_doubts, tissue_doubts
+from wsi_dbps.tiling.doubts import colour_doubts, tissue_doubts
 from wsi_dbps.tiling.plan import TilePlan, is_plausible, plan_tiles, resolve_mpp
-from wsi_dbps.tiling.tissue import TissueMask, everywhere, segment
+from wsi_dbps.tiling.tissue import METHODS, Method, TissueMask, everywhere, segment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -447,12 +447,12 @@ def _thumbnail(reader: SlideReader, tiles: Sequence[JpegLevel | str], spec: Cach
         return thumbnail(in_colours(fast, spec.icc), spec.thumbnail_px)
 
 
-def _tissue(record: SlideRecord, spec: CacheSpec) -> Literal["otsu", "hsv", "entropy", "none"]:
+def _tissue(record: SlideRecord, spec: CacheSpec) -> Method | Literal["none"]:
     """How the slide's tissue is found: the manifest's word for it, or the spec's."""
     asked = record.extra.get("tissue") or spec.tiling.tissue
-    if asked not in ("otsu", "hsv", "entropy", "none"):
-        raise SlideError(f"the manifest's tissue is {asked!r}; it must be otsu, hsv, entropy or none")
-    return cast("Literal['otsu', 'hsv', 'entropy', 'none']", asked)
+    if asked not in (*METHODS, "none"):
+        raise SlideError(f"the manifest's tissue is {asked!r}; it must be {', '.join(METHODS)} or none")
+    return cast("Method | Literal['none']", asked)
 
 
 def _native_level(

@@ -3,21 +3,19 @@ other methods contradict. Both are cheap, and neither changes a mask: they tell 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal, get_args
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from PIL import Image
 
 from wsi_dbps.geometry import Size, fit_within
-from wsi_dbps.tiling.tissue import DARK, HE_HUES, segment
+from wsi_dbps.tiling.tissue import DARK, HE_HUES, METHODS, Method, segment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import numpy.typing as npt
 
-Method = Literal["otsu", "hsv", "entropy"]
-METHODS: Final[tuple[Method, ...]] = get_args(Method)
 LOOK_PX: Final = 400
 """Longer side of the picture on which doubts are looked for: the methods then take some 0.1 s together."""
 LARGEST_DARK: Final = 0.5
@@ -28,7 +26,7 @@ glass whose YCbCr was taken for RGB 0.5."""
 SMALLEST_STAINED: Final = 0.5
 """Share of the coloured tissue that must have hues of H&E or of brown and blue immunostains."""
 DISAGREEMENT: Final = 1.5
-"""How many times more tissue another method must find, or how many times less both others, to be worth a look."""
+"""How many times more tissue another method must find, or how many times less all others, to be worth a look."""
 SMALLEST_DIFFERENCE: Final = 0.005
 """The share of the slide that this has to be."""
 
@@ -70,7 +68,7 @@ def colour_doubts(thumbnail_HWC: npt.NDArray[np.uint8], mask_HW: npt.NDArray[np.
 def tissue_doubts(
     thumbnail_HWC: npt.NDArray[np.uint8], slide_lv0: Size, mpp_lv0_um: float, method: Method, *, drop_pen: bool = True
 ) -> Iterator[str]:
-    """Whether another method finds much more tissue than the one in use, or both others much less.
+    """Whether another method finds much more tissue than the one in use, or all others much less.
 
     All of them look at the same small picture, so that they differ by method only.
 

@@ -37,9 +37,10 @@ class TilingSpec:
     """Patch side."""
     overlap_px: int = 0
     """What neighbouring patches share along each side."""
-    tissue: Literal["otsu", "hsv", "entropy", "none"] = "otsu"
-    """How tissue is found where the manifest gives no mask: what is coloured, what has the hues of stains, what is
-    structured, or everywhere. A column `tissue` of the manifest overrules it for a slide."""
+    tissue: Literal["stain", "otsu", "hsv", "entropy", "none"] = "stain"
+    """How tissue is found where the manifest gives no mask: `stain`, what is more coloured than the slide's glass;
+    `otsu`, what is coloured by Otsu's threshold; `hsv`, the hues of stains at a fixed saturation; `entropy`, what is
+    structured; `none`, everywhere. A column `tissue` of the manifest overrules it for a slide."""
     drop_pen: bool = True
     """Leave out strokes of green, blue and black pens."""
     min_tissue: float = 0.25

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from wsi_dbps.geometry import Size
 
+Method = Literal["stain", "otsu", "hsv", "entropy"]
+METHODS: Final[tuple[Method, ...]] = get_args(Method)
 DARK: Final = 50
 """Brightest channel (0 to 255) below which a pixel is scanner border or unlit ground, whatever its saturation."""
 SATURATION_BOUNDS: Final = (0.05, 0.15)
@@ -20,6 +22,10 @@ SATURATION_BOUNDS: Final = (0.05, 0.15)
 the tissue itself (pale stroma is about 0.15)."""
 HE_HUES: Final = (200.0, 50.0)
 """Hues of bright-field stains, in degrees, from haematoxylin's blue over pink and red to brown."""
+GLASS_BOUNDS: Final = (0.03, 0.05)
+"""The least saturation of tissue by `stain` is that of the slide's own glass and `ABOVE_GLASS`, held between these:
+noise alone has up to 0.03, and 0.05 is what `hsv` asks of every slide."""
+ABOVE_GLASS: Final = 0.02
 PEN_GREENS: Final = (70.0, 195.0)
 PEN_BLUES: Final = (195.0, 250.0)
 """Hues of pens; blue ones only where far more saturated than haematoxylin."""
@@ -80,15 +86,17 @@ def segment(
     thumbnail_HWC: npt.NDArray[np.uint8],
     slide_lv0: Size,
     mpp_lv0_um: float,
-    method: Literal["otsu", "hsv", "entropy"] = "otsu",
+    method: Method = "stain",
     *,
     drop_pen: bool = True,
 ) -> TissueMask:
     """Tissue in a bright-field picture, specks removed and small holes filled.
 
-    `otsu` takes what is coloured, by Otsu's threshold on saturation. `hsv` takes the hues of H&E and of brown and blue
-    immunostains at a fixed saturation, which does not depend on what else is on the slide. `entropy` takes what is
-    structured, by Otsu's threshold on local entropy: for pale tissue, but slow, and dust is structured too.
+    `stain` takes what is more coloured than the slide's own glass, in any hue: pale tissue and special stains too.
+    `otsu` takes what is coloured by Otsu's threshold on saturation, and so loses pale tissue, the more beside strongly
+    stained tissue. `hsv` takes the hues of H&E and of brown and blue immunostains at a fixed saturation. `entropy`
+    takes what is structured, by Otsu's threshold on local entropy: for pale tissue, but slow, and dust is structured
+    too.
 
     On fluorescence the unlit ground is dark and so left out, but what remains has not been validated: give a mask, or
     tile with `none`.
@@ -108,9 +116,7 @@ def segment(
     return TissueMask(mask_HW | _parts_up_to(LARGEST_HOLE_UM2 / pixel_um2, ~mask_HW, inside=True), slide_lv0)
 
 
-def _stained(
-    thumbnail_HWC: npt.NDArray[np.uint8], method: Literal["otsu", "hsv", "entropy"], *, drop_pen: bool
-) -> npt.NDArray[np.bool_]:
+def _stained(thumbnail_HWC: npt.NDArray[np.uint8], method: Method, *, drop_pen: bool) -> npt.NDArray[np.bool_]:
     """(H, W) which pixels look like tissue, each by itself."""
     hue_HW, saturation_HW, bright_HW = _smooth_hsv(thumbnail_HWC)
     lit_HW = bright_HW >= DARK
@@ -118,6 +124,8 @@ def _stained(
         return lit_HW
     if method == "otsu":
         mask_HW = lit_HW & (saturation_HW > 255 * np.clip(_otsu(saturation_HW[lit_HW]) / 255, *SATURATION_BOUNDS))
+    elif method == "stain":
+        mask_HW = lit_HW & (saturation_HW > 255 * _above_glass(saturation_HW, bright_HW))
     elif method == "hsv":
         stained_HW = (hue_HW >= _as_byte(HE_HUES[0])) | (hue_HW <= _as_byte(HE_HUES[1]))
         mask_HW = lit_HW & stained_HW & (saturation_HW > 255 * SATURATION_BOUNDS[0])
@@ -130,6 +138,12 @@ def _stained(
             pen_HW = np.asarray(Image.fromarray(pen_HW).convert("L").filter(ImageFilter.MaxFilter(5)), np.bool_)
             mask_HW &= ~pen_HW
     return mask_HW
+
+
+def _above_glass(saturation_HW: npt.NDArray[np.uint8], bright_HW: npt.NDArray[np.uint8]) -> float:
+    """The least saturation of tissue, 0 to 1: a little above that of the brightest twentieth, glass if there is any."""
+    glass = np.median(saturation_HW[bright_HW >= np.percentile(bright_HW, 95)]) / 255
+    return float(np.clip(glass + ABOVE_GLASS, *GLASS_BOUNDS))
 
 
 def _smooth_hsv(pixels_HWC: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], ...]:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from wsi_dbps.errors import CheckpointError, ConfigError, StoppedError, TrainingError
+from wsi_dbps.files import raise_as_output_error
 from wsi_dbps.models.slide_model import SlideModel
 from wsi_dbps.output_folder import output_folder
 from wsi_dbps.progress import Progress
@@ -484,21 +485,31 @@ class _Board:
     """TensorBoard where it is installed, else nothing."""
 
     def __init__(self, run: Path | None, epochs_done: int) -> None:
-        self._writer = None
+        self._writer, self._folder = None, Path() if run is None else run / "tensorboard"
         if run is not None:
-            with suppress(ImportError):
+            with suppress(ImportError), self._writing():
                 from torch.utils.tensorboard import SummaryWriter
 
-                self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=epochs_done + 1)
+                self._writer = SummaryWriter(str(self._folder), purge_step=epochs_done + 1)
 
     def __enter__(self) -> _Board:
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with suppress(OSError) if kind else self._writing():  # the first error is the one to be told
+                self._writer.close()
 
     def add(self, row: dict[str, Any]) -> None:
         for name in ("train_loss", "val_loss", "val_auroc", "lr"):
             if self._writer is not None and row[name] is not None:
-                self._writer.add_scalar(name, row[name], row["epoch"])
+                with self._writing():
+                    self._writer.add_scalar(name, row[name], row["epoch"])
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise_as_output_error(self._folder, error)
+            raise
