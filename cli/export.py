@@ -50,13 +50,16 @@ def command(
     A slide that is exported already, from the same cache with the same settings, is kept; a killed run goes on.
     """
     from wsi_dbps.config import build
-    from wsi_dbps.patches.export import ExportSpec, export_caches, find_caches, records_of, write_labels
+    from wsi_dbps.files import refuse_to_replace
+    from wsi_dbps.patches.export import LABELS, ExportSpec, export_caches, find_caches, records_of, write_labels
     from wsi_dbps.progress import Progress
 
     spec = build(ExportSpec, {"format": format_.value, "max_patches": max_, "seed": seed}, "export")
     paths, outcomes = find_caches(caches), []
     cohort = None if labels is None else cohort_part(labels, columns, Split.ALL)
     records = None if cohort is None else records_of(paths, cohort)
+    if records is not None:
+        refuse_to_replace(out / LABELS)
     with Progress("exporting", len(paths), "slides") as progress:
         for outcome in export_caches(paths, out, spec, records=records, overwrite=overwrite, threads=num_cores()):
             outcomes.append(outcome)

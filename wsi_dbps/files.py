@@ -77,7 +77,8 @@ _MADE_BY_0_1: Final = {
     "run.json": ("run.toml", "run.json", "cohort.csv", "history.csv", "last.pt", "best.pt"),
     "predict.json": ("predictions.csv", "predict.json", "metrics.json", "report.html"),
 }
-"""Version 0.1 kept no record. What it wrote is known by one of these files, which names the package."""
+"""Version 0.1 kept no record. What it wrote is known by one of these files, which names the package. Nothing
+follows from such a file that is in a record: it is of a later version, whose files are all in the record."""
 
 
 def refuse_to_replace(path: Path) -> None:
@@ -93,9 +94,9 @@ def refuse_to_replace(path: Path) -> None:
     if not os.path.lexists(path):
         return
     digests = _recorded(path)
-    if path.is_dir() and (strangers := [file for file in sorted(path.iterdir()) if not _is_of_folder(file)]):
+    if path.is_dir() and (strangers := {file.name for file in path.iterdir()} - {RECORD} - _names_of_ours(path)):
         raise ForeignFileError(
-            f"{path}: holds {strangers[0].name}, which was not written by wsi-dbps, so the folder is not replaced; "
+            f"{path}: holds {min(strangers)}, which was not written by wsi-dbps, so the folder is not replaced; "
             "move that file away, or give another folder with --out"
         )
     if not digests and not _made_by_0_1(path):
@@ -110,8 +111,10 @@ def refuse_to_replace(path: Path) -> None:
         )
 
 
-def _is_of_folder(file: Path) -> bool:
-    return file.name == RECORD or bool(_recorded(file))
+def _names_of_ours(folder: Path) -> set[str]:
+    """The names of all that its record knows, whose record is read once, as a folder may hold very many patches."""
+    known = {line.partition("\t")[2] for line in record_lines(folder / RECORD)}
+    return {file.name for file in folder.iterdir() if _one_line(file.name) in known}
 
 
 def _recorded(path: Path) -> set[str]:
@@ -120,10 +123,17 @@ def _recorded(path: Path) -> set[str]:
 
 
 def record_lines(record: Path) -> list[str]:
-    """The lines of a folder's record; none where there is no record."""
-    with suppress(FileNotFoundError):
+    """The lines of a folder's record; none where there is no record.
+
+    Raises:
+        OutputError: If it cannot be read, so that nobody knows what may be replaced.
+    """
+    try:
         return record.read_text(encoding="utf-8", errors="surrogateescape").split("\n")[:-1]
-    return []
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise OutputError(f"{record}: cannot be read: {error.strerror}; give another folder with --out") from error
 
 
 def _made_by_0_1(path: Path) -> bool:
@@ -131,7 +141,7 @@ def _made_by_0_1(path: Path) -> bool:
         return _h5_format(path).startswith("wsi-dbps")
     told_by = [path.parent / told for told, names in _MADE_BY_0_1.items() if path.name in names]
     with suppress(OSError):
-        return any(b'"wsi_dbps' in told.read_bytes() for told in told_by if told.is_file())
+        return any(b'"wsi_dbps' in told.read_bytes() for told in told_by if told.is_file() and not _recorded(told))
     return False
 
 
@@ -146,10 +156,21 @@ def _h5_format(path: Path) -> str:
 
 
 def _note_written(path: Path, content: Path | None) -> None:
-    """Record a file, or a folder (`content` None), before it takes its name, so that a kill leaves no unknown file."""
-    mark = file_digest(content) if content is not None and path.suffix in _EDITABLE else "-"
-    if mark not in _recorded(path):
-        append_to_record(path.parent / RECORD, f"{mark}\t{_one_line(path.name)}\n")
+    """Record a file, or a folder (`content` None), before it takes its name, so that a kill leaves no unknown file.
+
+    With a file by which those of version 0.1 are known, these are recorded too, as from then on nothing else tells.
+    """
+    marks = {path: "-" if content is None else _mark(content, path.suffix)}
+    if path.name in _MADE_BY_0_1 and path.is_file() and _made_by_0_1(path):
+        beside = (path.with_name(name) for name in _MADE_BY_0_1[path.name] if name != path.name)
+        marks |= {file: _mark(file, file.suffix) for file in beside if file.is_file()}
+    new = [f"{mark}\t{_one_line(file.name)}\n" for file, mark in marks.items() if mark not in _recorded(file)]
+    if new:
+        append_to_record(path.parent / RECORD, "".join(new))
+
+
+def _mark(content: Path, suffix: str) -> str:
+    return file_digest(content) if suffix in _EDITABLE else "-"
 
 
 def append_to_record(record: Path, line: str) -> None:

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+
+POSSIBLE_MPP_UM: Final = (0.01, 1000.0)
+"""What a manifest may give for level 0. It overrules the file, for overviews too; beyond this it is a slip."""
 
 
 @dataclass(frozen=True)

@@ -161,6 +161,13 @@ def test_pt_is_read_as_clams_training_reads_it(small_cohort, weights, tmp_path, 
     (tmp_path / "pt_files" / "slide_03.pt").unlink()
     assert "1 slides embedded (0 patches), 19 kept" in wsi_dbps(*embed, "--format", "pt")[1]
     assert torch.equal(torch.load(tmp_path / "pt_files" / "slide_03.pt", weights_only=True), tensor)
+    embed_rows = (*embed[:4], "--out", tmp_path / "other" / "h5_files", *embed[6:])
+    assert wsi_dbps(*embed_rows)[0] == 0
+    mine = tmp_path / "other" / "pt_files" / "slide_00.pt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    code, _, err = wsi_dbps(*embed[:4], "--out", tmp_path / "other", *embed[6:], "--format", "pt", "--overwrite")
+    assert (code, mine.read_text(), "slide_00.pt: exists and was not written by" in err) == (2, "mine", True)
     (tmp_path / "h5_files" / "slide_03.h5").unlink()
     code, _, err = wsi_dbps(*embed, "--format", "pt", "--overwrite")
     assert (code, "slide_03.pt: there already, without our" in err) == (1, True)

@@ -108,6 +108,7 @@ def test_features_of_clam_trident_and_stamp_are_told_apart(tmp_path: Path, facts
 
 @pytest.mark.parametrize("name", ["a.json", "a.npz", "a.coordinates.npz"])
 def test_json_and_arrays_of_no_tool_are_named(tmp_path: Path, wsi_dbps, name: str) -> None:
+    assert wsi_dbps("inspect", tmp_path / name)[1].endswith(f"cannot be used: {tmp_path / name}: no such file\n")
     (tmp_path / name).write_text("[1, 2]")
     code, out, _ = wsi_dbps("inspect", tmp_path / name)
     assert code == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import pytest
@@ -56,4 +57,20 @@ def test_its_slides_are_predicted_and_the_case_is_written_without_a_label(
     found = read_predictions(tmp_path / "p" / "predictions.csv")
     assert {case.case_id: case.label for case in found.cases}["p"] is None
     assert [slide.label for slide in found.slides[:2]] == ["flat", "coarse"]
+    assert wsi_dbps("evaluate", tmp_path / "p", "--out", tmp_path / "m")[0] == 0
+
+
+def test_the_table_is_read_also_if_a_slide_with_one_of_the_labels_has_failed(
+    mixed, small_cohort, tmp_path, wsi_dbps
+) -> None:
+    small = ("encoder.name=small_gn", "encoder.dim=16", "aggregator.num_heads=2", "selection.num_salient=3")
+    sets = [word for one in (*small, "training.epochs=1", "training.device=cpu") for word in ("--set", one)]
+    assert wsi_dbps("train", small_cohort[0], "--caches", small_cohort[1], "--out", tmp_path / "run", *sets)[0] == 0
+    caches = tmp_path / "caches"
+    shutil.copytree(small_cohort[1], caches)
+    (caches / "slide_01.h5").write_bytes(b"damaged")
+    code, out, _ = wsi_dbps("predict", tmp_path / "run", mixed, "--caches", caches, "--out", tmp_path / "p")
+    assert (code, "1 failed" in out) == (1, True)
+    found = read_predictions(tmp_path / "p" / "predictions.csv")
+    assert [slide.slide_id for slide in found.slides] == ["slide_00", "slide_02", "slide_03"]
     assert wsi_dbps("evaluate", tmp_path / "p", "--out", tmp_path / "m")[0] == 0

@@ -45,7 +45,7 @@ def cohorts(draw: st.DrawFn, folder: Path) -> Cohort:
             path=draw(st.none() | st.builds(Path.joinpath, folders, slide_ids)),
             label=draw(st.none() | words),
             split=split_of.setdefault(case_id, draw(st.sampled_from([None, "train", "val", "test"]))),
-            mpp_um=draw(st.none() | st.floats(0.001, 1000)),
+            mpp_um=draw(st.none() | st.floats(0.01, 1000)),
             mask=draw(st.none() | st.builds(Path.joinpath, folders, slide_ids)),
             annotations=draw(st.none() | st.builds(Path.joinpath, folders, slide_ids)),
             extra={name: draw(hard_text) for name in columns},

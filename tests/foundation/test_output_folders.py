@@ -12,8 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wsi_dbps import files
 from wsi_dbps.errors import OutputError
-from wsi_dbps.files import RECORD, folder_written_whole, refuse_to_replace, write_json, write_text, written_whole
+from wsi_dbps.files import (
+    RECORD,
+    folder_written_whole,
+    record_lines,
+    refuse_to_replace,
+    write_json,
+    write_text,
+    written_whole,
+)
 from wsi_dbps.output_folder import output_folder
 
 HOLD = """
@@ -118,6 +127,43 @@ def test_files_of_version_0_1_which_kept_no_record_are_known_by_what_they_say(tm
     for name in ("table.csv", "theirs.h5"):
         with pytest.raises(OutputError, match="was not written by wsi-dbps"):
             refuse_to_replace(tmp_path / name)
+
+
+def test_what_a_file_of_0_1_told_is_recorded_when_it_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"made_with": {"wsi_dbps": "0.1.0"}}')
+    for name in ("history.csv", "last.pt"):
+        (tmp_path / name).write_text("of 0.1")
+    write_json(tmp_path / "run.json", {"made_with": {"wsi_dbps": "0.2.0"}})
+    for name in ("history.csv", "last.pt"):
+        write_text(tmp_path / name, "of 0.2")
+        assert (tmp_path / name).read_text() == "of 0.2"
+
+
+def test_a_users_file_beside_files_of_ours_is_not_taken_for_one_of_0_1(tmp_path: Path) -> None:
+    write_json(tmp_path / "predict.json", {"wsi_dbps_version": "0.2.0"})
+    (tmp_path / "report.html").write_text("mine")
+    with pytest.raises(OutputError, match="was not written by wsi-dbps"):
+        write_text(tmp_path / "report.html", "ours")
+    assert (tmp_path / "report.html").read_text() == "mine"
+
+
+def test_a_record_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / RECORD).mkdir()
+    (tmp_path / "a.csv").write_text("mine")
+    with pytest.raises(OutputError, match=rf"{RECORD}: cannot be read: Is a directory; give another folder with --out"):
+        refuse_to_replace(tmp_path / "a.csv")
+
+
+def test_a_folder_of_very_many_files_is_checked_in_time_that_grows_with_their_number(tmp_path: Path) -> None:
+    target = tmp_path / "S1"
+    with folder_written_whole(target) as folder:
+        for i in range(2000):
+            (folder / f"{i}.png").touch()
+    reads = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "record_lines", lambda record: reads.append(record) or record_lines(record))
+        refuse_to_replace(target)
+    assert len(reads) == 2
 
 
 def test_a_folder_is_held_by_one_process_until_it_ends_however_it_ends(tmp_path: Path) -> None:

@@ -416,7 +416,7 @@ def replaced(path: Path, name: str, **new) -> None:
         file.create_dataset(name, **new)
 
 
-NEVER = "declared and not written; delete it and tile again"
+NEVER = "numbers, and the file does not hold as many; delete it and tile again"
 MISFIT = "offsets, coordinates and patches do not fit each other; delete it and tile again"
 
 
@@ -425,9 +425,9 @@ MISFIT = "offsets, coordinates and patches do not fit each other; delete it and 
     [
         ("patches/crc32", {"data": np.zeros(4, np.uint32)}, MISFIT),
         ("patches/crc32", {"data": np.zeros((5, 1), np.uint32)}, MISFIT),
-        ("patches/crc32", {"shape": (5,), "dtype": np.uint32}, f"/patches/crc32 is {NEVER}"),
+        ("patches/crc32", {"shape": (5,), "dtype": np.uint32}, f"/patches/crc32 claims (5,) {NEVER}"),
         ("patches/offsets", {"shape": (10**10 + 1,), "dtype": np.uint64, "chunks": (1024,)}, MISFIT),
-        ("patches/offsets", {"shape": (6,), "dtype": np.uint64}, f"/patches/offsets is {NEVER}"),
+        ("patches/offsets", {"shape": (6,), "dtype": np.uint64}, f"/patches/offsets claims (6,) {NEVER}"),
         (
             "patches/offsets",
             {"data": np.arange(6.0)},
@@ -444,8 +444,13 @@ MISFIT = "offsets, coordinates and patches do not fit each other; delete it and 
             {"data": np.array([[b"1", b"2"]] * 5)},
             "/coords holds |S1, not whole numbers; delete it and tile again",
         ),
-        ("coords", {"shape": (5, 2), "dtype": np.int64}, f"/coords is {NEVER}"),
-        ("coords", {"shape": (5, 2), "dtype": np.int64, "chunks": (2, 2)}, f"/coords is {NEVER}"),
+        ("coords", {"shape": (5, 2), "dtype": np.int64}, f"/coords claims (5, 2) {NEVER}"),
+        ("coords", {"shape": (5, 2), "dtype": np.int64, "chunks": (2, 2)}, f"/coords claims (5, 2) {NEVER}"),
+        (
+            "coords",
+            {"shape": (5, 2), "dtype": np.uint8, "external": [("/etc/hostname", 0, h5py.h5f.UNLIMITED)]},
+            "/coords is kept in other files; copy it into this one; delete it and tile again",
+        ),
         (
             "coords",
             {"data": np.array([[0, 0], [5, 80_000], [0, 0], [0, 0], [0, 0]])},

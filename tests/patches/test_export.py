@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -20,11 +21,20 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from wsi_dbps.cohort.cohort import SlideRecord
+from wsi_dbps.cohort.manifest import read_manifest
 from wsi_dbps.cohort.names import why_unsafe
 from wsi_dbps.errors import OutputError
 from wsi_dbps.files import RECORD, claimed
 from wsi_dbps.patches.cache import PatchCache
-from wsi_dbps.patches.export import ExportSpec, export_cache, export_caches, find_caches, sample_key
+from wsi_dbps.patches.export import (
+    LABELS,
+    ExportSpec,
+    export_cache,
+    export_caches,
+    find_caches,
+    sample_key,
+    write_labels,
+)
 from wsi_dbps.patches.tile import tile_slide
 
 ID = "TCGA-A8 é.8F5C%2E"
@@ -316,6 +326,27 @@ def test_labels_of_the_manifest_go_beside_the_patches(wsi_dbps, small_cohort, tm
         "slide_02.tar was made otherwise: case_id is 'case_02' in it, 'slide_02' asked; label is 'flat' in it"
         in found.err
     )
+
+
+def test_a_users_labels_are_kept_and_said_before_the_export_begins(wsi_dbps, small_cohort, tmp_path: Path) -> None:
+    manifest, caches = small_cohort
+    (tmp_path / "labels.csv").write_text("mine")
+    found = wsi_dbps(
+        "export", caches / "slide_02.h5", "--out", tmp_path, "--format", "tar", "--labels", manifest, "--max", 3
+    )
+    assert (found.code, found.out) == (2, "")
+    assert "labels.csv: exists and was not written by wsi-dbps" in found.err
+    assert [path.name for path in tmp_path.iterdir()] == ["labels.csv"]
+
+
+def test_exports_that_end_at_once_write_labels_one_after_the_other(small_cohort, tmp_path: Path) -> None:
+    cohort = read_manifest(small_cohort[0])
+    with claimed(tmp_path / LABELS), ThreadPoolExecutor(1) as other:
+        written = other.submit(write_labels, tmp_path, cohort)
+        time.sleep(0.1)
+        assert not written.done()
+        assert not (tmp_path / LABELS).exists()
+    assert written.result().read_text() == "slide_id,case_id,label,split\n"
 
 
 def test_a_slide_that_the_manifest_of_labels_lacks_is_named_before_anything_is_written(

@@ -222,3 +222,5 @@ def test_a_mask_that_is_tissue_everywhere_is_said(tmp_path: Path) -> None:
         record = SlideRecord("a", "a", tmp_path / "slide.png", mpp_um=0.5, mask=tmp_path / "mask.png")
         found = [note for note in notes(plan_slide(record, spec), spec) if "mask" in note]
         assert [note.partition(" of the slide?")[0] for note in found] == said
+    everything = SlideRecord("a", "a", tmp_path / "slide.png", mpp_um=0.5, extra={"tissue": "none"})
+    assert list(notes(plan_slide(everything, spec), spec)) == []  # it has no mask to mistake

@@ -222,7 +222,7 @@ def test_a_dask_cluster_tiles_the_same_and_outlives_a_killed_worker(record, make
     records = [SlideRecord(f"s{i:02d}", "c", record.path) for i in range(10)]
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=0
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0", memory_limit=0
         ) as cluster,
         distributed.Client(cluster) as client,
     ):

@@ -284,3 +284,8 @@ def test_a_tile_that_cannot_be_decoded_is_named_with_its_place(fiducial_file: Pa
                 slide.read(Region(0, 300, 600, 50, 50))
             assert str(caught.value).startswith(f"{path}: cannot decode level 0 at (300, 600): ")
             assert "\n" not in str(caught.value)
+
+
+def test_a_tiff_without_samples_in_separate_planes_is_no_division_by_zero() -> None:
+    content = tiny_tiff(16, (277, 3, 1, 0), (284, 3, 1, 2))
+    assert damage(io.BytesIO(content + bytes(512)), len(content) + 512) is None

@@ -184,6 +184,8 @@ def test_a_slide_without_patches_is_named_and_left_out(cohort, caches, tmp_path,
 def test_a_run_folder_is_neither_overwritten_nor_resumed_as_another_run(cohort, caches, tmp_path, make_config) -> None:
     train(cohort, caches, tmp_path / "run", make_config())
     with pytest.raises(CheckpointError, match="holds a run already; pass --resume to go on"):
+        train(cohort, tmp_path / "no caches", tmp_path / "run", make_config())  # before any is opened
+    with pytest.raises(CheckpointError, match="holds a run already; pass --resume to go on"):
         train(cohort, caches, tmp_path / "run", make_config())
     other = make_config(optimizer={"lr": 5e-4}, selection={"num_salient": 2})
     with pytest.raises(CheckpointError, match=r"\(selection.num_salient was 3, now 2, optimizer.lr was 0.001, now"):
@@ -245,6 +247,9 @@ def test_caches_that_do_not_belong_are_named(cohort, caches, tmp_path, make_conf
     )
     with pytest.raises(CacheError, match=said + rf"ing ones with `wsi-dbps tile COHORT.csv --out {bare}`"):
         train(cohort, bare, tmp_path / "run", make_config())
+    (tmp_path / "job" / "20x_256px_0px_overlap" / "patches").mkdir(parents=True)
+    with pytest.raises(CacheError, match="a TRIDENT job with coordinates and no features; make features with TRIDENT"):
+        train(cohort, tmp_path / "job", tmp_path / "run", make_config())
     shutil.copy(bare / "slide_10.h5", bare / "slide_09.h5")
     with pytest.raises(CacheError, match=r"slide_09.h5: holds slide 'slide_10', not 'slide_09'"):
         train(cohort, bare, tmp_path / "run", make_config())

@@ -13,17 +13,18 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from wsi_dbps.cohort.cohort import SlideRecord
+    from wsi_dbps.records import Prediction
 
 MOST_NUMBERS: Final = 10
 """Distinct numbers that are taken as classes, such as grades; more of them are taken as measurements."""
 
 
-def mixed_cases(records: Iterable[SlideRecord]) -> dict[str, dict[str, str]]:
+def mixed_cases(records: Iterable[SlideRecord | Prediction]) -> dict[str, dict[str, str]]:
     """The cases whose slides have different labels: for each its labels, each with the first slide that has it."""
     labels: dict[str, dict[str, str]] = defaultdict(dict)
     for record in records:
         if record.label is not None:
-            labels[record.case_id].setdefault(record.label, record.slide_id)
+            labels[record.case_id].setdefault(record.label, str(record.slide_id))
     return {case_id: its for case_id, its in labels.items() if len(its) > 1}
 
 

@@ -18,6 +18,7 @@ from wsi_dbps.cohort.names import same_file_key, why_unsafe
 from wsi_dbps.cohort.table import OURS, Row, parse_columns, quoted, read_table, refuse
 from wsi_dbps.errors import ManifestError
 from wsi_dbps.files import write_text
+from wsi_dbps.geometry import POSSIBLE_MPP_UM
 from wsi_dbps.records import SPLITS
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ SLIDE_ENDINGS = (
     *(".dcm", ".png", ".jpg", ".jpeg"),
 )
 """Endings by which slide files are found in a folder; a longer one before one that it ends in."""
-LEAST_MPP_UM, MOST_MPP_UM = 0.001, 1000.0
-"""What µm per pixel a manifest may claim; what `tile` takes for plausible is narrower."""
 _PLURAL = {"mask": "masks", "annotations": "annotations"}
 _MISSING_WORDS = ("nan", "na", "n/a", "null")
 
@@ -196,6 +195,7 @@ def _case_problems(table: Table) -> Iterator[Problem]:
 
 
 def _number_problems(rows: Sequence[Row]) -> Iterator[Problem]:
+    low, high = POSSIBLE_MPP_UM
     for row in rows:
         cell = row.ours["mpp"]
         number = finite_number(cell)
@@ -205,11 +205,8 @@ def _number_problems(rows: Sequence[Row]) -> Iterator[Problem]:
             yield row.line, f"mpp {quoted(cell)} is not a number{hint}"
         elif number is not None and number <= 0:
             yield row.line, f"mpp {quoted(cell)} is not above 0"
-        elif number is not None and not LEAST_MPP_UM <= number <= MOST_MPP_UM:
-            yield (
-                row.line,
-                f"mpp {quoted(cell)} is not the size of a pixel in µm ({LEAST_MPP_UM:g} to {MOST_MPP_UM:g})",
-            )
+        elif number is not None and not low <= number <= high:
+            yield row.line, f"mpp {quoted(cell)} is not the size of a pixel in µm ({low:g} to {high:g})"
 
 
 def _character_problems(rows: Sequence[Row]) -> Iterator[Problem]:

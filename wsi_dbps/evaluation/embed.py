@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from wsi_dbps.errors import CacheError, ConfigError, OutputError, SpecMismatchError, WsiDbpsError
-from wsi_dbps.files import written_whole
+from wsi_dbps.files import refuse_to_replace, written_whole
 from wsi_dbps.models.encoders import PatchEncoder, build_encoder
 from wsi_dbps.output_folder import output_folder
 from wsi_dbps.patches.cache import PatchCache
@@ -155,6 +155,7 @@ class Embedder:
 
         Raises:
             SpecMismatchError: If what is there was made otherwise, or is not ours.
+            ForeignFileError: If the tensor is somebody else's.
             Others: As `slide`.
         """
         name = cache.slide_id
@@ -170,6 +171,7 @@ class Embedder:
         rows_kept = are_kept(rows, cache, self.made, overwrite=overwrite)
         if rows_kept and tensor.exists():
             return False
+        refuse_to_replace(tensor)
         if not rows_kept:
             with suppress(FileNotFoundError):
                 tensor.unlink()  # so that after a kill no tensor of the old rows lies beside the new ones

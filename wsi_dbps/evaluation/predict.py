@@ -85,7 +85,7 @@ def predict(
             rows.append(attention.prediction)
 
         failed = each_slide("predicting", cohort.records, one)
-        mixed = mixed_cases(cohort.records)
+        mixed = mixed_cases(rows)  # as in the table, which lacks slides that failed
         to_pool = [replace(row, label=None) if row.case_id in mixed else row for row in rows]
         predictions = Predictions(predictor.classes, tuple(rows), pool_cases(to_pool, predictor.classes))
         # Two files cannot be renamed in one step: by the digest readers refuse a pair that a kill has left mixed.

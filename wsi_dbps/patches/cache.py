@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import tempfile
 import zlib
@@ -21,6 +20,7 @@ from wsi_dbps import files
 from wsi_dbps.errors import CacheError
 from wsi_dbps.geometry import Size
 from wsi_dbps.patches.spec import FORMAT, FORMAT_VERSION, MAX_JPEG_SIDE, REQUIRED_ATTRIBUTES
+from wsi_dbps.patches.stored import why_not_stored
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -359,10 +359,7 @@ class PatchCache:
     def _read(
         self, file: h5py.File, name: str, shape: tuple[int | None, ...], kinds: str = "iu", most: int | None = None
     ) -> npt.NDArray[Any]:
-        """A dataset, if it holds numbers of these kinds in this shape, not too many, and all of them are in the file.
-
-        Of a dataset that was declared and never written, HDF5 reads zeros, as many as it claims to hold.
-        """
+        """A dataset, if it holds numbers of these kinds in this shape, not too many, and all are in the file."""
         dataset = file[name]
         if dataset.dtype.kind not in kinds:
             what = "whole numbers" if kinds == "iu" else "numbers"
@@ -371,13 +368,8 @@ class PatchCache:
             raise CacheError(f"{self.path}: {_MISFIT}; {_REPAIR}")
         if most is not None and dataset.size > most:
             raise CacheError(f"{self.path}: /{name} claims {dataset.size} values, at most {most} can be; {_REPAIR}")
-        if dataset.chunks is None:
-            is_there = dataset.id.get_storage_size() >= dataset.nbytes
-        else:
-            chunks = [math.ceil(a / b) for a, b in zip(dataset.shape, dataset.chunks, strict=True)]
-            is_there = dataset.id.get_num_chunks() >= math.prod(chunks)
-        if not is_there:
-            raise CacheError(f"{self.path}: /{name} is declared and not written; {_REPAIR}")
+        if why := why_not_stored(dataset, self.path.stat().st_size):
+            raise CacheError(f"{self.path}: /{name} {why}; {_REPAIR}")
         values: npt.NDArray[Any] = dataset[:]
         return values
 

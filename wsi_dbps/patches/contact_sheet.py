@@ -7,6 +7,7 @@ import html
 import io
 import re
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -14,8 +15,8 @@ from urllib.parse import quote
 
 import numpy as np
 
-from wsi_dbps.errors import CacheError
-from wsi_dbps.files import claimed, put_in_place, write_text
+from wsi_dbps.errors import CacheError, ForeignFileError
+from wsi_dbps.files import claimed, put_in_place, refuse_to_replace, write_text
 from wsi_dbps.patches.cache import PatchCache
 from wsi_dbps.patches.table import read_table
 
@@ -81,7 +82,9 @@ def write_contact_sheet(slide_ids: Iterable[str], caches: PathLike) -> Path:
         for path in caches.glob("contact-sheet-*.html"):
             found = re.fullmatch(r"contact-sheet-([1-9]\d*)\.html", path.name)
             if found and int(found[1]) > len(pages):
-                path.unlink()
+                with suppress(ForeignFileError):  # a page that a person has written, or changed, stays
+                    refuse_to_replace(path)
+                    path.unlink()
     return caches / NAME
 
 

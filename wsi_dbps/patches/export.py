@@ -16,7 +16,7 @@ import numpy as np
 from wsi_dbps.cohort.names import same_file_key, why_unsafe
 from wsi_dbps.config import settings
 from wsi_dbps.errors import CacheError, ManifestError, SpecMismatchError
-from wsi_dbps.files import BusyError, claimed, folder_written_whole, put_in_place, write_json, write_text
+from wsi_dbps.files import BusyError, claimed, folder_written_whole, put_in_place, write_json
 from wsi_dbps.patches.cache import PatchCache
 from wsi_dbps.version import __version__
 
@@ -122,7 +122,9 @@ def write_labels(out: Path, cohort: Cohort) -> Path:
     for record in cohort.records:
         if (out / record.slide_id / FACTS).exists() or (out / f"{record.slide_id}.tar").exists():
             rows.writerow((record.slide_id, *(getattr(record, name) or "" for name in _KNOWN)))
-    write_text(out / LABELS, text.getvalue())
+    with claimed(out / LABELS, wait=True) as beside:  # several runs may end at once
+        beside.write_text(text.getvalue(), encoding="utf-8", newline="")
+        put_in_place(beside, out / LABELS)
     return out / LABELS
 
 

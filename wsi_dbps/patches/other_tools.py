@@ -24,8 +24,10 @@ def coordinate_facts(path: Path) -> dict[str, str] | None:
     """Facts about a file of tile coordinates, by name; None for an HDF5 file that is none or is damaged.
 
     Raises:
-        SlideError: If it is JSON or .npz, and not hs2p's or damaged.
+        SlideError: If it is missing; or if it is JSON or .npz, and not hs2p's or damaged.
     """
+    if not path.exists():
+        raise SlideError(f"{path}: no such file")
     try:
         if path.suffix == ".json":
             return _hs2p_facts(json.loads(path.read_text(encoding="utf-8")))
@@ -34,7 +36,7 @@ def coordinate_facts(path: Path) -> dict[str, str] | None:
                 num_tiles = len(arrays["x"])
             beside = path.with_suffix(".meta.json").name
             return {"what": "tile coordinates (hs2p)", "tiles": f"{num_tiles}; their size is in {beside}"}
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:
             if "coords" not in file:
                 return None
             coords, attrs = file["coords"], dict(file["coords"].attrs)

@@ -1,4 +1,4 @@
-"""Whether an HDF5 dataset of another program is all there, before memory is taken for what it claims to hold."""
+"""Whether an HDF5 dataset is all there, before memory is taken for what it claims to hold."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ from wsi_dbps.slides.icc import in_colours, profile_name, to_srgb
 from wsi_dbps.slides.jpeg_tiles import JpegLevel, jpeg_levels
 from wsi_dbps.slides.reader import open_slide
 from wsi_dbps.slides.sampling import best_level, thumbnail
-from wsi_dbps.slides.source import sampled_fingerprint
+from wsi_dbps.slides.source import check_unchanged
 from wsi_dbps.slides.tile_reader import TileReader, steps
 from wsi_dbps.tiling.doubts import colour_doubts, tissue_doubts
 from wsi_dbps.tiling.plan import TilePlan, is_plausible, plan_tiles, resolve_mpp
@@ -349,7 +349,7 @@ def notes(decided: SlidePlan, spec: CacheSpec) -> Iterator[str]:
             method,
             drop_pen=plan.spec.drop_pen,
         )
-    elif plan.spec.tissue != "none" and decided.mask.mask_HW.all():
+    elif "none" not in (method, plan.spec.tissue) and decided.mask.mask_HW.all():
         yield "its mask takes the whole slide for tissue; is it the mask, and not a picture of the slide?"
     if spec.icc == "srgb" and not decided.info.icc_profile:
         yield "no ICC profile that can be read; its colours are taken for sRGB"
@@ -392,12 +392,11 @@ def _stamp(file: SlideFile | None) -> tuple[int, ...]:
 
 def _check_unchanged(file: SlideFile | None, stamp: tuple[int, ...], info: SlideInfo) -> None:
     """Refuse a slide that was replaced or written to since `stamp` was taken: pixels and fingerprint may not match."""
-    try:
-        if file is None or (_stamp(file) == stamp and sampled_fingerprint(file) == info.fingerprint):
-            return
-    except OSError:
-        pass
-    raise SlideError(f"{file}: {_CHANGED}")
+    if file is None:
+        return
+    if _stamp(file) != stamp:
+        raise SlideError(f"{file}: {_CHANGED}")
+    check_unchanged(info, file)
 
 
 def _given(info: SlideInfo, record: SlideRecord, spec: CacheSpec) -> tuple[GivenCoords | None, CacheSpec]:

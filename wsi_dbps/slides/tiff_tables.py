@@ -139,7 +139,7 @@ class _Tables:
                 piece, columns, rows = "tile", self._first(tags, 322, width), self._first(tags, 323, height)
             else:
                 piece, columns, rows = "strip", width, min(height, self._first(tags, 278, height))
-            planes = self._first(tags, 277, 1)
+            planes = max(1, self._first(tags, 277, 1))
             planar = planes if self._first(tags, 284, 1) == 2 else 1
             decoded = columns * rows * (planes // planar) * max(1, self._first(tags, 258, 8) // 8)
             if decoded > MAX_DECODED_BYTES:

@@ -11,6 +11,7 @@ import numpy as np
 
 from wsi_dbps.config import settings
 from wsi_dbps.errors import MissingMppError, SlideError
+from wsi_dbps.geometry import POSSIBLE_MPP_UM
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -24,9 +25,6 @@ PLAUSIBLE_MPP_UM = (0.05, 20.0)
 """What a file may claim for level 0. Beyond it the number comes from a print resolution (72 dpi is 353 µm)."""
 MOST_MPP_UM = 1000.0
 """Coarsest resolution of patches: a whole slide then has 25 x 75 pixels."""
-
-POSSIBLE_MPP_UM = (0.01, 1000.0)
-"""What a manifest may give for level 0. It overrules the file, for overviews too; beyond this it is a slip."""
 
 
 @settings

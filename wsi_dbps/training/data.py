@@ -80,6 +80,8 @@ def load_data(
         try:
             cache = open_cache(caches, record, kind, patch_filter)
         except CacheError as error:
+            if not isinstance(error.__context__, FileNotFoundError):  # it has been found, or other words say what to do
+                raise
             raise _missing(caches, wanted, record) or error from None
         if len(cache):
             kind = kind or patch_kind(cache)

@@ -31,7 +31,7 @@ from wsi_dbps.training.distributed import World, joined, stopped
 from wsi_dbps.training.gpu_decode import pick_decoder
 from wsi_dbps.training.optimizer import build_optimizer, lr_share, set_learning_rate, update_average
 from wsi_dbps.training.record import VisitRecord, record_path, write_selection_record
-from wsi_dbps.training.run_folder import FILES, begin_run, check_same_run, note_changes
+from wsi_dbps.training.run_folder import FILES, begin_run, check_no_run, check_same_run, note_changes
 from wsi_dbps.training.stopping import told_to_stop
 from wsi_dbps.training.tensorboard import write_events
 from wsi_dbps.training.validation import autocast, best_row, patience_is_over, validate
@@ -119,6 +119,8 @@ def train(
         _deterministic(loop.deterministic),
         _held(run, world, new=not resume),
     ):
+        if not resume:
+            check_no_run(run)
         device = pick_device(loop.device, world)
         if device.type == "cuda":
             torch.cuda.set_device(device)

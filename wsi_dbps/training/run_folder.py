@@ -27,14 +27,18 @@ FILES: Final = ("run.toml", "run.json", "cohort.csv", "history.csv", "last.pt", 
 """What a run writes at the top of its folder."""
 
 
-def begin_run(run: Path, config: RunConfig, cohort: Cohort, data: TrainingData, device: str) -> None:
-    """Write run.toml, run.json and cohort.csv into a fresh run folder.
+def check_no_run(run: Path) -> None:
+    """Check that a folder holds no run, before caches are opened and weights fetched for another one.
 
     Raises:
-        CheckpointError: If the folder holds a run already.
+        CheckpointError: If it holds one.
     """
     if (run / "run.json").exists():
         raise CheckpointError(f"{run}: holds a run already; pass --resume to go on, or another --out folder")
+
+
+def begin_run(run: Path, config: RunConfig, cohort: Cohort, data: TrainingData, device: str) -> None:
+    """Write run.toml, run.json and cohort.csv into a fresh run folder (`check_no_run`)."""
     write_text(run / "run.toml", to_toml(config))
     write_manifest(run / "cohort.csv", cohort)
     write_json(run / "run.json", _inputs(config, data) | {"made_with": _versions() | {"device": device}})
