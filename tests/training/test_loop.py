@@ -323,3 +323,13 @@ def test_a_damaged_or_foreign_checkpoint_is_named(tmp_path: Path) -> None:
 def test_on_a_gpu_it_trains_in_bf16(cohort, caches, tmp_path, make_config) -> None:
     config = make_config(training={"device": "cuda", "precision": "bf16"})
     assert len(train(cohort, caches, tmp_path / "run", config).history) == 2
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_disk_too_full_for_tensorboard_is_told_in_one_line(small_disks) -> None:
+    """It writes in a thread of its own: `train` ended with exit code 1 and a traceback."""
+    pytest.importorskip("tensorboard")
+    (disk,) = small_disks([8192])
+    (disk / "other").write_bytes(bytes(8192))
+    with pytest.raises(OutputError, match="tensorboard: cannot be written: No space left"), loop_module._Board(disk, 0):
+        pass

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import nn
 
-from wsi_dbps.errors import CheckpointError, ConfigError, StoppedError, TrainingError
+from wsi_dbps.errors import CheckpointError, ConfigError, OutputError, StoppedError, TrainingError
+from wsi_dbps.files import raise_as_output_error
 from wsi_dbps.models.slide_model import SlideModel
 from wsi_dbps.output_folder import output_folder
 from wsi_dbps.progress import Progress
@@ -484,19 +485,38 @@ class _Board:
     def __init__(self, run: Path | None, epochs_done: int) -> None:
         self._writer = None
         if run is not None:
-            with suppress(ImportError):
+            self._folder = run / "tensorboard"
+            with suppress(ImportError), self._written():
                 from torch.utils.tensorboard import SummaryWriter
 
-                self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=epochs_done + 1)
+                self._writer = SummaryWriter(str(self._folder), purge_step=epochs_done + 1)
 
     def __enter__(self) -> _Board:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        if self._writer is not None:
-            self._writer.close()
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        if self._writer is None:
+            return
+        try:
+            with self._written():
+                self._writer.close()
+        except OutputError:
+            if error is None:  # else it would hide the first error, often of the same full disk
+                raise
 
     def add(self, row: dict[str, Any]) -> None:
-        for name in ("train_loss", "val_loss", "val_auroc", "lr"):
-            if self._writer is not None and row[name] is not None:
-                self._writer.add_scalar(name, row[name], row["epoch"])
+        if self._writer is None:
+            return
+        with self._written():
+            for name in ("train_loss", "val_loss", "val_auroc", "lr"):
+                if row[name] is not None:
+                    self._writer.add_scalar(name, row[name], row["epoch"])
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        """TensorBoard writes by itself, in a thread, and reports a full disk at some later call."""
+        try:
+            yield
+        except OSError as error:
+            raise_as_output_error(self._folder, error)
+            raise
