@@ -31,6 +31,7 @@ def command(
     """
     from wsi_dbps.cohort.manifest import parse_columns, read_manifest, write_manifest
     from wsi_dbps.cohort.splits import fold_cohort, split_cohort
+    from wsi_dbps.errors import ConfigError
     from wsi_dbps.output_folder import output_folder
 
     whole = read_manifest(cohort, columns=parse_columns(columns), join=join, slides=slides)
@@ -39,6 +40,8 @@ def command(
     else:
         dealt, column = fold_cohort(whole, num_folds=folds, seed=seed), "fold"
     with output_folder(out.parent, "split", (out.name,)):
+        if out.exists() and any(path.samefile(out) for path in (cohort, join) if path is not None):
+            raise ConfigError(f"{out}: is the table that is read, whose parts would be lost; give --out another name")
         write_manifest(out, dealt)
     print_split(dealt, column)
     before = {record.slide_id: record.split for record in whole.records if record.split}

@@ -59,9 +59,11 @@ def put_in_place(partial: Path, path: Path) -> None:
     """Sync a file that is whole, record it as ours, and give it its name.
 
     Raises:
-        OutputError: If there is a file of that name that this package did not write.
+        OutputError: If there is a file of that name that this package did not write, or an HDF5 file of another kind.
     """
     refuse_to_replace(path)
+    if path.suffix == ".h5":
+        refuse_another_kind(path, _h5_format(partial))
     with open(partial, "rb+") as file:
         os.fsync(file.fileno())
     _note_written(path, partial)
@@ -74,11 +76,18 @@ RECORD: Final = ".wsi-dbps-files"
 people edit, else `-`, then a tab and its name. A line that begins with `#` tells which command wrote there."""
 _EDITABLE: Final = (".csv", ".geojson", ".html", ".json", ".toml")
 _MADE_BY_0_1: Final = {
-    "run.json": ("run.toml", "run.json", "cohort.csv", "history.csv", "last.pt", "best.pt"),
-    "predict.json": ("predictions.csv", "predict.json", "metrics.json", "report.html"),
+    "run.json": ("run.toml", "run.json", "history.csv", "last.pt", "best.pt"),
+    "predict.json": ("predictions.csv", "predict.json"),
 }
-"""Version 0.1 kept no record. What it wrote is known by one of these files, which names the package. Nothing
-follows from such a file that is in a record: it is of a later version, whose files are all in the record."""
+"""Version 0.1 kept no record. What it wrote is known by one of these files, which names the package, or by how it
+begins. A run's manifest is not among them: it is written only where no run is, so one that is there is a user's.
+Nothing follows from such a file that is in a record: it is of a later version, whose files are all in the record."""
+_SAID_BY_0_1: Final = {
+    ".json": b'"format": "wsi-dbps ',
+    "tiling.csv": b"slide_id,status,reason,reader,pixels,level,mpp,patches,dropped,bytes,seconds\n",
+    "contact-sheet.html": b"<title>Contact sheet</title>",
+    "report.html": b"<style>\n:root { --accent: ",
+}
 
 
 def refuse_to_replace(path: Path) -> None:
@@ -117,30 +126,67 @@ def _names_of_ours(folder: Path) -> set[str]:
     return {file.name for file in folder.iterdir() if _one_line(file.name) in known}
 
 
+def refuse_another_kind(path: Path, kind: str) -> None:
+    """Do nothing unless `path` is an HDF5 file of this package of another kind, which may have taken hours to make.
+
+    Raises:
+        ForeignFileError: If features, attention or a patch cache would be lost to one of the others.
+    """
+    if path.is_file() and (found := _h5_format(path)).startswith("wsi-dbps ") and found != kind:
+        raise ForeignFileError(
+            f"{path}: holds {found.removeprefix('wsi-dbps ')}, which something else would replace; give another folder "
+            "with --out"
+        )
+
+
 def _recorded(path: Path) -> set[str]:
     lines = (line.partition("\t") for line in record_lines(path.parent / RECORD))
     return {digest for digest, _, name in lines if name == _one_line(path.name)}
 
 
 def record_lines(record: Path) -> list[str]:
-    """The lines of a folder's record; none where there is no record.
+    """The lines of a folder's record; none where there is no record. A line that a full disk cut short is left out.
 
     Raises:
-        OutputError: If it cannot be read, so that nobody knows what may be replaced.
+        OutputError: If what is there is no file, or cannot be read.
     """
+    why = "is no file"
     try:
-        return record.read_text(encoding="utf-8", errors="surrogateescape").split("\n")[:-1]
-    except FileNotFoundError:
+        if not record.exists():
+            return []
+        if record.is_file():  # anything else might block
+            return record.read_text(encoding="utf-8", errors="surrogateescape").split("\n")[:-1]
+    except FileNotFoundError:  # its command ended just now
         return []
     except OSError as error:
-        raise OutputError(f"{record}: cannot be read: {error.strerror}; give another folder with --out") from error
+        why = f"cannot be read: {error.strerror}"
+    raise OutputError(
+        f"{record}: {why}; wsi-dbps records in it what it wrote to the folder; move it away, or give another folder "
+        "with --out"
+    )
+
+
+def writer_of(path: Path) -> str:
+    """The command that wrote this file last, such as `train`; empty where the folder's record does not say."""
+    command, found = "", ""
+    for line in record_lines(path.parent / RECORD):
+        if line.startswith("# wsi-dbps "):
+            command = line.removeprefix("# wsi-dbps ").partition("\t")[0]
+        elif line.partition("\t")[2] == _one_line(path.name):
+            found = command
+    return found
 
 
 def _made_by_0_1(path: Path) -> bool:
     if path.suffix == ".h5":
         return _h5_format(path).startswith("wsi-dbps")
     told_by = [path.parent / told for told, names in _MADE_BY_0_1.items() if path.name in names]
+    said = _SAID_BY_0_1.get(path.name) or _SAID_BY_0_1.get(path.suffix)
     with suppress(OSError):
+        if said is not None and path.is_file():
+            with open(path, "rb") as file:
+                if said in file.read(1000):
+                    return True
         return any(b'"wsi_dbps' in told.read_bytes() for told in told_by if told.is_file() and not _recorded(told))
     return False
 
@@ -150,7 +196,8 @@ def _h5_format(path: Path) -> str:
 
     try:
         with h5py.File(path, "r", locking=False) as file:
-            return str(file.attrs.get("format", ""))
+            said = file.attrs.get("format", "wsi-dbps features" if "wsi_dbps" in file.attrs else "")  # STAMP's layout
+            return str(said)
     except (OSError, RuntimeError, ValueError):
         return ""
 
@@ -174,12 +221,19 @@ def _mark(content: Path, suffix: str) -> str:
 
 
 def append_to_record(record: Path, line: str) -> None:
-    """Add one line, or several, in a single write: what other processes add lies before or after it."""
-    handle = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    data = line.encode("utf-8", "surrogateescape")
+    """Add one line, or several, in a single write: what other processes add lies before or after it.
+
+    Raises:
+        OSError: If the disk has no room for the whole of it. The next line then begins anew after what was written.
+    """
+    content = line.encode("utf-8", "surrogateescape")
+    handle = os.open(record, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
-        if os.write(handle, data) < len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        length = os.fstat(handle).st_size
+        if length and os.pread(handle, 1, length - 1) != b"\n":
+            content = b"\n" + content
+        if os.write(handle, content) < len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(record))
     finally:
         os.close(handle)
 

@@ -8,7 +8,7 @@ import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from wsi_dbps.errors import OutputError
+from wsi_dbps.errors import ForeignFileError, OutputError
 from wsi_dbps.files import (
     RECORD,
     BusyError,
@@ -17,6 +17,7 @@ from wsi_dbps.files import (
     raise_as_output_error,
     record_lines,
     refuse_to_replace,
+    writer_of,
 )
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def output_folder(folder: Path, command: str, names: Iterable[str] = ()) -> Iter
 
     Raises:
         OutputError: If another command is writing there, or the folder cannot be written, or holds a file of one of
-            these names that this package did not write.
+            these names that this command did not write.
     """
     key = os.path.realpath(folder)
     if _held.get(key) == threading.get_ident():
@@ -52,6 +53,7 @@ def output_folder(folder: Path, command: str, names: Iterable[str] = ()) -> Iter
     record, new = folder / RECORD, not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        record_lines(record)  # says so if it cannot be one
         handle = locked(record, wait=False)
     except OSError as error:
         raise_as_output_error(folder, error)
@@ -66,6 +68,7 @@ def output_folder(folder: Path, command: str, names: Iterable[str] = ()) -> Iter
         try:
             for name in names:
                 refuse_to_replace(folder / name)
+                _refuse_another_command(folder / name, command)
             try:
                 append_to_record(record, f"# wsi-dbps {command}\tprocess {os.getpid()} on {socket.gethostname()}\n")
             except OSError as error:
@@ -81,6 +84,15 @@ def output_folder(folder: Path, command: str, names: Iterable[str] = ()) -> Iter
                         folder.rmdir()
     finally:
         os.close(handle)
+
+
+def _refuse_another_command(path: Path, command: str) -> None:
+    """Keep what another command wrote: a manifest of `split` in a folder that `train` is to fill has the test rows."""
+    if os.path.lexists(path) and (writer := writer_of(path)) and writer.split()[0] != command.split(maxsplit=1)[0]:
+        raise ForeignFileError(
+            f"{path}: was written by `wsi-dbps {writer}`, so `{command}` does not replace it; give another name or "
+            "folder with --out"
+        )
 
 
 def _writer(record: Path) -> str:

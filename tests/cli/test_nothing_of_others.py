@@ -107,6 +107,39 @@ def test_split_does_not_overwrite_the_manifest_that_it_reads(small_cohort, wsi_d
     assert wsi_dbps("split", own, "--out", tmp_path / "split.csv", "--seed", 2)[0] == 0
 
 
+def test_split_does_not_overwrite_a_manifest_of_its_own_that_it_reads(small_cohort, wsi_dbps, tmp_path) -> None:
+    dealt = tmp_path / "dealt.csv"
+    assert wsi_dbps("split", small_cohort[0], "--out", dealt)[0] == 0
+    before = dealt.read_bytes()
+    code, _, err = wsi_dbps("split", dealt, "--out", dealt, "--test", 0.5)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{dealt}: is the table that is read" in err
+    assert dealt.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["cohort.csv", "folds.csv"])
+def test_training_in_the_folder_of_a_manifest_that_split_wrote_keeps_it(small_cohort, wsi_dbps, tmp_path, name) -> None:
+    dealt, folds = tmp_path / name, ("--folds", 3) * (name == "folds.csv")
+    assert wsi_dbps("split", small_cohort[0], "--out", dealt, *folds)[0] == 0
+    before = dealt.read_bytes()
+    flags = ("--folds", "all") * bool(folds)
+    code, _, err = wsi_dbps("train", dealt, "--caches", small_cohort[1], "--out", tmp_path, *flags, *QUICK)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{dealt}: was written by `wsi-dbps split`" in err
+    assert dealt.read_bytes() == before
+
+
+def test_tile_does_not_replace_features_by_caches(small_cohort, run, wsi_dbps, tmp_path) -> None:
+    manifest, caches = small_cohort
+    assert wsi_dbps("embed", manifest, "--caches", caches, "--out", tmp_path, "--run", run)[0] == 0
+    before = content(tmp_path)["slide_00.h5"]
+    again = ("--mpp", 1, "--size", 32, "--tissue", "none", "--slide", "slide_00", "--overwrite")
+    code, _, err = wsi_dbps("tile", manifest, "--out", tmp_path, *again)
+    assert code == 1
+    assert "slide_00.h5: holds features, which something else would replace" in err
+    assert content(tmp_path)["slide_00.h5"] == before
+
+
 def test_training_in_the_folder_of_the_manifest_keeps_the_manifest(small_cohort, wsi_dbps, tmp_path) -> None:
     """Version 0.1 replaced cohort.csv by the slides of train and val: the test slides were lost."""
     own = tmp_path / "cohort.csv"

@@ -21,8 +21,10 @@ from wsi_dbps.files import (
     refuse_to_replace,
     write_json,
     write_text,
+    writer_of,
     written_whole,
 )
+from wsi_dbps.h5_files import h5_written_whole
 from wsi_dbps.output_folder import output_folder
 
 HOLD = """
@@ -224,3 +226,86 @@ def test_somebody_elses_file_is_refused_before_the_work_begins(tmp_path: Path) -
         begun.append(1)
     assert not begun
     assert os.listdir(tmp_path) == ["best.pt"]
+
+
+def test_what_another_command_wrote_is_kept_by_name(tmp_path: Path) -> None:
+    """`split` writes proj/cohort.csv, and `train` into proj would put its own there, without the test slides."""
+    with output_folder(tmp_path, "split", ("cohort.csv",)):
+        write_text(tmp_path / "cohort.csv", "all slides")
+    with (
+        pytest.raises(OutputError, match=r"cohort\.csv: was written by `wsi-dbps split`, so `train` does not replace"),
+        output_folder(tmp_path, "train", ("cohort.csv",)),
+    ):
+        pass
+    for _ in range(2):
+        with output_folder(tmp_path, "split", ("cohort.csv",)):
+            write_text(tmp_path / "cohort.csv", "all slides, dealt again")
+    (tmp_path / "cohort.csv").unlink()
+    with output_folder(tmp_path, "train", ("cohort.csv",)):
+        write_text(tmp_path / "cohort.csv", "slides of train and val")
+    assert writer_of(tmp_path / "cohort.csv") == "train"
+
+
+def test_an_hdf5_file_of_ours_is_never_replaced_by_one_of_another_kind(tmp_path: Path) -> None:
+    def write(kind: str) -> None:
+        with h5_written_whole(tmp_path / "S1.h5") as file:
+            file.attrs["format"] = kind
+
+    for _ in range(2):
+        write("wsi-dbps features")
+    with pytest.raises(OutputError, match=r"S1\.h5: holds features, which something else would replace"):
+        write("wsi-dbps patch cache")
+    write("wsi-dbps features")
+    assert sorted(os.listdir(tmp_path)) == [RECORD, "S1.h5"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_a_record_that_is_no_file_is_one_line_and_never_waited_for(tmp_path: Path, kind: str) -> None:
+    (os.mkdir if kind == "folder" else os.mkfifo)(tmp_path / RECORD)
+    (tmp_path / "a.csv").write_text("mine")
+    with pytest.raises(OutputError, match=rf"{RECORD}: is no file; .* move it away"):
+        write_text(tmp_path / "a.csv", "ours")
+    with pytest.raises(OutputError, match=rf"{RECORD}: is no file"), output_folder(tmp_path, "train"):
+        pass
+
+
+def test_a_line_that_a_full_disk_cut_short_does_not_swallow_the_next(tmp_path: Path) -> None:
+    """The next file would be unknown, and refused for ever."""
+    write_text(tmp_path / "a.csv", "1")
+    with open(tmp_path / RECORD, "a", encoding="utf-8") as record:
+        record.write("0123456789ab")
+    for text in ("2", "3"):
+        write_text(tmp_path / "b.csv", text)
+    assert (tmp_path / "b.csv").read_text() == "3"
+
+
+def test_a_full_disk_is_told_before_a_file_that_is_not_recorded_takes_its_name(small_disks) -> None:
+    (disk,) = small_disks([8192])
+    (disk / RECORD).write_text("#" * 4090 + "\n")  # one page, but for five bytes
+    (disk / "other").write_bytes(bytes(4096))
+    with pytest.raises(OutputError, match="No space left"), written_whole(disk / "S1.tar") as partial:
+        partial.touch()
+    assert sorted(os.listdir(disk)) == [RECORD, "other"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("metrics.json", '{\n  "format": "wsi-dbps metrics"\n}'),
+        ("tiling.csv", "slide_id,status,reason,reader,pixels,level,mpp,patches,dropped,bytes,seconds\n"),
+        ("contact-sheet.html", '<!doctype html><html lang="en"><meta charset="utf-8"><title>Contact sheet</title>'),
+        ("report.html", "<!doctype html>\n<title>pred</title>\n<style>\n:root { --accent: #1f5fa8; }"),
+    ],
+)
+def test_tables_and_reports_of_version_0_1_are_known_by_how_they_begin(tmp_path: Path, name: str, text: str) -> None:
+    """Who tiles or evaluates again with this version into a folder of 0.1 need move nothing away."""
+    (tmp_path / name).write_text(text)
+    refuse_to_replace(tmp_path / name)
+
+
+@pytest.mark.parametrize(("beside", "name"), [("predict.json", "report.html"), ("run.json", "cohort.csv")])
+def test_a_users_file_beside_ours_is_not_taken_for_ours(tmp_path: Path, beside: str, name: str) -> None:
+    write_json(tmp_path / beside, {"made_with": {"wsi_dbps": "0.2.0"}})
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(OutputError, match="was not written by wsi-dbps"):
+        write_text(tmp_path / name, "ours")

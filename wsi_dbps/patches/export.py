@@ -15,8 +15,8 @@ import numpy as np
 
 from wsi_dbps.cohort.names import same_file_key, why_unsafe
 from wsi_dbps.config import settings
-from wsi_dbps.errors import CacheError, ManifestError, SpecMismatchError
-from wsi_dbps.files import BusyError, claimed, folder_written_whole, put_in_place, write_json
+from wsi_dbps.errors import CacheError, ForeignFileError, ManifestError, SpecMismatchError
+from wsi_dbps.files import BusyError, claimed, folder_written_whole, put_in_place, refuse_to_replace, write_json
 from wsi_dbps.patches.cache import PatchCache
 from wsi_dbps.version import __version__
 
@@ -198,6 +198,7 @@ def export_cache(
         with claimed(target if is_tar else out / f".{cache.slide_id}", wait=wait) as beside:
             if _is_kept(target, facts, overwrite=overwrite):  # finished by another process just now
                 return kept
+            refuse_to_replace(target)
             if is_tar:
                 _write_tar(beside, cache, ids, facts)
                 put_in_place(beside, target)
@@ -206,7 +207,7 @@ def export_cache(
                     _write_folder(folder, cache, ids, facts, threads)
     except BusyError:
         return ExportOutcome(path, busy=True)
-    except CacheError as error:
+    except (CacheError, ForeignFileError) as error:
         return ExportOutcome(path, error=str(error))
     return ExportOutcome(path, target, num_patches=len(ids))
 

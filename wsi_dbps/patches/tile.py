@@ -26,14 +26,14 @@ from wsi_dbps.errors import (
     UnreadableSlideError,
     WsiDbpsError,
 )
-from wsi_dbps.files import BusyError, claimed, file_digest, put_in_place, refuse_to_replace
+from wsi_dbps.files import BusyError, claimed, file_digest, put_in_place, refuse_another_kind, refuse_to_replace
 from wsi_dbps.geometry import Size
 from wsi_dbps.patches.cache import CacheHead, CacheWriter, PatchCache, PixelSource, Provenance, encode_jpeg
 from wsi_dbps.patches.given_coords import find_coords, read_coords
 from wsi_dbps.patches.masks import read_mask
 from wsi_dbps.patches.pixels import Patch, copied, encoded
 from wsi_dbps.patches.quality import as_arrays
-from wsi_dbps.patches.spec import CacheSpec
+from wsi_dbps.patches.spec import FORMAT, CacheSpec
 from wsi_dbps.slides.icc import in_colours, profile_name, to_srgb
 from wsi_dbps.slides.jpeg_tiles import JpegLevel, jpeg_levels
 from wsi_dbps.slides.reader import open_slide
@@ -152,6 +152,7 @@ def tile_slide(
                 if path.exists() and not overwrite:  # finished by another process just now
                     return _reuse(path, reader, record, spec, given)
                 refuse_to_replace(path)
+                refuse_another_kind(path, FORMAT)
                 decided = _decide(reader, record, spec, given)
                 done = _write(beside, reader, decided, spec, threads)
                 _check_unchanged(record.file, stamp, decided.info)
