@@ -112,3 +112,12 @@ def test_json_and_arrays_of_no_tool_are_named(tmp_path: Path, wsi_dbps, name: st
     code, out, _ = wsi_dbps("inspect", tmp_path / name)
     assert code == 1
     assert f"cannot be used: {tmp_path / name}: not a file of coordinates of hs2p: " in out
+
+
+def test_an_hdf5_file_whose_format_is_an_array_is_one_line(wsi_dbps, tmp_path) -> None:
+    with h5py.File(tmp_path / "odd.h5", "w") as file:
+        file.attrs["format"] = np.zeros((3, 3))
+    code, out, err = wsi_dbps("inspect", tmp_path / "odd.h5")
+    assert code in (1, 2)
+    assert "odd.h5: " in out + err
+    assert "Traceback" not in err
