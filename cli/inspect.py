@@ -203,7 +203,7 @@ def _hdf5(path: Path) -> dict[str, str]:
         raise CacheError(f"{path}: {'not an HDF5 file' if path.is_file() else 'no such file'}")
     try:
         with h5py.File(path, "r", locking=False) as file:
-            kind = file.attrs.get("format")
+            kind = None if (said := file.attrs.get("format")) is None else str(said)  # arrays cannot be compared
     except (OSError, RuntimeError):  # damaged: the cache's own check says how
         kind = None
     if kind == ATTENTION_FORMAT:

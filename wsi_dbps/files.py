@@ -52,7 +52,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 def partial_path(path: Path) -> Path:
     """The file beside `path` that becomes it when it is whole."""
-    return path.with_name(path.name + ".part")
+    return path.with_name(path.name + ".wsi-dbps-part")  # a browser's downloads end in .part
 
 
 def put_in_place(partial: Path, path: Path) -> None:

@@ -124,7 +124,7 @@ def test_a_killed_embed_leaves_no_file_of_a_slides_name_that_is_not_whole(small_
         assert FeatureFile(path).patches(range(36)).any(axis=1).all()
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert f"{20 - len(whole)} slides embedded" in done.stdout
-    assert not list(out.glob("*.part"))
+    assert not list(out.glob("*.wsi-dbps-part"))
 
 
 def test_what_embed_cannot_do_is_one_line(small_cohort, weights, tmp_path, wsi_dbps) -> None:

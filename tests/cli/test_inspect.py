@@ -145,3 +145,12 @@ def test_annotations_and_metrics_are_told(tmp_path: Path, facts) -> None:
     assert "without annotated areas" in facts(tmp_path / "b.geojson")["what"]
     (tmp_path / "metrics.json").write_text(json.dumps({"format": "wsi-dbps metrics", "format_version": 1}))
     assert facts(tmp_path / "metrics.json")["what"] == "metrics (written by wsi-dbps)"
+
+
+def test_an_hdf5_file_whose_format_is_an_array_is_one_line(wsi_dbps, tmp_path) -> None:
+    with h5py.File(tmp_path / "odd.h5", "w") as file:
+        file.attrs["format"] = np.zeros((3, 3))
+    code, out, err = wsi_dbps("inspect", tmp_path / "odd.h5")
+    assert code in (1, 2)
+    assert "odd.h5: " in out + err
+    assert "Traceback" not in err

@@ -184,7 +184,7 @@ def test_a_full_disk_is_one_line_whatever_the_command(commands, wsi_dbps, small_
     if code:  # what a command writes may also fit
         assert code == 2
         assert err.splitlines()[-1].endswith(": cannot be written: No space left on device")
-    assert not list(disk.rglob("*.part"))
+    assert not list(disk.rglob("*.wsi-dbps-part"))
 
 
 WRITING = ("train", "train --folds all", "predict", "heatmap", "evaluate", "compare", "faithfulness", "atlas", "embed",

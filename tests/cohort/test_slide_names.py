@@ -17,7 +17,7 @@ any_text = st.text(st.characters(codec="utf-8"), min_size=1, max_size=250)
 @given(any_text.filter(lambda text: why_unsafe(text) is None))
 def test_a_safe_id_names_a_file_with_our_longest_ending(slide_id: str) -> None:
     with TemporaryDirectory() as folder:
-        path = Path(folder) / f"{slide_id}.attention.ome.tiff.part"
+        path = Path(folder) / f"{slide_id}.attention.ome.tiff.wsi-dbps-part"
         path.touch()
         assert path.parent == Path(folder)
         assert path.exists()

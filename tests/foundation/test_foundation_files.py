@@ -51,7 +51,7 @@ def test_what_fails_midway_leaves_the_old_file_and_no_partial_one(tmp_path: Path
 
 
 def test_what_a_killed_run_left_is_overwritten(tmp_path: Path) -> None:
-    (tmp_path / "a.txt.part").write_text("what a killed run left, longer than the new text")
+    (tmp_path / "a.txt.wsi-dbps-part").write_text("what a killed run left, longer than the new text")
     write_text(tmp_path / "a.txt", "new")
     assert (tmp_path / "a.txt").read_text() == "new"
     assert sorted(os.listdir(tmp_path)) == [RECORD, "a.txt"]
@@ -66,7 +66,7 @@ def test_nan_is_refused_because_it_is_not_json(tmp_path: Path) -> None:
 def test_a_full_disk_is_named_with_the_file_and_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write_text(path, "old")
-    (tmp_path / "a.txt.part").symlink_to("/dev/full")
+    (tmp_path / "a.txt.wsi-dbps-part").symlink_to("/dev/full")
     with pytest.raises(OutputError) as caught:
         write_text(path, "new")
     assert str(caught.value) == f"{path}: cannot be written: No space left on device"

@@ -225,7 +225,7 @@ while True:
             time.sleep(wait_s)
             process.send_signal(signal.SIGKILL)
         left = {name: data for name, data in content(tmp_path / "out").items() if not name.startswith(".")}
-        assert {name: data for name, data in left.items() if not name.endswith(".part")} in ({}, expected)
+        assert {name: data for name, data in left.items() if not name.endswith(".wsi-dbps-part")} in ({}, expected)
     export(many, tmp_path / "out", format_)
     assert content(tmp_path / "out").items() >= expected.items()
     export(many, tmp_path / "out", format_, overwrite=True)
@@ -236,7 +236,7 @@ def test_what_a_killed_run_left_is_cleared_away(many: Path, tmp_path: Path) -> N
     for left in (f".{ID}.new", f".{ID}.old"):
         (tmp_path / "out" / left).mkdir(parents=True)
         (tmp_path / "out" / left / "x.jpg").write_text("half")
-    (tmp_path / "out" / f".{ID}.part").touch()
+    (tmp_path / "out" / f".{ID}.wsi-dbps-part").touch()
     export(many, tmp_path / "out", "jpeg")
     assert names(tmp_path / "out") == [ID]
     assert "x.jpg" not in names(tmp_path / "out" / ID)
@@ -416,7 +416,7 @@ def test_the_page_is_true(many: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_without_caches_is_refused(wsi_dbps, tmp_path: Path) -> None:
-    (tmp_path / "a.h5.part").touch()
+    (tmp_path / "a.h5.wsi-dbps-part").touch()
     (tmp_path / "._a.h5").touch()
     found = wsi_dbps("export", tmp_path, "--out", tmp_path / "out", "--format", "jpeg")
     said = f"wsi-dbps: {tmp_path}: no patch caches (*.h5) in this folder; run `wsi-dbps tile` first\n"

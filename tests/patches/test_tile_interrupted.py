@@ -55,7 +55,7 @@ def test_a_killed_run_leaves_no_cache_and_the_next_one_is_as_if_nothing_had_been
 ) -> None:
     whole = cache_file.read_bytes()
     assert run_limited(slide_path, tmp_path, int(share * len(whole))) == -signal.SIGXFSZ
-    assert glob.glob("*", root_dir=tmp_path) == ["a.h5.part"]
+    assert glob.glob("*", root_dir=tmp_path) == ["a.h5.wsi-dbps-part"]
     assert tile_slide(record, make_spec(), tmp_path).error is None
     assert glob.glob("*", root_dir=tmp_path) == ["a.h5"]
     found, expected = PatchCache(tmp_path / "a.h5"), PatchCache(cache_file)
@@ -83,7 +83,7 @@ def test_sigkill_at_any_time_leaves_a_whole_cache_or_none(slide_path: Path, tmp_
                 assert cache.patches([0, len(cache) - 1]).shape == (2, 64, 64, 3)
         process.kill()
     assert process.returncode == -signal.SIGKILL
-    assert set(glob.glob("*", root_dir=tmp_path)) <= {"a.h5", "a.h5.part"}
+    assert set(glob.glob("*", root_dir=tmp_path)) <= {"a.h5", "a.h5.wsi-dbps-part"}
     if (tmp_path / "a.h5").exists():
         cache = PatchCache(tmp_path / "a.h5")
         cache.patches(range(len(cache)))
@@ -167,7 +167,7 @@ def test_a_command_on_a_full_disk_ends_with_2_in_one_line_and_nothing_torn(
                 cache = PatchCache(disk / name)
                 cache.patches(range(len(cache)))
             else:
-                assert name in ("tiling.csv", "s0.h5.part", "s1.h5.part", "s2.h5.part"), name
+                assert name in ("tiling.csv", "s0.h5.wsi-dbps-part", "s1.h5.wsi-dbps-part", "s2.h5.wsi-dbps-part"), name
 
 
 def test_a_cohort_goes_on_past_the_slides_that_fail(record, make_spec, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def holder(tmp_path: Path):
 def test_a_slide_that_another_process_is_at_is_left_alone(holder, record, make_spec, tmp_path: Path) -> None:
     outcome = tile_slide(record, make_spec(), tmp_path, wait=False)
     assert (outcome.busy, outcome.path, outcome.error) == (True, None, None)
-    assert (tmp_path / "a.h5.part").read_bytes() == b"half of it"
+    assert (tmp_path / "a.h5.wsi-dbps-part").read_bytes() == b"half of it"
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     assert tile_slide(record, make_spec(), tmp_path, wait=False).num_patches > 0

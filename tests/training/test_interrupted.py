@@ -138,7 +138,7 @@ def test_a_disk_that_fills_in_the_middle_of_an_epoch_keeps_the_older_checkpoint(
 
     def full(path: Path, *arguments: object, **settings: object) -> None:
         if path.name == "last.pt" and next(calls) == 2:
-            path.with_name("last.pt.part").symlink_to("/dev/full")  # the real device whose every write fails
+            path.with_name("last.pt.wsi-dbps-part").symlink_to("/dev/full")  # the real device whose every write fails
         whole(path, *arguments, **settings)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop_module, "save_checkpoint", full)

@@ -293,14 +293,14 @@ def test_a_disk_that_is_full_keeps_the_last_checkpoint(cohort, caches, tmp_path,
 
     def full(path: Path, *arguments: object, **settings: object) -> None:
         if settings["epoch"] == 2 and path.name == "last.pt":
-            path.with_name("last.pt.part").symlink_to("/dev/full")  # the real device whose every write fails
+            path.with_name("last.pt.wsi-dbps-part").symlink_to("/dev/full")  # the real device whose every write fails
         whole(path, *arguments, **settings)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop_module, "save_checkpoint", full)
     with pytest.raises(OutputError, match=r"last.pt: cannot be written: No space left on device"):
         train(cohort, caches, tmp_path / "run", config)
     assert load_checkpoint(tmp_path / "run" / "last.pt").epoch == 1
-    assert not list((tmp_path / "run").glob("*.part"))
+    assert not list((tmp_path / "run").glob("*.wsi-dbps-part"))
 
 
 def test_a_device_that_is_not_there_is_named() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-MAX_ID_BYTES = 200  # a file name has 255 at most; the rest is for endings such as .ome.tiff.part
+MAX_ID_BYTES = 200  # a file name has 255 at most; the rest is for endings such as .ome.tiff.wsi-dbps-part
 
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))}
 
