@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-LOOK_PX: Final = 400
-"""Longer side of the picture on which doubts are looked for: the methods then take some 0.1 s together."""
+LOOK_PX: Final = 200
+"""Longer side of the picture on which doubts are looked for: the methods then take some 0.03 s together."""
 LARGEST_DARK: Final = 0.5
 """Share of a picture that may be dark. Fluorescence is dark nearly everywhere."""
 LARGEST_GLASS_SATURATION: Final = 0.35
