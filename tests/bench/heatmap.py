@@ -74,7 +74,16 @@ def prepare(folder: Path, cache: PatchCache, num_classes: int) -> None:
 def run(folder: Path, caches: Path, formats: tuple[str, ...], smooth_um: float) -> str:
     """Seconds and MiB of one call of the command."""
     wanted = [part for name in formats for part in ("--format", name)]
-    folders = ["--caches", str(caches), "--predictions", str(folder / "pred"), "--out", str(folder / "maps")]
+    folders = [
+        "--caches",
+        str(caches),
+        "--predictions",
+        str(folder / "pred"),
+        "--out",
+        str(folder / "maps"),
+        "--split",
+        "all",
+    ]
     command = [sys.executable, "-c", "from wsi_dbps_cli.main import run; run()", "heatmap", str(folder / "run")]
     start = time.perf_counter()
     process = subprocess.Popen([*command, str(folder / "cohort.csv"), *folders, *wanted, "--smooth", str(smooth_um)])
