@@ -341,12 +341,11 @@ def test_a_users_labels_are_kept_and_said_before_the_export_begins(wsi_dbps, sma
 
 def test_exports_that_end_at_once_write_labels_one_after_the_other(small_cohort, tmp_path: Path) -> None:
     cohort = read_manifest(small_cohort[0])
-    with ThreadPoolExecutor(1) as other:
-        with claimed(tmp_path / LABELS):
-            written = other.submit(write_labels, tmp_path, cohort)
-            time.sleep(0.1)
-            assert not written.done()
-            assert not (tmp_path / LABELS).exists()
+    with ThreadPoolExecutor(1) as other, claimed(tmp_path / LABELS):
+        written = other.submit(write_labels, tmp_path, cohort)
+        time.sleep(0.1)
+        assert not written.done()
+        assert not (tmp_path / LABELS).exists()
     assert written.result().read_text() == "slide_id,case_id,label,split\n"
 
 
