@@ -213,7 +213,7 @@ def test_weights_that_hold_more_than_tensors_are_refused_without_advice_to_load_
     embed = ("embed", manifest, "--caches", caches, "--out", tmp_path / "f", "--encoder", "small_gn")
     code, _, err = wsi_dbps(*embed, "--weights", tmp_path / "w.pth")
     assert (code, err.count("\n")) == (2, 1)
-    assert f"{tmp_path / 'w.pth'}: not a weights file: it is damaged, or holds more than tensors" in err
+    assert f"{tmp_path / 'w.pth'}: not a weights file: it holds Python objects other than tensors" in err
     assert "weights_only" not in err
     assert "False" not in err
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wsi_dbps.cohort.labels import check_classes
 from wsi_dbps.files import write_text
 from wsi_dbps.output_folder import output_folder
 from wsi_dbps.training.distributed import joined, stopped
@@ -34,6 +36,7 @@ def train_folds(cohort: Cohort, caches: PathLike, out: PathLike, config: RunConf
     caches, out = Path(caches), Path(out)
     num_folds = max(cohort.folds().values(), default=0) + 1
     splits = [cohort.with_fold(fold) for fold in range(num_folds)]
+    check_classes(cohort.records, config.training.classes or ())
     results: list[TrainingResult] = []
     # joined once: processes cannot part and meet again
     with (
@@ -46,7 +49,7 @@ def train_folds(cohort: Cohort, caches: PathLike, out: PathLike, config: RunConf
                 raise stopped(out, f"between two folds; {fold} of {num_folds} are done", world, stopping)
             run = out / f"fold{fold}"
             if world.rank == 0:
-                print(f"fold {fold}, {fold + 1} of {num_folds}: {run}", flush=True)
+                print(f"fold {fold}, {fold + 1} of {num_folds}: {run}", file=sys.stderr, flush=True)
             results.append(train(split, caches, run, config, resume=(run / "run.json").exists()))
             if world.rank == 0:
                 _write(out / "folds.csv", [_row(k, result) for k, result in enumerate(results)])
