@@ -152,7 +152,7 @@ def test_a_users_file_beside_files_of_ours_is_not_taken_for_one_of_0_1(tmp_path:
 def test_a_record_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     (tmp_path / RECORD).mkdir()
     (tmp_path / "a.csv").write_text("mine")
-    with pytest.raises(OutputError, match=rf"{RECORD}: cannot be read: Is a directory; give another folder with --out"):
+    with pytest.raises(OutputError, match=rf"{RECORD}: is no file; wsi-dbps records in it what it wrote"):
         refuse_to_replace(tmp_path / "a.csv")
 
 
