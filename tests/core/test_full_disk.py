@@ -17,8 +17,8 @@ FILL = """
 import resource, sys
 from pathlib import Path
 import h5py, numpy as np
-from wsi_dbps.errors import OutputError
-from wsi_dbps.h5_files import h5_written_whole
+from wsi_dbps.core.errors import OutputError
+from wsi_dbps.formats.hdf5 import h5_written_whole
 
 def fill(path, source):
     with h5_written_whole(path) as file, h5py.File(source, "r") as other:

@@ -22,7 +22,7 @@ from wsi_dbps.formats.hdf5 import h5_written_whole
 HOLD = """
 import sys
 from pathlib import Path
-from wsi_dbps.output_folder import output_folder
+from wsi_dbps.core.output_folder import output_folder
 with output_folder(Path(sys.argv[1]), "train"):
     print("held", flush=True)
     sys.stdin.read()

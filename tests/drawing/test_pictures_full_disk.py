@@ -10,14 +10,15 @@ WRITE = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from wsi_dbps.errors import OutputError
-from wsi_dbps.geometry import Size
-from wsi_dbps.heatmaps.geojson import write_geojson
-from wsi_dbps.heatmaps.ome_tiff import write_coloured_map, write_value_map
-from wsi_dbps.heatmaps.overlay import draw_overlay
-from wsi_dbps.heatmaps.table import write_scores
-from wsi_dbps.heatmaps.tile_maps import raw_map
-from wsi_dbps.records import Prediction, SlideAttention
+from wsi_dbps.core.errors import OutputError
+from wsi_dbps.core.geometry import Size
+from wsi_dbps.drawing.geojson import write_geojson
+from wsi_dbps.drawing.ome_tiff import write_coloured_map, write_value_map
+from wsi_dbps.drawing.overlay import draw_overlay
+from wsi_dbps.drawing.tile_csv import write_scores
+from wsi_dbps.drawing.tile_maps import raw_map
+from wsi_dbps.formats.predictions import Prediction
+from wsi_dbps.formats.attention import SlideAttention
 
 n, slide = 900, Size(3000, 3000)
 coords = np.array([[100 * (i % 30), 100 * (i // 30)] for i in range(n)])

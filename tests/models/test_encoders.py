@@ -156,8 +156,8 @@ def test_weights_that_cannot_be_fetched_say_what_to_do(monkeypatch: pytest.Monke
 
 def test_without_a_network_weights_are_asked_for_once_and_one_line_says_so(tmp_path: Path) -> None:
     script = """
-from wsi_dbps.errors import ConfigError
-from wsi_dbps.models.config import EncoderConfig
+from wsi_dbps.core.errors import ConfigError
+from wsi_dbps.models.settings import EncoderConfig
 from wsi_dbps.models.encoders import build_encoder
 try:
     build_encoder(EncoderConfig(name="resnet18"))

@@ -33,9 +33,9 @@ TILE = """
 import sys
 from pathlib import Path
 from wsi_dbps.cohort.cohort import SlideRecord
-from wsi_dbps.config import build
-from wsi_dbps.patches.spec import CacheSpec
-from wsi_dbps.patches.tile import tile_slide
+from wsi_dbps.core.settings import build
+from wsi_dbps.formats.spec import CacheSpec
+from wsi_dbps.tiling.tile_slide import tile_slide
 tiling = {{"mpp_um": 0.5, "size_px": 64, "min_tissue": 0.5}}
 spec = build(CacheSpec, {{"tiling": tiling, "thumbnail_px": 350}}, "test")
 tile_slide(SlideRecord("a", "p1", Path(sys.argv[1])), spec, Path(sys.argv[2]), overwrite={overwrite})

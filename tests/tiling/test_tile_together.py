@@ -25,7 +25,7 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX locks an
 HOLD = """
 import sys, time
 from pathlib import Path
-from wsi_dbps.files import claimed
+from wsi_dbps.core.files import claimed
 with claimed(Path(sys.argv[1])) as partial:
     partial.write_bytes(b"half of it")
     print("held", flush=True)

@@ -91,7 +91,7 @@ def test_a_process_that_dies_or_hangs_ends_the_others_in_one_line(
 LIBRARY = """
 import sys
 from torch import distributed
-from wsi_dbps.errors import StoppedError, TrainingError
+from wsi_dbps.core.errors import StoppedError, TrainingError
 from wsi_dbps.training.distributed import joined
 error = {"stopped": StoppedError, "failed": TrainingError}[sys.argv[1]]
 try:

@@ -100,7 +100,7 @@ def _render(**context: Any) -> str:
     import jinja2
     from markupsafe import Markup
 
-    folder = importlib.resources.files("wsi_dbps.evaluation")
+    folder = importlib.resources.files("wsi_dbps.report")
     page, style, script = (
         folder.joinpath(f"report.{kind}").read_text(encoding="utf-8") for kind in ("html.j2", "css", "js")
     )
