@@ -9,10 +9,10 @@ import typer
 from wsi_dbps_cli.options import Bags
 
 if TYPE_CHECKING:
-    from wsi_dbps.evaluation.atlas import SlideCourse
-    from wsi_dbps.patches.cache import PatchCache
-    from wsi_dbps.patches.features import FeatureFile
-    from wsi_dbps.patches.quality import PatchFilter
+    from wsi_dbps.explain.selection_atlas import SlideCourse
+    from wsi_dbps.formats.features import FeatureFile
+    from wsi_dbps.formats.patch_cache import PatchCache
+    from wsi_dbps.formats.patch_filter import PatchFilter
 
 NUM_SLIDES = 8
 
@@ -31,9 +31,12 @@ def command(
     slide how often, when first and when last each patch was salient. Numbers in atlas.csv and atlas.json.
     """
     from wsi_dbps.cohort.manifest import read_manifest
-    from wsi_dbps.config import read_toml
-    from wsi_dbps.errors import CheckpointError
-    from wsi_dbps.evaluation.atlas import (
+    from wsi_dbps.core.errors import CheckpointError
+    from wsi_dbps.core.files import write_json, write_text
+    from wsi_dbps.core.output_folder import output_folder
+    from wsi_dbps.core.settings import read_toml
+    from wsi_dbps.drawing.atlas_pictures import draw_curves, draw_maps
+    from wsi_dbps.explain.selection_atlas import (
         FORMAT,
         FORMAT_VERSION,
         atlas_csv,
@@ -41,10 +44,7 @@ def command(
         read_courses,
         spread_over_classes,
     )
-    from wsi_dbps.files import write_json, write_text
-    from wsi_dbps.heatmaps.atlas import draw_curves, draw_maps
-    from wsi_dbps.output_folder import output_folder
-    from wsi_dbps.training.config import build_run_config
+    from wsi_dbps.training.settings import build_run_config
 
     courses = {course.slide_id: course for course in read_courses(run)}
     records = read_manifest(run / "cohort.csv").records
@@ -82,10 +82,10 @@ def _cache(
     Raises:
         CacheError: If the cache is missing, or has another number of patches than the run saw.
     """
-    from wsi_dbps.errors import CacheError
-    from wsi_dbps.patches.cache import PatchCache
-    from wsi_dbps.patches.features import open_bag
-    from wsi_dbps.patches.quality import filtered
+    from wsi_dbps.core.errors import CacheError
+    from wsi_dbps.formats.features import open_bag
+    from wsi_dbps.formats.patch_cache import PatchCache
+    from wsi_dbps.formats.patch_filter import filtered
 
     bag = open_bag(caches, course.slide_id, mpp_lv0_um=mpp_um)
     if isinstance(bag, PatchCache):

@@ -9,8 +9,8 @@ import typer
 from wsi_dbps_cli.options import check_same_model, prediction_folders
 
 if TYPE_CHECKING:
-    from wsi_dbps.evaluation.compare import Comparison
-    from wsi_dbps.records import Predictions
+    from wsi_dbps.formats.predictions import Predictions
+    from wsi_dbps.metrics.compare import Comparison
 
 
 def command(
@@ -30,13 +30,13 @@ def command(
     Prints, by case, the difference B - A of every score with its interval, DeLong's paired test and McNemar's. Of a
     folder of `predict --folds all` the test cases of all folds are taken together.
     """
-    from wsi_dbps.config import build
-    from wsi_dbps.errors import ConfigError
-    from wsi_dbps.evaluation.bootstrap import MetricsConfig
-    from wsi_dbps.evaluation.compare import compare
-    from wsi_dbps.files import write_json
-    from wsi_dbps.output_folder import output_folder
-    from wsi_dbps.records import failed_slides
+    from wsi_dbps.core.errors import ConfigError
+    from wsi_dbps.core.files import write_json
+    from wsi_dbps.core.output_folder import output_folder
+    from wsi_dbps.core.settings import build
+    from wsi_dbps.formats.predictions import failed_slides
+    from wsi_dbps.metrics.bootstrap import MetricsConfig
+    from wsi_dbps.metrics.compare import compare
 
     config = build(MetricsConfig, {"num_bootstrap": bootstrap, "seed": seed}, "compare")
     for pred, val in ((a, val_a), (b, val_b)):
@@ -61,9 +61,9 @@ def command(
 
 def _read(pred: Path) -> Predictions:
     """A folder's predictions; of a folder of folds the test cases of each fold, together."""
-    from wsi_dbps.evaluation.pooling import pool_folds
-    from wsi_dbps.evaluation.validation import parts
-    from wsi_dbps.records import read_predicted
+    from wsi_dbps.formats.predictions import read_predicted
+    from wsi_dbps.metrics.pooling import pool_folds
+    from wsi_dbps.metrics.thresholds import parts
 
     folders = prediction_folders([pred])
     if folders == [pred]:

@@ -63,14 +63,14 @@ def command(
 
     Each step is a command of its own, and is printed as you would type it. Run again, it goes on where it was stopped.
     """
-    from wsi_dbps.output_folder import output_folder
+    from wsi_dbps.core.output_folder import output_folder
 
     with output_folder(out, "demo", ("cohort.csv", "demo.toml")):
         _whole_way(out, slides, seed, epochs)
 
 
 def _whole_way(out: Path, slides: int, seed: int, epochs: int | None) -> None:
-    from wsi_dbps.files import write_text
+    from wsi_dbps.core.files import write_text
     from wsi_dbps.synth.cohort import make_cohort
 
     start = time.monotonic()
@@ -134,10 +134,11 @@ def _compare(manifest: Path, caches: Path, folder: Path) -> Comparison:
 
     from wsi_dbps.cohort.annotations import lesion_shares, read_lesion
     from wsi_dbps.cohort.manifest import read_manifest
-    from wsi_dbps.evaluation.colour_baseline import ColourBaseline, patch_colours
-    from wsi_dbps.evaluation.localisation import patch_auroc
-    from wsi_dbps.patches.cache import PatchCache
-    from wsi_dbps.records import attention_path, read_attention, read_predicted
+    from wsi_dbps.explain.colour_baseline import ColourBaseline, patch_colours
+    from wsi_dbps.explain.localisation import patch_auroc
+    from wsi_dbps.formats.attention import attention_path, read_attention
+    from wsi_dbps.formats.patch_cache import PatchCache
+    from wsi_dbps.formats.predictions import read_predicted
 
     cohort = read_manifest(manifest)
     positive = cohort.classes[1]

@@ -65,15 +65,15 @@ def command(
     Features of a slide that are there already, from the same cache, encoder, precision and batch, are kept; a killed
     run goes on.
     """
-    from wsi_dbps.errors import ConfigError
-    from wsi_dbps.models.config import EncoderConfig
+    from wsi_dbps.core.errors import ConfigError
+    from wsi_dbps.models.settings import EncoderConfig
 
     slides = cohort_part(cohort, columns, Split.ALL)
     if run is not None and (encoder or weights):
         raise ConfigError("embed: --run brings its own encoder; leave out --encoder and --weights")
     if encoder == "small_gn" and weights is None:
         raise ConfigError("embed: small_gn has no weights of its own; give --weights, or --run in place of --encoder")
-    from wsi_dbps.evaluation.embed import embed
+    from wsi_dbps.inference.embed import embed
     from wsi_dbps.training.checkpoint import load_checkpoint
 
     named = EncoderConfig(

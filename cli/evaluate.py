@@ -11,9 +11,9 @@ from wsi_dbps_cli.options import Columns, check_same_model, check_truth_of, pred
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from wsi_dbps.evaluation.metrics import Metrics
-    from wsi_dbps.evaluation.report_runs import RunRecord
-    from wsi_dbps.records import Predictions
+    from wsi_dbps.formats.predictions import Predictions
+    from wsi_dbps.metrics.metrics import Metrics
+    from wsi_dbps.report.runs import RunRecord
 
 
 def command(
@@ -54,15 +54,15 @@ def command(
 
     The report holds a leak check and the training curves where the run of the predictions is still there.
     """
-    from wsi_dbps.config import build
-    from wsi_dbps.errors import ConfigError
-    from wsi_dbps.evaluation.metrics import MetricsConfig, evaluate_folds, with_flaws
-    from wsi_dbps.evaluation.pooling import pool_folds
-    from wsi_dbps.evaluation.report import write_metrics, write_report
-    from wsi_dbps.evaluation.report_runs import find_leaks
-    from wsi_dbps.evaluation.validation import parts
-    from wsi_dbps.output_folder import output_folder
-    from wsi_dbps.records import failed_slides, read_predicted
+    from wsi_dbps.core.errors import ConfigError
+    from wsi_dbps.core.output_folder import output_folder
+    from wsi_dbps.core.settings import build
+    from wsi_dbps.formats.predictions import failed_slides, read_predicted
+    from wsi_dbps.metrics.metrics import MetricsConfig, evaluate_folds, with_flaws
+    from wsi_dbps.metrics.pooling import pool_folds
+    from wsi_dbps.metrics.thresholds import parts
+    from wsi_dbps.report.report import write_metrics, write_report
+    from wsi_dbps.report.runs import find_leaks
 
     if len(preds) > 1 and out is None:
         raise ConfigError("several folders of predictions: say with --out where the report goes")
@@ -109,7 +109,7 @@ def command(
 
 def _names(preds: list[Path]) -> list[str]:
     """What each fold is called: its folder, or the path as given where folders have the same name."""
-    from wsi_dbps.errors import ConfigError
+    from wsi_dbps.core.errors import ConfigError
 
     names = [pred.resolve().name for pred in preds]
     names = names if len(set(names)) == len(names) else [pred.as_posix() for pred in preds]
@@ -120,7 +120,7 @@ def _names(preds: list[Path]) -> list[str]:
 
 def _runs(preds: list[Path], folds: Mapping[str, Predictions], given: list[Path]) -> tuple[tuple[RunRecord, ...], str]:
     """The runs behind all predictions; and why some are not there, if so."""
-    from wsi_dbps.evaluation.report_runs import runs_behind
+    from wsi_dbps.report.runs import runs_behind
 
     cases = [{row.case_id for row in fold.cases} for fold in folds.values()]
     found = [runs_behind(pred, of, given) for pred, of in zip(preds, cases, strict=True)]
@@ -130,7 +130,7 @@ def _runs(preds: list[Path], folds: Mapping[str, Predictions], given: list[Path]
 
 def _subgroups(predictions: Predictions, cohort: Path, columns: list[str], by: list[str]) -> dict[str, dict[str, str]]:
     from wsi_dbps.cohort.manifest import parse_columns, read_manifest
-    from wsi_dbps.evaluation.subgroups import values_of_cases
+    from wsi_dbps.metrics.subgroups import values_of_cases
 
     whole = read_manifest(cohort, columns=parse_columns(columns), need_path=False)
     return {column: values_of_cases(predictions, whole, column) for column in by}
@@ -147,7 +147,7 @@ def headline(metrics: Metrics) -> str:
 
 def _facts(preds: list[Path]) -> dict[str, str]:
     """What predict.json knows of the making of the predictions, where it is there."""
-    from wsi_dbps.records import made_with
+    from wsi_dbps.formats.predictions import made_with
 
     made = [made_with(pred) for pred in preds if (pred / "predict.json").exists()]
     try:

@@ -49,10 +49,10 @@ def command(
 
     A slide that is exported already, from the same cache with the same settings, is kept; a killed run goes on.
     """
-    from wsi_dbps.config import build
-    from wsi_dbps.files import refuse_to_replace
-    from wsi_dbps.patches.export import LABELS, ExportSpec, export_caches, find_caches, records_of, write_labels
-    from wsi_dbps.progress import Progress
+    from wsi_dbps.core.ownership import refuse_to_replace
+    from wsi_dbps.core.progress import Progress
+    from wsi_dbps.core.settings import build
+    from wsi_dbps.formats.export import LABELS, ExportSpec, export_caches, find_caches, records_of, write_labels
 
     spec = build(ExportSpec, {"format": format_.value, "max_patches": max_, "seed": seed}, "export")
     paths, outcomes = find_caches(caches), []

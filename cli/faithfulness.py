@@ -41,8 +41,8 @@ def command(
     Deletes and inserts each slide's top patches, compares with patches in random order, and drops patches at random.
     With several runs, how far their scores agree is said too.
     """
-    from wsi_dbps.config import build
-    from wsi_dbps.evaluation.faithfulness import FaithfulnessConfig, faithfulness, faithfulness_json
+    from wsi_dbps.core.settings import build
+    from wsi_dbps.explain.faithfulness import FaithfulnessConfig, faithfulness, faithfulness_json
     from wsi_dbps.training.checkpoint import load_checkpoint
 
     given = {"score": score.value, "num_random": orders, "drop": drop, "num_seeds": seeds, "seed": seed}

@@ -14,9 +14,9 @@ from wsi_dbps_cli.options import Bags, CohortCsv, Columns, Device, Fold, Runs, S
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from wsi_dbps.bags.bags import BagFile
     from wsi_dbps.cohort.cohort import SlideRecord
-    from wsi_dbps.records import SlideAttention
-    from wsi_dbps.training.bags import BagFile
+    from wsi_dbps.formats.attention import SlideAttention
 
 
 class Format(StrEnum):
@@ -80,8 +80,8 @@ def command(
 
     Attention that is there already, from the same checkpoint and cache, is not computed again.
     """
-    from wsi_dbps.errors import ConfigError, PredictionError
-    from wsi_dbps.records import read_predicted
+    from wsi_dbps.core.errors import ConfigError, PredictionError
+    from wsi_dbps.formats.predictions import read_predicted
 
     if not 0 < scale < float("inf"):
         raise ConfigError(f"--scale is {scale:g}; it must be a number above 0")
@@ -123,11 +123,11 @@ def draw(
     device: str,
 ) -> int:
     """Draw every slide, name those that cannot be drawn, and say how many these are."""
+    from wsi_dbps.bags.bags import FeatureKind
     from wsi_dbps.cohort.each_slide import each_slide
-    from wsi_dbps.errors import ConfigError
-    from wsi_dbps.evaluation.predict import Predictor
-    from wsi_dbps.output_folder import output_folder
-    from wsi_dbps.training.bags import FeatureKind
+    from wsi_dbps.core.errors import ConfigError
+    from wsi_dbps.core.output_folder import output_folder
+    from wsi_dbps.inference.predict import Predictor
     from wsi_dbps.training.checkpoint import load_checkpoint
 
     checkpoints = [load_checkpoint(run / "best.pt") for run in runs]
@@ -158,7 +158,7 @@ def with_tile_side(attention: SlideAttention, cache: BagFile) -> SlideAttention:
     import math
     from dataclasses import replace
 
-    from wsi_dbps.patches.features import FeatureFile
+    from wsi_dbps.formats.features import FeatureFile
 
     if math.isfinite(attention.tile_lv0) or not isinstance(cache, FeatureFile):
         return attention
@@ -173,14 +173,14 @@ def with_tile_side(attention: SlideAttention, cache: BagFile) -> SlideAttention:
 
 def draw_formats(out: Path, attention: SlideAttention, cache: BagFile, how: Drawing) -> None:
     """All formats that need no slide."""
-    from wsi_dbps.heatmaps.geojson import write_geojson
-    from wsi_dbps.heatmaps.ome_tiff import write_coloured_map, write_value_map
-    from wsi_dbps.heatmaps.overlay import draw_overlay
-    from wsi_dbps.heatmaps.sheet import draw_sheet
-    from wsi_dbps.heatmaps.table import write_scores
-    from wsi_dbps.heatmaps.tile_maps import chosen_map
-    from wsi_dbps.patches.cache import PatchCache
-    from wsi_dbps.records import drawn_path
+    from wsi_dbps.drawing.geojson import write_geojson
+    from wsi_dbps.drawing.ome_tiff import write_coloured_map, write_value_map
+    from wsi_dbps.drawing.overlay import draw_overlay
+    from wsi_dbps.drawing.sheet import draw_sheet
+    from wsi_dbps.drawing.tile_csv import write_scores
+    from wsi_dbps.drawing.tile_maps import chosen_map
+    from wsi_dbps.formats.attention import drawn_path
+    from wsi_dbps.formats.patch_cache import PatchCache
 
     def named(ending: str) -> Path:
         return drawn_path(out, attention.slide_id, ending)
@@ -207,11 +207,11 @@ def draw_formats(out: Path, attention: SlideAttention, cache: BagFile, how: Draw
 
 def draw_close(out: Path, attention: SlideAttention, cache: BagFile, record: SlideRecord, how: Drawing) -> None:
     """The map over the slide's own pixels."""
-    from wsi_dbps.errors import SlideError, SpecMismatchError
-    from wsi_dbps.heatmaps.closeup import draw_crops, draw_level
-    from wsi_dbps.heatmaps.tile_maps import chosen_map
-    from wsi_dbps.records import drawn_path
-    from wsi_dbps.slides.reader import open_slide
+    from wsi_dbps.core.errors import SlideError, SpecMismatchError
+    from wsi_dbps.drawing.closeup import draw_crops, draw_level
+    from wsi_dbps.drawing.tile_maps import chosen_map
+    from wsi_dbps.formats.attention import drawn_path
+    from wsi_dbps.slides.open import open_slide
 
     if record.file is None:
         raise SlideError("no path in the manifest; --overlay-level and --crops read the slide itself")

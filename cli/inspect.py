@@ -21,7 +21,7 @@ def command(
     Slides, manifests, caches, files of features, attention and coordinates (also of TRIDENT, CLAM, hs2p and STAMP),
     checkpoints, folders of runs and of predictions.
     """
-    from wsi_dbps.errors import WsiDbpsError
+    from wsi_dbps.core.errors import WsiDbpsError
 
     failed = False
     for path in files:
@@ -44,7 +44,7 @@ def describe(path: Path) -> dict[str, str]:  # noqa: PLR0911 - one per kind of f
     Raises:
         WsiDbpsError: If it is none of what this package reads.
     """
-    from wsi_dbps.records import said_by
+    from wsi_dbps.formats.predictions import said_by
 
     if path.is_dir() and (path / "run.json").exists():
         begun = {"what": "run folder"}
@@ -68,7 +68,7 @@ def describe(path: Path) -> dict[str, str]:  # noqa: PLR0911 - one per kind of f
     if path.suffix == ".npz" and path.parent.name == "selection":
         return _selection(path)
     if path.suffix in (".json", ".npz"):
-        from wsi_dbps.patches.other_tools import coordinate_facts
+        from wsi_dbps.formats.other_tools import coordinate_facts
 
         return coordinate_facts(path) or {}
     if path.suffix == ".h5":
@@ -78,8 +78,8 @@ def describe(path: Path) -> dict[str, str]:  # noqa: PLR0911 - one per kind of f
 
 def _folder(path: Path) -> dict[str, str]:
     """A folder of folds, or one that a command of ours has written to."""
-    from wsi_dbps.errors import SlideError
-    from wsi_dbps.files import RECORD, record_lines
+    from wsi_dbps.core.errors import SlideError
+    from wsi_dbps.core.ownership import RECORD, record_lines
 
     folds = [fold for fold in fold_runs(path).values() if (fold / "run.json").exists()]
     predicted = [fold for fold in fold_runs(path).values() if (fold / "predict.json").exists()]
@@ -112,7 +112,7 @@ def _annotations(path: Path) -> dict[str, str]:
 
 
 def _selection(path: Path) -> dict[str, str]:
-    from wsi_dbps.training.record import read_selection_record
+    from wsi_dbps.formats.selection_record import read_selection_record
 
     visits = read_selection_record(path)
     slides = {visit.slide_id for visit in visits}
@@ -120,7 +120,7 @@ def _selection(path: Path) -> dict[str, str]:
 
 
 def _slide(path: Path) -> dict[str, str]:
-    from wsi_dbps.slides.reader import open_slide
+    from wsi_dbps.slides.open import open_slide
 
     with open_slide(path) as reader:
         info = reader.info
@@ -150,7 +150,7 @@ def _mpp(mpp_um: float | None) -> str:
 def _manifest(path: Path) -> dict[str, str]:
     from wsi_dbps.cohort.labels import check_classes
     from wsi_dbps.cohort.manifest import read_manifest
-    from wsi_dbps.errors import ManifestError
+    from wsi_dbps.core.errors import ManifestError
 
     cohort = read_manifest(path)
     facts = {"what": "cohort manifest", "slides": f"{len(cohort)} of {len(cohort.cases())} cases"}
@@ -193,11 +193,11 @@ def _features_alone(path: Path) -> dict[str, str] | None:
 def _hdf5(path: Path) -> dict[str, str]:
     import h5py
 
-    from wsi_dbps.errors import CacheError
-    from wsi_dbps.patches.cache import PatchCache
-    from wsi_dbps.patches.features import FeatureFile, holds_features
-    from wsi_dbps.patches.other_tools import coordinate_facts
-    from wsi_dbps.records import ATTENTION_FORMAT, read_attention
+    from wsi_dbps.core.errors import CacheError
+    from wsi_dbps.formats.attention import ATTENTION_FORMAT, read_attention
+    from wsi_dbps.formats.features import FeatureFile, holds_features
+    from wsi_dbps.formats.other_tools import coordinate_facts
+    from wsi_dbps.formats.patch_cache import PatchCache
 
     if not path.is_file() or not h5py.is_hdf5(path):
         raise CacheError(f"{path}: {'not an HDF5 file' if path.is_file() else 'no such file'}")
@@ -266,8 +266,8 @@ def _checkpoint(path: Path) -> dict[str, str]:
 
 
 def _predictions(path: Path) -> dict[str, str]:
-    from wsi_dbps.errors import PredictionError
-    from wsi_dbps.records import read_predicted
+    from wsi_dbps.core.errors import PredictionError
+    from wsi_dbps.formats.predictions import read_predicted
 
     predictions = read_predicted(path)
     try:

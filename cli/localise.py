@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from wsi_dbps.cohort.cohort import SlideRecord
-    from wsi_dbps.geometry import Size
+    from wsi_dbps.core.geometry import Size
 
 
 def command(
@@ -42,14 +42,14 @@ def command(
     The manifest's `annotations` column names what was drawn; slides of the first class need none.
     """
     from wsi_dbps.cohort.manifest import parse_columns, read_manifest
-    from wsi_dbps.config import build
-    from wsi_dbps.errors import PredictionError
-    from wsi_dbps.evaluation.bootstrap import MetricsConfig
-    from wsi_dbps.evaluation.localisation import best_percentile, locate_slides, summarise
-    from wsi_dbps.evaluation.validation import check_validation, parts
-    from wsi_dbps.files import write_json
-    from wsi_dbps.output_folder import output_folder
-    from wsi_dbps.records import failed_slides, made_with, read_predicted
+    from wsi_dbps.core.errors import PredictionError
+    from wsi_dbps.core.files import write_json
+    from wsi_dbps.core.output_folder import output_folder
+    from wsi_dbps.core.settings import build
+    from wsi_dbps.explain.localisation import best_percentile, locate_slides, summarise
+    from wsi_dbps.formats.predictions import failed_slides, made_with, read_predicted
+    from wsi_dbps.metrics.bootstrap import MetricsConfig
+    from wsi_dbps.metrics.thresholds import check_validation, parts
 
     config = build(MetricsConfig, {"num_bootstrap": bootstrap, "seed": seed}, "localise")
     one_fold(pred)
@@ -103,9 +103,9 @@ def slide_frame(record: SlideRecord, caches: Path | None) -> tuple[Size, float]:
         SlideError: If the slide cannot be opened.
         MissingMppError: If nothing says how large a pixel is.
     """
-    from wsi_dbps.errors import SlideError
-    from wsi_dbps.patches.features import open_bag
-    from wsi_dbps.slides.reader import open_slide
+    from wsi_dbps.core.errors import SlideError
+    from wsi_dbps.formats.features import open_bag
+    from wsi_dbps.slides.open import open_slide
     from wsi_dbps.tiling.plan import resolve_mpp
 
     if caches is not None:

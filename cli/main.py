@@ -26,7 +26,7 @@ from wsi_dbps_cli import (
     train,
 )
 
-from wsi_dbps.errors import StoppedError, WsiDbpsError
+from wsi_dbps.core.errors import StoppedError, WsiDbpsError
 
 # OpenMP's threads keep their core busy while they wait for work, unless told not to, which makes training several times
 # slower beside other work. The OpenMP library reads this when torch is imported.

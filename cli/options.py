@@ -80,7 +80,7 @@ def one_fold(pred: Path) -> Path:
     Raises:
         ConfigError: If it holds folds, with the folders of which one is to be given.
     """
-    from wsi_dbps.errors import ConfigError
+    from wsi_dbps.core.errors import ConfigError
 
     folders = prediction_folders([pred])
     if folders != [pred]:
@@ -98,7 +98,7 @@ def cohort_part(
         PredictionError: If there is none, with what the manifest holds and what to do.
     """
     from wsi_dbps.cohort.manifest import parse_columns, read_manifest
-    from wsi_dbps.errors import PredictionError
+    from wsi_dbps.core.errors import PredictionError
 
     whole = read_manifest(cohort, columns=parse_columns(columns), need_path=need_path)
     if fold is not None:
@@ -159,8 +159,8 @@ def warn_of_more_to_come(run: Path, checkpoint: Checkpoint) -> None:
 
 def check_same_model(pred: Path, val: Path) -> None:
     """Refuse validation by another model than is judged, as far as predict.json tells."""
-    from wsi_dbps.errors import PredictionError
-    from wsi_dbps.records import made_with
+    from wsi_dbps.core.errors import PredictionError
+    from wsi_dbps.formats.predictions import made_with
 
     own, other = (made_with(folder).get("checkpoint_fingerprint") for folder in (pred, val))
     if own and other and own != other:
@@ -172,8 +172,8 @@ def check_same_model(pred: Path, val: Path) -> None:
 
 def check_truth_of(truth: Path, preds: list[Path]) -> None:
     """Refuse what was found about another model's heatmaps than that of the predictions, as far as the files tell."""
-    from wsi_dbps.errors import PredictionError
-    from wsi_dbps.records import made_with, said_by
+    from wsi_dbps.core.errors import PredictionError
+    from wsi_dbps.formats.predictions import made_with, said_by
 
     models = [made_with(pred).get("checkpoint_fingerprint") for pred in preds]
     if None in models:

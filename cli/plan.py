@@ -9,9 +9,9 @@ import typer
 from wsi_dbps_cli.options import Caches, CohortCsv, Columns, Device
 
 if TYPE_CHECKING:
-    from wsi_dbps.training.calibration import Plan
-    from wsi_dbps.training.config import RunConfig
     from wsi_dbps.training.cost import Need
+    from wsi_dbps.training.device_cost import Plan
+    from wsi_dbps.training.settings import RunConfig
 
 
 def command(
@@ -30,9 +30,9 @@ def command(
     Measures for a few seconds what patches cost on the device.
     """
     from wsi_dbps.cohort.manifest import parse_columns, read_manifest
-    from wsi_dbps.config import read_toml, with_overrides
-    from wsi_dbps.errors import ConfigError
-    from wsi_dbps.training.config import build_run_config, size_bytes
+    from wsi_dbps.core.errors import ConfigError
+    from wsi_dbps.core.settings import read_toml, with_overrides
+    from wsi_dbps.training.settings import build_run_config, size_bytes
 
     try:
         budget = size_bytes(vram)
@@ -43,14 +43,14 @@ def command(
     source = " with ".join([str(config)] * bool(config) + ["--set"] * bool(set_)) or "plan"
     settings = build_run_config(tables, source)
     whole = read_manifest(cohort, columns=parse_columns(columns), need_label=True)
-    from wsi_dbps.training.calibration import plan
+    from wsi_dbps.training.device_cost import plan
 
     print_plan(plan(whole, caches, settings, budget), settings, vram, budget)
 
 
 def print_plan(plan: Plan, asked: RunConfig, vram: str, budget: int) -> None:
     """Print what was asked for, what it needs, what fits, and the settings to get there."""
-    from wsi_dbps.training.config import as_size
+    from wsi_dbps.training.settings import as_size
 
     cost, num_patches, found = plan.cost, plan.num_patches, plan.proposal
     print(
@@ -82,7 +82,7 @@ def print_plan(plan: Plan, asked: RunConfig, vram: str, budget: int) -> None:
 
 
 def _row(name: str, config: RunConfig, need: Need) -> None:
-    from wsi_dbps.training.config import as_size
+    from wsi_dbps.training.settings import as_size
 
     s, loop = config.selection, config.training
     salient = "all kept" if s.selector == "all" else str(s.num_salient)

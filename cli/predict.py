@@ -45,7 +45,7 @@ def command(
     if folds is None:
         failed = predicted(runs, cohort, caches, out, split, fold, device, columns)
     else:
-        from wsi_dbps.errors import ConfigError
+        from wsi_dbps.core.errors import ConfigError
 
         if folds != "all" or len(runs) > 1 or fold is not None or not fold_runs(runs[0]):
             raise ConfigError("--folds takes `all`, one folder of `train --folds all`, and no --fold beside it")
@@ -69,7 +69,7 @@ def predicted(
 ) -> int:
     """Predict, print what was written, and say how many slides failed."""
     from wsi_dbps.cohort.labels import mixed_cases
-    from wsi_dbps.evaluation.predict import predict
+    from wsi_dbps.inference.predict import predict
     from wsi_dbps.training.checkpoint import load_checkpoint
 
     slides = cohort_part(cohort, columns, split, fold)

@@ -31,8 +31,8 @@ def command(
     """
     from wsi_dbps.cohort.manifest import parse_columns, read_manifest, write_manifest
     from wsi_dbps.cohort.splits import fold_cohort, split_cohort
-    from wsi_dbps.errors import ConfigError
-    from wsi_dbps.output_folder import output_folder
+    from wsi_dbps.core.errors import ConfigError
+    from wsi_dbps.core.output_folder import output_folder
 
     whole = read_manifest(cohort, columns=parse_columns(columns), join=join, slides=slides)
     if folds is None:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from wsi_dbps.cohort.cohort import SlideRecord
-    from wsi_dbps.patches.spec import CacheSpec
-    from wsi_dbps.patches.tile import SlideOutcome
+    from wsi_dbps.formats.spec import CacheSpec
+    from wsi_dbps.tiling.tile_slide import SlideOutcome
 
 
 _CHOOSING_TILES = ("mpp", "mag", "size", "overlap", "tissue", "drop_pen", "min_tissue")
@@ -151,8 +151,8 @@ def command(
     A cache made from the same slide with the same settings is kept; a killed run goes on where it was.
     """
     from wsi_dbps.cohort.manifest import parse_columns, read_manifest
-    from wsi_dbps.config import build
-    from wsi_dbps.patches.spec import CacheSpec
+    from wsi_dbps.core.settings import build
+    from wsi_dbps.formats.spec import CacheSpec
 
     tiling = {
         "mpp_um": mpp if mag is None else 10 / mag,
@@ -181,9 +181,9 @@ def command(
         with _ending_in_one_line():
             outcomes = tile_all(records, spec, out, workers, overwrite=overwrite, time_limit_s=time_limit, dask=dask)
             if sheet:
-                from wsi_dbps.patches.contact_sheet import write_contact_sheet
-                from wsi_dbps.patches.table import read_table
-                from wsi_dbps.patches.tile import cache_path
+                from wsi_dbps.tiling.contact_sheet import write_contact_sheet
+                from wsi_dbps.tiling.overview import read_table
+                from wsi_dbps.tiling.tile_slide import cache_path
 
                 rows, ids = read_table(out), [record.slide_id for record in whole]  # with --shard some are yet to come
                 write_contact_sheet([id_ for id_ in ids if id_ in rows or cache_path(out, id_).exists()], out)
@@ -207,10 +207,11 @@ def tile_all(
     A time limit of None is the default one where each slide has a process of its own, which alone can be ended without
     the others; 0 is none.
     """
-    from wsi_dbps.files import refuse_to_replace
-    from wsi_dbps.patches import contact_sheet, table
-    from wsi_dbps.patches.tile import tile_cohort
-    from wsi_dbps.progress import Progress
+    from wsi_dbps.core.ownership import refuse_to_replace
+    from wsi_dbps.core.progress import Progress
+    from wsi_dbps.tiling import contact_sheet
+    from wsi_dbps.tiling import overview as table
+    from wsi_dbps.tiling.tile_slide import tile_cohort
 
     for name in (table.NAME, contact_sheet.NAME):
         refuse_to_replace(out / name)
@@ -255,7 +256,7 @@ def tile_all(
 
 def _check_coords(ctx: typer.Context, coords: Path) -> None:
     """Refuse a folder that is not there, and what the command line says of tiles beside it."""
-    from wsi_dbps.errors import ConfigError
+    from wsi_dbps.core.errors import ConfigError
 
     if not coords.is_dir():
         raise ConfigError(f"--coords {coords}: no such folder; name the one that the tool wrote its coordinates to")
@@ -268,7 +269,7 @@ def _check_coords(ctx: typer.Context, coords: Path) -> None:
 
 def _check_time_limit(time_limit_s: float | None) -> None:
     """Refuse what no clock can keep."""
-    from wsi_dbps.errors import ConfigError
+    from wsi_dbps.core.errors import ConfigError
 
     if time_limit_s is not None and time_limit_s != 0 and not 1 <= time_limit_s <= _MOST_SECONDS:
         raise ConfigError(
@@ -278,7 +279,7 @@ def _check_time_limit(time_limit_s: float | None) -> None:
 
 def _named_slides(records: Sequence[SlideRecord], ids: list[str], cohort: Path) -> tuple[SlideRecord, ...]:
     """The records of these slides, in the manifest's order."""
-    from wsi_dbps.errors import ConfigError
+    from wsi_dbps.core.errors import ConfigError
 
     known = {record.slide_id for record in records}
     if unknown := [name for name in ids if name not in known]:
@@ -316,7 +317,7 @@ def _shard(text: str) -> tuple[int, int]:
     """(I, N) of `I/N`."""
     index, _, count = text.partition("/")
     if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
-        from wsi_dbps.errors import ConfigError
+        from wsi_dbps.core.errors import ConfigError
 
         raise ConfigError(f"--shard {text}: expected I/N with I from 1 to N, for instance 3/8")
     return int(index), int(count)
@@ -334,18 +335,18 @@ def _local(workers: int) -> Executor:
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_all_start_methods, get_context
 
-    from wsi_dbps.patches.tile import end_with_parent
+    from wsi_dbps.tiling.tile_slide import end_with_parent
 
     method = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
     context = get_context(method)
     if method == "forkserver":
-        context.set_forkserver_preload(["wsi_dbps.patches.tile"])
+        context.set_forkserver_preload(["wsi_dbps.tiling.tile_slide"])
     return ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent)
 
 
 def _cluster(address: str) -> Callable[[int], AbstractContextManager[Executor]]:
     """What gives the workers of a dask cluster as an executor, however many there are, while it has a scheduler."""
-    from wsi_dbps.errors import ConfigError
+    from wsi_dbps.core.errors import ConfigError
 
     try:
         from distributed import Client
@@ -375,8 +376,8 @@ def _cluster(address: str) -> Callable[[int], AbstractContextManager[Executor]]:
 
 def print_plan(records: Sequence[SlideRecord], spec: CacheSpec) -> int:
     """Print what tiling would do, a row a slide; the number of slides that would fail."""
-    from wsi_dbps.errors import WsiDbpsError
-    from wsi_dbps.patches.tile import estimate_bytes, named, notes, plan_slide
+    from wsi_dbps.core.errors import WsiDbpsError
+    from wsi_dbps.tiling.tile_slide import estimate_bytes, named, notes, plan_slide
 
     row = "{:<28} {:<14} {:>15} {:>8} {:<8} {:>5} {:>7} {:>9}"
     print(row.format("slide", "vendor", "size", "mpp", "from", "level", "tiles", "size MB"))

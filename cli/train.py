@@ -41,10 +41,10 @@ def command(
     On several GPUs: torchrun --nproc-per-node=N -m wsi_dbps_cli.main train ...
     """
     from wsi_dbps.cohort.manifest import parse_columns, read_manifest
-    from wsi_dbps.config import read_toml, with_overrides
-    from wsi_dbps.errors import ConfigError
-    from wsi_dbps.training.config import build_run_config
+    from wsi_dbps.core.errors import ConfigError
+    from wsi_dbps.core.settings import read_toml, with_overrides
     from wsi_dbps.training.run_folder import settings_to_go_on
+    from wsi_dbps.training.settings import build_run_config
 
     if folds is not None and (folds != "all" or fold is not None):
         raise ConfigError("--folds takes `all`, and no --fold beside it")

@@ -47,8 +47,8 @@ def quoted(text: str) -> set[str]:
 
 def settings_tables() -> str:
     """Every setting of a run and every preset, as Markdown."""
-    from wsi_dbps.models.config import PRESETS
-    from wsi_dbps.training.config import RunConfig
+    from wsi_dbps.models.settings import PRESETS
+    from wsi_dbps.training.settings import RunConfig
 
     lines = ["## Every setting"]
     for table in fields(RunConfig):
@@ -88,9 +88,9 @@ def test_the_page_of_settings_is_that_of_the_code() -> None:
 
 
 def test_the_settings_in_the_page_are_accepted_and_the_refused_refused() -> None:
-    from wsi_dbps.config import with_overrides
-    from wsi_dbps.errors import ConfigError
-    from wsi_dbps.training.config import build_run_config
+    from wsi_dbps.core.errors import ConfigError
+    from wsi_dbps.core.settings import with_overrides
+    from wsi_dbps.training.settings import build_run_config
 
     (accepted,), (refused,) = blocks("settings.md", "toml"), blocks("settings.md", "text")
     assert build_run_config(tomllib.loads(accepted), "page").selection.num_salient == 8
@@ -170,9 +170,9 @@ def test_doctests_pass() -> None:
 def made(small_cohort: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `run` after one epoch and `pred`."""
     from wsi_dbps.cohort.manifest import read_manifest
-    from wsi_dbps.evaluation.predict import predict
-    from wsi_dbps.training.config import build_run_config
+    from wsi_dbps.inference.predict import predict
     from wsi_dbps.training.loop import train
+    from wsi_dbps.training.settings import build_run_config
 
     out, cohort = tmp_path_factory.mktemp("docs"), read_manifest(small_cohort[0])
     tables = {
@@ -249,8 +249,8 @@ def test_the_page_of_the_run_folder_is_true(made: Path) -> None:
 
 
 def test_the_page_of_features_is_true(small_cohort: tuple[Path, Path], tmp_path: Path) -> None:
-    from wsi_dbps.patches.cache import PatchCache
-    from wsi_dbps.patches.features import features_written
+    from wsi_dbps.formats.features import features_written
+    from wsi_dbps.formats.patch_cache import PatchCache
 
     made = {
         "encoder": "e",

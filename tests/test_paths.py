@@ -6,21 +6,21 @@ import pytest
 
 from wsi_dbps.cohort.annotations import read_annotations
 from wsi_dbps.cohort.manifest import read_manifest, write_manifest
-from wsi_dbps.config import read_toml
-from wsi_dbps.evaluation.predict import predict
-from wsi_dbps.patches.cache import PatchCache
-from wsi_dbps.patches.contact_sheet import write_contact_sheet
-from wsi_dbps.patches.export import ExportSpec, export_cache, find_caches
-from wsi_dbps.patches.features import FeatureFile, features_written, holds_features, open_bag
-from wsi_dbps.patches.spec import CacheSpec
-from wsi_dbps.patches.table import add_to_table
-from wsi_dbps.patches.tile import cache_path, tile_slide
-from wsi_dbps.records import read_attention, read_predictions
-from wsi_dbps.slides.reader import open_slide
-from wsi_dbps.tiling.plan import TilingSpec
+from wsi_dbps.core.settings import read_toml
+from wsi_dbps.formats.attention import read_attention
+from wsi_dbps.formats.export import ExportSpec, export_cache, find_caches
+from wsi_dbps.formats.features import FeatureFile, features_written, holds_features, open_bag
+from wsi_dbps.formats.patch_cache import PatchCache
+from wsi_dbps.formats.predictions import read_predictions
+from wsi_dbps.formats.spec import CacheSpec, TilingSpec
+from wsi_dbps.inference.predict import predict
+from wsi_dbps.slides.open import open_slide
+from wsi_dbps.tiling.contact_sheet import write_contact_sheet
+from wsi_dbps.tiling.overview import add_to_table
+from wsi_dbps.tiling.tile_slide import cache_path, tile_slide
 from wsi_dbps.training.checkpoint import load_checkpoint
-from wsi_dbps.training.config import build_run_config
 from wsi_dbps.training.loop import train
+from wsi_dbps.training.settings import build_run_config
 
 SMALL = CacheSpec(tiling=TilingSpec(mpp_um=1.0, size_px=32, tissue="none", min_tissue=0.0))
 MADE = {"encoder": "e", "encoder_fingerprint": "0", "checkpoint_fingerprint": "", "precision": "fp32", "batch": 8}

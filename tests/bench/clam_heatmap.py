@@ -33,9 +33,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from wsi_dbps.models.config import EncoderConfig
+from wsi_dbps.formats.patch_cache import PatchCache
 from wsi_dbps.models.encoders import build_encoder
-from wsi_dbps.patches.cache import PatchCache
+from wsi_dbps.models.settings import EncoderConfig
 from wsi_dbps.training.checkpoint import load_checkpoint
 
 OURS = [sys.executable, "-c", "from wsi_dbps_cli.main import run; run()"]

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.special import expit
 from scipy.stats import norm
 
-from wsi_dbps.evaluation.bootstrap import (
+from wsi_dbps.metrics.bootstrap import (
     Estimate,
     _computed,
     _drawn,
@@ -25,10 +25,10 @@ from wsi_dbps.evaluation.bootstrap import (
     bca_interval,
     log_odds_interval,
 )
-from wsi_dbps.evaluation.delong import auroc_covariance
-from wsi_dbps.evaluation.metrics import MetricsConfig
-from wsi_dbps.evaluation.perfect import with_bounds
-from wsi_dbps.evaluation.scores import Rows, Score, scores_of
+from wsi_dbps.metrics.delong import auroc_covariance
+from wsi_dbps.metrics.metrics import MetricsConfig
+from wsi_dbps.metrics.perfect import with_bounds
+from wsi_dbps.metrics.scores import Rows, Score, scores_of
 
 SIZES = (15, 30, 100)
 AUROCS = (0.8, 0.9)

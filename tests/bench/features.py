@@ -14,18 +14,17 @@ import h5py
 import numpy as np
 import torch
 
+from wsi_dbps.bags.bags import CacheBag, PatchReader
 from wsi_dbps.cohort.cohort import Cohort, SlideRecord
 from wsi_dbps.dbps.drop import draw_kept
-from wsi_dbps.evaluation.embed import embed
-from wsi_dbps.models.config import AggregatorConfig, EncoderConfig, SelectionConfig
+from wsi_dbps.formats.features import FeatureFile
+from wsi_dbps.formats.spec import CacheSpec, TilingSpec
+from wsi_dbps.inference.embed import embed
 from wsi_dbps.models.encoders import build_encoder
+from wsi_dbps.models.settings import AggregatorConfig, EncoderConfig, SelectionConfig
 from wsi_dbps.models.slide_model import SlideModel
-from wsi_dbps.patches.features import FeatureFile
-from wsi_dbps.patches.spec import CacheSpec
-from wsi_dbps.patches.tile import tile_slide
 from wsi_dbps.synth.pyramid import write_aperio
-from wsi_dbps.tiling.plan import TilingSpec
-from wsi_dbps.training.bags import CacheBag, PatchReader
+from wsi_dbps.tiling.tile_slide import tile_slide
 
 
 def rss_mib() -> float:

@@ -31,20 +31,21 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from wsi_dbps.config import to_dict
+from wsi_dbps.bags.bags import PatchReader
+from wsi_dbps.bags.gpu_decode import pick_decoder
+from wsi_dbps.core.errors import ConfigError
+from wsi_dbps.core.geometry import Size
+from wsi_dbps.core.settings import to_dict
 from wsi_dbps.dbps.drop import draw_kept, num_kept
-from wsi_dbps.errors import ConfigError
-from wsi_dbps.geometry import Size
+from wsi_dbps.formats.patch_cache import CacheHead, CacheWriter, PatchCache, PixelSource, Provenance, encode_jpeg
+from wsi_dbps.formats.spec import CacheSpec, TilingSpec
+from wsi_dbps.models.device import pick_device, pick_precision
 from wsi_dbps.models.slide_model import SlideModel
-from wsi_dbps.patches.cache import CacheHead, CacheWriter, PatchCache, PixelSource, Provenance, encode_jpeg
-from wsi_dbps.patches.spec import CacheSpec
-from wsi_dbps.tiling.plan import TilePlan, TilingSpec
+from wsi_dbps.tiling.plan import TilePlan
 from wsi_dbps.training.augment import augment
-from wsi_dbps.training.bags import PatchReader
-from wsi_dbps.training.config import RunConfig, as_size, build_run_config
-from wsi_dbps.training.gpu_decode import pick_decoder
-from wsi_dbps.training.loop import autocast, pick_device, pick_precision
+from wsi_dbps.training.loop import autocast
 from wsi_dbps.training.optimizer import build_optimizer
+from wsi_dbps.training.settings import RunConfig, as_size, build_run_config
 
 WAYS: dict[str, dict[str, Any]] = {
     "full": {"preset": "full"},

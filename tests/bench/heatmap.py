@@ -18,13 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
-from wsi_dbps.models.config import AggregatorConfig, EncoderConfig
+from wsi_dbps.bags.bags import PatchKind
+from wsi_dbps.formats.attention import SlideAttention, attention_path
+from wsi_dbps.formats.patch_cache import PatchCache
+from wsi_dbps.formats.predictions import Prediction
+from wsi_dbps.models.settings import AggregatorConfig, EncoderConfig
 from wsi_dbps.models.slide_model import SlideModel
-from wsi_dbps.patches.cache import PatchCache
-from wsi_dbps.records import Prediction, SlideAttention, attention_path
-from wsi_dbps.training.bags import PatchKind
 from wsi_dbps.training.checkpoint import load_checkpoint, save_checkpoint
-from wsi_dbps.training.config import RunConfig
+from wsi_dbps.training.settings import RunConfig
 
 FORMATS = ("png", "ome-tiff", "geojson", "sheet", "csv")
 

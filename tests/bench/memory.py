@@ -21,7 +21,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from wsi_dbps.models.config import AggregatorConfig, EncoderConfig, SelectionConfig
+from wsi_dbps.models.settings import AggregatorConfig, EncoderConfig, SelectionConfig
 from wsi_dbps.models.slide_model import SlideModel
 
 MIB = 2**20

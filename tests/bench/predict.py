@@ -31,7 +31,7 @@ def main() -> None:
         for record in cohort.records:
             subprocess.run([sys.executable, *sys.argv, "--slide", record.slide_id], check=True)
         return
-    from wsi_dbps.evaluation.predict import predict
+    from wsi_dbps.inference.predict import predict
     from wsi_dbps.training.checkpoint import load_checkpoint
 
     start = time.perf_counter()

@@ -23,17 +23,18 @@ import numpy as np
 from wsi_dbps.cohort.annotations import lesion_shares, read_lesion
 from wsi_dbps.cohort.cohort import Cohort, SlideRecord
 from wsi_dbps.cohort.manifest import read_manifest
-from wsi_dbps.config import read_toml
-from wsi_dbps.evaluation.colour_baseline import ColourBaseline, patch_colours
-from wsi_dbps.evaluation.localisation import patch_auroc
-from wsi_dbps.evaluation.metrics import Estimate, evaluate
-from wsi_dbps.evaluation.pooling import pool_cases
-from wsi_dbps.evaluation.predict import predict
-from wsi_dbps.patches.cache import PatchCache
-from wsi_dbps.records import Prediction, Predictions, attention_path, read_attention, read_predictions
+from wsi_dbps.core.settings import read_toml
+from wsi_dbps.explain.colour_baseline import ColourBaseline, patch_colours
+from wsi_dbps.explain.localisation import patch_auroc
+from wsi_dbps.formats.attention import attention_path, read_attention
+from wsi_dbps.formats.patch_cache import PatchCache
+from wsi_dbps.formats.predictions import Prediction, Predictions, read_predictions
+from wsi_dbps.inference.predict import predict
+from wsi_dbps.metrics.metrics import Estimate, evaluate
+from wsi_dbps.metrics.pooling import pool_cases
 from wsi_dbps.training.checkpoint import load_checkpoint
-from wsi_dbps.training.config import build_run_config
 from wsi_dbps.training.loop import train
+from wsi_dbps.training.settings import build_run_config
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "random": {"selection.preset": "random"},

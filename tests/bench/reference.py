@@ -52,9 +52,6 @@ def main() -> None:
     if options.memory_of:
         from architecture import DBformer  # noqa: F401 - the modules of both are counted for neither
 
-        from wsi_dbps.models import slide_model  # noqa: F401
-        from wsi_dbps.training import optimizer  # noqa: F401
-
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
         before = peak_mb()
         step = STEPS[options.memory_of](options, pixels, labels)
@@ -85,10 +82,10 @@ def peak_mb() -> float:
 
 def ours(options: argparse.Namespace, pixels: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
     """One step of this package."""
-    from wsi_dbps.models.config import AggregatorConfig, EncoderConfig, SelectionConfig
+    from wsi_dbps.models.settings import AggregatorConfig, EncoderConfig, SelectionConfig
     from wsi_dbps.models.slide_model import SlideModel, TensorBag
-    from wsi_dbps.training.config import OptimizerConfig
     from wsi_dbps.training.optimizer import build_optimizer
+    from wsi_dbps.training.settings import OptimizerConfig
 
     model = SlideModel(
         CLASSES,

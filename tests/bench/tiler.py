@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wsi_dbps.patches.cache import PatchCache
+from wsi_dbps.formats.patch_cache import PatchCache
 
 CONFIG = """\
 csv: {csv}

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter
 
 from wsi_dbps.cohort.manifest import read_manifest
-from wsi_dbps.slides.reader import open_slide
+from wsi_dbps.slides.open import open_slide
 from wsi_dbps.slides.sampling import thumbnail
 from wsi_dbps.tiling.tissue import METHODS, segment
 

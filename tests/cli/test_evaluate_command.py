@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wsi_dbps.evaluation.pooling import pool_cases
-from wsi_dbps.records import Prediction, Predictions, read_predictions
+from wsi_dbps.formats.predictions import Prediction, Predictions, read_predictions
+from wsi_dbps.metrics.pooling import pool_cases
 
 QUICK = ("--bootstrap", 100)
 PAGES = Path(__file__).parents[2] / "docs" / "formats"

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from wsi_dbps.models.config import EncoderConfig
+from wsi_dbps.formats.attention import read_attention
+from wsi_dbps.formats.features import FeatureFile, open_bag
 from wsi_dbps.models.encoders import build_encoder
-from wsi_dbps.patches.features import FeatureFile, open_bag
-from wsi_dbps.records import read_attention
+from wsi_dbps.models.settings import EncoderConfig
 
 QUICK = [
     *("--set", "encoder.name=projector", "--set", "encoder.dim=16", "--set", "aggregator.num_heads=2"),

@@ -11,8 +11,8 @@ import pytest
 import tiffslide
 from PIL import Image
 
-from wsi_dbps.heatmaps.closeup import FOOT_PX
-from wsi_dbps.records import read_attention
+from wsi_dbps.drawing.closeup import FOOT_PX
+from wsi_dbps.formats.attention import read_attention
 
 QUICK = [
     *("encoder.name=small_gn", "encoder.dim=16", "aggregator.num_heads=2", "training.epochs=1", "training.device=cpu"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from wsi_dbps.records import read_predictions
+from wsi_dbps.formats.predictions import read_predictions
 
 REFUSED = (
     "case 'p' has slides with different labels: 'flat' on slide slide_00, 'coarse' on slide slide_01. A label belongs"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from wsi_dbps.output_folder import output_folder
+from wsi_dbps.core.output_folder import output_folder
 
 QUICK = ("--set", "encoder.name=small_gn", "--set", "encoder.dim=16", "--set", "aggregator.num_heads=2",
          "--set", "selection.num_salient=3", "--set", "selection.num_subsalient=6", "--set", "selection.num_kept=12",
@@ -197,7 +197,7 @@ def test_a_second_command_is_told_who_is_at_its_folder(commands, wsi_dbps, comma
     if "folds" in command:
         assert wsi_dbps("split", typed["train"][1], "--folds", 3, "--out", folds)[0] == 0
     hold = (
-        "import sys; from pathlib import Path; from wsi_dbps.output_folder import output_folder as hold\n"
+        "import sys; from pathlib import Path; from wsi_dbps.core.output_folder import output_folder as hold\n"
         "with hold(Path(sys.argv[1]), 'predict'): print(flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen([sys.executable, "-c", hold, out], stdin=subprocess.PIPE, stdout=subprocess.PIPE)

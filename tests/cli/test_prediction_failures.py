@@ -11,9 +11,9 @@ import pytest
 import torch
 from wsi_dbps_cli.main import app
 
-from wsi_dbps.errors import PredictionError
-from wsi_dbps.files import write_text
-from wsi_dbps.records import read_predicted, read_predictions
+from wsi_dbps.core.errors import PredictionError
+from wsi_dbps.core.files import write_text
+from wsi_dbps.formats.predictions import read_predicted, read_predictions
 
 QUICK = [
     *("encoder.name=small_gn", "encoder.dim=16", "aggregator.num_heads=2", "training.epochs=1", "training.device=cpu"),

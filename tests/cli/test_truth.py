@@ -15,15 +15,16 @@ from PIL import Image
 
 from wsi_dbps.cohort.cohort import Cohort
 from wsi_dbps.cohort.manifest import read_manifest, write_manifest
-from wsi_dbps.config import to_toml
-from wsi_dbps.errors import PredictionError
-from wsi_dbps.evaluation.pooling import pool_cases
-from wsi_dbps.files import write_json, write_text
-from wsi_dbps.patches.cache import PatchCache
-from wsi_dbps.records import Prediction, Predictions, SlideAttention, read_attention, read_predictions
+from wsi_dbps.core.errors import PredictionError
+from wsi_dbps.core.files import write_json, write_text
+from wsi_dbps.core.settings import to_toml
+from wsi_dbps.formats.attention import SlideAttention, read_attention
+from wsi_dbps.formats.patch_cache import PatchCache
+from wsi_dbps.formats.predictions import Prediction, Predictions, read_predictions
+from wsi_dbps.formats.selection_record import VisitRecord, record_path, write_selection_record
+from wsi_dbps.metrics.pooling import pool_cases
 from wsi_dbps.synth.cohort import lesion_geojson
-from wsi_dbps.training.config import build_run_config
-from wsi_dbps.training.record import VisitRecord, record_path, write_selection_record
+from wsi_dbps.training.settings import build_run_config
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("0 flat", "1 coarse")

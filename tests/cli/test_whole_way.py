@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsi_dbps.records import read_attention, read_predictions
+from wsi_dbps.formats.attention import read_attention
+from wsi_dbps.formats.predictions import read_predictions
 
 QUICK = [
     *("--set", "encoder.name=small_gn", "--set", "encoder.dim=16", "--set", "aggregator.num_heads=2"),

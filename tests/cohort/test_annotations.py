@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from wsi_dbps.cohort.annotations import lesion_shares, read_annotations, read_lesion
 from wsi_dbps.cohort.cohort import SlideRecord
-from wsi_dbps.errors import SlideError
-from wsi_dbps.geometry import Size
+from wsi_dbps.core.errors import SlideError
+from wsi_dbps.core.geometry import Size
 
 SLIDE = Size(1000, 800)
 SQUARE = [[0, 0], [10, 0], [10, 10], [0, 10], [0, 0]]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_dbps.cohort.cohort import Cohort, SlideRecord, ordered_classes
-from wsi_dbps.errors import ConfigError, ManifestError
+from wsi_dbps.core.errors import ConfigError, ManifestError
 
 labels = st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=6))
 numbers = st.lists(st.integers(-1000, 1000))

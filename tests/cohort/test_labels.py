@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from wsi_dbps.cohort.cohort import SlideRecord
 from wsi_dbps.cohort.labels import check_classes, mixed_cases
-from wsi_dbps.errors import ManifestError
+from wsi_dbps.core.errors import ManifestError
 
 
 def slides(*labels: str | None) -> list[SlideRecord]:

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_dbps.cohort.cohort import Cohort, SlideRecord
+from wsi_dbps.cohort.csv_table import OURS
 from wsi_dbps.cohort.manifest import parse_columns, read_manifest, write_manifest
 from wsi_dbps.cohort.names import same_file_key, why_unsafe
-from wsi_dbps.cohort.table import OURS
-from wsi_dbps.errors import ConfigError
+from wsi_dbps.core.errors import ConfigError
 
 any_text = st.text(st.characters(codec="utf-8"), max_size=12)
 hard_text = any_text | st.text("ab ,\"'\r\n;\t=äß🔬\ufeff\0", max_size=12)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_dbps.cohort.manifest import read_manifest
-from wsi_dbps.errors import ManifestError
+from wsi_dbps.core.errors import ManifestError
 
 
 def refusal(folder: Path, content: str | bytes, **arguments: object) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from wsi_dbps.cohort.manifest import read_manifest, write_manifest
-from wsi_dbps.errors import ManifestError
+from wsi_dbps.core.errors import ManifestError
 
 STAMP = {"path": "FILENAME", "case_id": "PATIENT", "label": "isMSIH"}
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from wsi_dbps.cohort.cohort import Cohort, SlideRecord
 from wsi_dbps.cohort.splits import SplitCount, deal, fold_cohort, split_cohort, split_table
-from wsi_dbps.errors import ConfigError, ManifestError
+from wsi_dbps.core.errors import ConfigError, ManifestError
 
 seeds = st.integers(0, 2**32)
 strata = st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=60).map(

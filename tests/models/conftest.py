@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 import pytest
 import torch
 
-from wsi_dbps.models.config import AggregatorConfig, EncoderConfig, SelectionConfig
+from wsi_dbps.models.settings import AggregatorConfig, EncoderConfig, SelectionConfig
 from wsi_dbps.models.slide_model import SlideModel
 
 

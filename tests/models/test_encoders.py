@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from wsi_dbps.errors import ConfigError
+from wsi_dbps.core.errors import ConfigError
 from wsi_dbps.models.aggregators import CrossAttention
-from wsi_dbps.models.config import EncoderConfig, SelectionConfig, with_preset
 from wsi_dbps.models.encoders import batch_norms, build_encoder, load_weights_file
+from wsi_dbps.models.settings import EncoderConfig, SelectionConfig, with_preset
 
 
 def encoder(**settings: object):
@@ -156,8 +156,8 @@ def test_weights_that_cannot_be_fetched_say_what_to_do(monkeypatch: pytest.Monke
 
 def test_without_a_network_weights_are_asked_for_once_and_one_line_says_so(tmp_path: Path) -> None:
     script = """
-from wsi_dbps.errors import ConfigError
-from wsi_dbps.models.config import EncoderConfig
+from wsi_dbps.core.errors import ConfigError
+from wsi_dbps.models.settings import EncoderConfig
 from wsi_dbps.models.encoders import build_encoder
 try:
     build_encoder(EncoderConfig(name="resnet18"))
@@ -205,8 +205,8 @@ def test_a_preset_fixes_what_makes_it_that_preset() -> None:
 
 def test_a_run_that_recycles_all_is_read_back_from_its_own_toml() -> None:
     """`all` survives the file of a run's settings, where None would be left out."""
-    from wsi_dbps.config import to_toml
-    from wsi_dbps.training.config import build_run_config
+    from wsi_dbps.core.settings import to_toml
+    from wsi_dbps.training.settings import build_run_config
 
     config = build_run_config({"selection": {"preset": "dbps+", "temperature": 0.5}}, "test")
     assert (config.selection.num_subsalient, config.selection.most_subsalient) == ("all", None)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_dbps.models.aggregators import AGGREGATORS
-from wsi_dbps.models.config import AggregatorConfig
+from wsi_dbps.models.settings import AggregatorConfig
 from wsi_dbps.models.spill import IN_MEMORY, EmbeddingSpill
 
 DIM = 16

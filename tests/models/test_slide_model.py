@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
-from wsi_dbps.errors import ConfigError
+from wsi_dbps.core.errors import ConfigError
 from wsi_dbps.models.aggregators import AGGREGATORS
-from wsi_dbps.models.config import PRESETS, EncoderConfig
 from wsi_dbps.models.encoders import batch_norms
+from wsi_dbps.models.settings import PRESETS, EncoderConfig
 from wsi_dbps.models.slide_model import SlideModel, evaluation_mode
 
 EVERY_SELECTOR = ("streaming", "global", "sampled", "random", "all")
@@ -274,7 +274,7 @@ def test_exact_with_concat_is_selection_of_m_plus_s_without_recycling(make_model
 
 
 def test_exact_is_refused_where_patches_of_a_batch_are_mixed() -> None:
-    from wsi_dbps.models.config import AggregatorConfig, SelectionConfig
+    from wsi_dbps.models.settings import AggregatorConfig, SelectionConfig
 
     def model(batch_norm: str) -> SlideModel:
         encoder = EncoderConfig(name="resnet18", pretrained=False, batch_norm=batch_norm)  # type: ignore[arg-type]
@@ -332,7 +332,7 @@ def test_neighbours_differ_and_far_patches_too() -> None:
 
 
 def test_positions_that_cannot_be_had_are_refused(make_model, make_bag) -> None:
-    from wsi_dbps.models.config import AggregatorConfig, SelectionConfig
+    from wsi_dbps.models.settings import AggregatorConfig, SelectionConfig
 
     bag = make_bag(9)
     del bag.positions
@@ -517,7 +517,7 @@ def test_no_memory_for_a_single_patch_is_an_error(make_model, make_bag) -> None:
 
 
 def test_frozen_batch_norm_keeps_its_statistics(make_bag) -> None:
-    from wsi_dbps.models.config import AggregatorConfig, SelectionConfig
+    from wsi_dbps.models.settings import AggregatorConfig, SelectionConfig
 
     encoder = EncoderConfig(name="resnet18", pretrained=False)
     model = SlideModel(2, encoder, AggregatorConfig(), SelectionConfig(num_salient=2, num_subsalient=2)).train()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from wsi_dbps.errors import CheckpointError, ConfigError
+from wsi_dbps.core.errors import CheckpointError, ConfigError
 from wsi_dbps.models.encoders import load_weights_file
 from wsi_dbps.training.checkpoint import load_checkpoint
 

@@ -3,9 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wsi_dbps.geometry import Size
-from wsi_dbps.slides.memory_reader import MemoryReader
-from wsi_dbps.slides.reader import open_slide
+from wsi_dbps.core.geometry import Size
+from wsi_dbps.slides.open import open_slide
+from wsi_dbps.slides.readers.memory import MemoryReader
 from wsi_dbps.synth.fiducial import fiducial_image
 from wsi_dbps.synth.pyramid import box_reduced, write_lossless
 

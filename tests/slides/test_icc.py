@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from wsi_dbps.cohort.cohort import SlideRecord
-from wsi_dbps.config import build
-from wsi_dbps.errors import UnreadableSlideError
-from wsi_dbps.patches.cache import PatchCache
-from wsi_dbps.patches.spec import CacheSpec
-from wsi_dbps.patches.tile import tile_slide
+from wsi_dbps.core.errors import UnreadableSlideError
+from wsi_dbps.core.settings import build
+from wsi_dbps.formats.patch_cache import PatchCache
+from wsi_dbps.formats.spec import CacheSpec
 from wsi_dbps.slides.icc import profile_name, to_srgb
-from wsi_dbps.slides.reader import open_slide
+from wsi_dbps.slides.open import open_slide
 from wsi_dbps.synth.pyramid import write_aperio
+from wsi_dbps.tiling.tile_slide import tile_slide
 
 TILE = 64
 SRGB = ((0.4360, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141))

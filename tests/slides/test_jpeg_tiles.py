@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from wsi_dbps.errors import UnreadableSlideError
-from wsi_dbps.geometry import Region
+from wsi_dbps.core.errors import UnreadableSlideError
+from wsi_dbps.core.geometry import Region
 from wsi_dbps.slides.jpeg_tiles import JpegLevel, TileError, jpeg_levels
-from wsi_dbps.slides.reader import open_slide
+from wsi_dbps.slides.open import open_slide
+from wsi_dbps.slides.readers.tiles import SCALES, TileReader
 from wsi_dbps.slides.source import ByteRanges
-from wsi_dbps.slides.tile_reader import SCALES, TileReader
 from wsi_dbps.synth.pyramid import write_aperio, write_lossless
 
 TILE = 64

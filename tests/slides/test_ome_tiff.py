@@ -8,13 +8,12 @@ import tifffile
 
 from wsi_dbps.cohort.cohort import SlideRecord
 from wsi_dbps.cohort.manifest import read_manifest
-from wsi_dbps.errors import UnreadableSlideError
-from wsi_dbps.geometry import Region
-from wsi_dbps.patches.spec import CacheSpec
-from wsi_dbps.patches.tile import plan_slide
+from wsi_dbps.core.errors import UnreadableSlideError
+from wsi_dbps.core.geometry import Region
+from wsi_dbps.formats.spec import CacheSpec, TilingSpec
 from wsi_dbps.slides.jpeg_tiles import JpegLevel, jpeg_levels
-from wsi_dbps.slides.reader import open_slide
-from wsi_dbps.tiling.plan import TilingSpec
+from wsi_dbps.slides.open import open_slide
+from wsi_dbps.tiling.tile_slide import plan_slide
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (512, 768, 3), dtype=np.uint8)
 

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 
 from wsi_dbps.cohort.cohort import SlideRecord
-from wsi_dbps.config import build
-from wsi_dbps.errors import SlideError, UnreadableSlideError
-from wsi_dbps.geometry import Region
-from wsi_dbps.patches.cache import PatchCache
-from wsi_dbps.patches.spec import CacheSpec
-from wsi_dbps.patches.tile import tile_slide
+from wsi_dbps.core.errors import SlideError, UnreadableSlideError
+from wsi_dbps.core.geometry import Region
+from wsi_dbps.core.settings import build
+from wsi_dbps.formats.patch_cache import PatchCache
+from wsi_dbps.formats.spec import CacheSpec
 from wsi_dbps.slides import source
-from wsi_dbps.slides.reader import open_slide
+from wsi_dbps.slides.open import open_slide
 from wsi_dbps.slides.source import ByteRanges, opened, sampled_fingerprint
 from wsi_dbps.synth.pyramid import write_aperio
+from wsi_dbps.tiling.tile_slide import tile_slide
 
 pytest.importorskip("aiohttp", reason="fsspec reads http through aiohttp")
 

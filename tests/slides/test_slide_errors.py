@@ -12,9 +12,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from wsi_dbps.errors import SlideError, UnreadableSlideError
-from wsi_dbps.geometry import Region, Size
-from wsi_dbps.slides.reader import READERS, open_slide
+from wsi_dbps.core.errors import SlideError, UnreadableSlideError
+from wsi_dbps.core.geometry import Region, Size
+from wsi_dbps.slides.base import READERS
+from wsi_dbps.slides.open import open_slide
 from wsi_dbps.slides.sampling import read_box, thumbnail
 from wsi_dbps.slides.tiff_tables import MAX_IMAGES, damage
 

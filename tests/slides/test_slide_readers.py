@@ -6,15 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from wsi_dbps.errors import SlideError
-from wsi_dbps.geometry import Region, Size
+from wsi_dbps.core.errors import SlideError
+from wsi_dbps.core.geometry import Region, Size
+from wsi_dbps.slides.base import square_mpp
 from wsi_dbps.slides.colour import as_rgb
-from wsi_dbps.slides.memory_reader import MemoryReader
-from wsi_dbps.slides.openslide_reader import OpenSlideReader
-from wsi_dbps.slides.reader import open_slide, square_mpp
+from wsi_dbps.slides.open import open_slide
+from wsi_dbps.slides.readers.memory import MemoryReader
+from wsi_dbps.slides.readers.openslide import OpenSlideReader
+from wsi_dbps.slides.readers.tiffslide import TiffSlideReader, _place
 from wsi_dbps.slides.sampling import thumbnail
 from wsi_dbps.slides.source import check_unchanged, sampled_fingerprint
-from wsi_dbps.slides.tiffslide_reader import TiffSlideReader, _place
 from wsi_dbps.synth.pyramid import write_aperio
 
 

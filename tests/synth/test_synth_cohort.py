@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_dbps.cohort.annotations import read_annotations
-from wsi_dbps.errors import ConfigError, SpecMismatchError
+from wsi_dbps.core.errors import ConfigError, SpecMismatchError
 from wsi_dbps.synth.cohort import make_cohort, plan_cohort
 
 SMALL = {"num_slides": 6, "size_px": 1024, "seed": 5}

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsi_dbps.geometry import Size
+from wsi_dbps.core.geometry import Size
 from wsi_dbps.synth.fiducial import decode_centre, decode_pixels, decode_size, fiducial_image
 from wsi_dbps.synth.pyramid import box_reduced
 

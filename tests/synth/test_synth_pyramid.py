@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsi_dbps.geometry import Size
+from wsi_dbps.core.geometry import Size
 from wsi_dbps.synth.fiducial import fiducial_image
 from wsi_dbps.synth.pyramid import box_reduced, default_downsamples, write_aperio, write_lossless
 

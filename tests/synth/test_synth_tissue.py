@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from wsi_dbps.errors import ConfigError
-from wsi_dbps.geometry import Size
+from wsi_dbps.core.errors import ConfigError
+from wsi_dbps.core.geometry import Size
 from wsi_dbps.synth.layout import row_rectangles
 from wsi_dbps.synth.spec import TissueSpec
 from wsi_dbps.synth.tissue import TissueSlide, render_slide

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from wsi_dbps.geometry import Size
-from wsi_dbps.slides.reader import open_slide
+from wsi_dbps.core.geometry import Size
+from wsi_dbps.slides.open import open_slide
 from wsi_dbps.slides.sampling import thumbnail
 from wsi_dbps.tiling.doubts import METHODS, colour_doubts, tissue_doubts
 from wsi_dbps.tiling.tissue import segment

@@ -3,9 +3,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsi_dbps.errors import MissingMppError, SlideError
-from wsi_dbps.geometry import Size
-from wsi_dbps.tiling.plan import TilingSpec, plan_tiles, resolve_mpp, tile_origins
+from wsi_dbps.core.errors import MissingMppError, SlideError
+from wsi_dbps.core.geometry import Size
+from wsi_dbps.formats.spec import TilingSpec
+from wsi_dbps.tiling.plan import plan_tiles, resolve_mpp, tile_origins
 from wsi_dbps.tiling.tissue import TissueMask, everywhere
 
 side = st.integers(1, 3000)

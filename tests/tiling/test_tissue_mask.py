@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsi_dbps.geometry import Size
+from wsi_dbps.core.geometry import Size
 from wsi_dbps.tiling.plan import tile_origins
 from wsi_dbps.tiling.tissue import METHODS, TissueMask, everywhere, segment
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch.distributed import TCPStore
 
-from wsi_dbps.config import to_toml
+from wsi_dbps.core.settings import to_toml
 from wsi_dbps.training.checkpoint import load_checkpoint
-from wsi_dbps.training.config import RunConfig, build_run_config
+from wsi_dbps.training.settings import RunConfig, build_run_config
 
 
 class Started:

@@ -7,11 +7,12 @@ import sys
 import pytest
 import torch
 
-from wsi_dbps.errors import ConfigError
+from wsi_dbps.core.errors import ConfigError
+from wsi_dbps.formats.selection_record import read_selection_record, record_path
+from wsi_dbps.models.device import pick_device
 from wsi_dbps.training.checkpoint import load_checkpoint
 from wsi_dbps.training.distributed import World
-from wsi_dbps.training.loop import pick_device, train
-from wsi_dbps.training.record import read_selection_record, record_path
+from wsi_dbps.training.loop import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:distutils:DeprecationWarning")
 
@@ -90,7 +91,7 @@ def test_a_process_that_dies_or_hangs_ends_the_others_in_one_line(
 LIBRARY = """
 import sys
 from torch import distributed
-from wsi_dbps.errors import StoppedError, TrainingError
+from wsi_dbps.core.errors import StoppedError, TrainingError
 from wsi_dbps.training.distributed import joined
 error = {"stopped": StoppedError, "failed": TrainingError}[sys.argv[1]]
 try:
@@ -120,7 +121,7 @@ def test_shares_cover_and_are_disjoint() -> None:
 
 def test_what_several_processes_cannot_share_is_refused(cohort, caches, tmp_path, make_config, start) -> None:
     with pytest.raises(ConfigError, match="device 'cuda:1' cannot be used by 2 processes at once; set it to 'cuda'"):
-        pick_device("cuda:1", World(0, 2))
+        pick_device("cuda:1", num_processes=2)
     config = make_config(encoder={"name": "small_gn", "dim": 16, "batch_norm": "train"})
     for process in start(tmp_path / "run", config, processes=2):
         assert process.wait() == 2

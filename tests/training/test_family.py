@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from wsi_dbps.bags.bags import CacheBag, PatchReader
 from wsi_dbps.cohort.cohort import Cohort
-from wsi_dbps.evaluation.predict import predict
-from wsi_dbps.training.bags import CacheBag, PatchReader
+from wsi_dbps.inference.predict import predict
 from wsi_dbps.training.checkpoint import load_checkpoint
-from wsi_dbps.training.config import build_run_config
 from wsi_dbps.training.loop import train
+from wsi_dbps.training.settings import build_run_config
 
 
 @pytest.mark.parametrize("subsalient_grad", ["none", "exact"])
@@ -36,7 +36,7 @@ def test_a_run_with_positions_noise_and_exact_gradient_trains_and_predicts(
 
 def test_a_cached_patch_lies_where_the_plan_says_in_patch_sides(cohort: Cohort, caches: Path) -> None:
     """Slides of 192 px in whole patches of 32 px: a grid of 6 by 6, row by row."""
-    from wsi_dbps.patches.cache import PatchCache
+    from wsi_dbps.formats.patch_cache import PatchCache
 
     record = cohort.records[0]
     reader = PatchReader(1)

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from wsi_dbps.errors import CacheError, ConfigError
-from wsi_dbps.evaluation.embed import embed
-from wsi_dbps.evaluation.predict import Predictor, predict
-from wsi_dbps.models.config import EncoderConfig
+from wsi_dbps.bags.bags import CacheBag, PatchReader, open_cache
+from wsi_dbps.core.errors import CacheError, ConfigError
+from wsi_dbps.formats.features import FeatureFile
+from wsi_dbps.formats.patch_cache import PatchCache
+from wsi_dbps.formats.patch_filter import PatchFilter
+from wsi_dbps.inference.embed import embed
+from wsi_dbps.inference.predict import Predictor, predict
 from wsi_dbps.models.encoders import build_encoder
-from wsi_dbps.patches.cache import PatchCache
-from wsi_dbps.patches.features import FeatureFile
-from wsi_dbps.patches.quality import PatchFilter
-from wsi_dbps.training.bags import CacheBag, PatchReader, open_cache
+from wsi_dbps.models.settings import EncoderConfig
 from wsi_dbps.training.checkpoint import load_checkpoint
 from wsi_dbps.training.loop import train
 
@@ -180,7 +180,7 @@ def test_a_slide_without_patches_gives_a_file_without_rows_and_is_left_out_of_tr
     cohort, caches, features, encoder_config, tmp_path, make_config
 ) -> None:
     empty, record = PatchCache(caches / "slide_09.h5").only(np.zeros(36, bool), "none"), cohort.records[9]
-    from wsi_dbps.patches.features import features_written
+    from wsi_dbps.formats.features import features_written
 
     made = {k: str(FeatureFile(features / "slide_09.h5").attrs[k]) for k in ("encoder", "encoder_fingerprint")}
     shutil.copytree(features, tmp_path / "f")

@@ -10,7 +10,7 @@ import pytest
 
 from wsi_dbps.cohort.cohort import Cohort
 from wsi_dbps.cohort.manifest import write_manifest
-from wsi_dbps.errors import ManifestError, StoppedError
+from wsi_dbps.core.errors import ManifestError, StoppedError
 from wsi_dbps.training import folds as folds_module
 from wsi_dbps.training import loop as loop_module
 from wsi_dbps.training.checkpoint import load_checkpoint

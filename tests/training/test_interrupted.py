@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from wsi_dbps.errors import CacheError, OutputError, StoppedError
+from wsi_dbps.core.errors import CacheError, OutputError, StoppedError
 from wsi_dbps.training import loop as loop_module
 from wsi_dbps.training.checkpoint import load_checkpoint
 from wsi_dbps.training.loop import train
@@ -177,7 +177,7 @@ def test_a_cache_damaged_in_the_middle_of_an_epoch_is_named_and_the_run_goes_on_
 
 
 def test_weights_that_are_no_numbers_are_named(cohort, caches, tmp_path, make_config) -> None:
-    from wsi_dbps.errors import TrainingError
+    from wsi_dbps.core.errors import TrainingError
     from wsi_dbps.models.encoders import SmallEncoder
 
     state = SmallEncoder().state_dict()

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from wsi_dbps.cohort.cohort import Cohort
-from wsi_dbps.errors import CacheError, CheckpointError, ConfigError, ManifestError, OutputError, TrainingError
+from wsi_dbps.core.errors import CacheError, CheckpointError, ConfigError, ManifestError, OutputError, TrainingError
+from wsi_dbps.models.device import pick_device
 from wsi_dbps.training import loop as loop_module
 from wsi_dbps.training.checkpoint import load_checkpoint
-from wsi_dbps.training.loop import best_row, pick_device, train
+from wsi_dbps.training.loop import best_row, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:distutils:DeprecationWarning")
 
@@ -166,10 +167,9 @@ def test_equal_aurocs_go_by_the_loss(make_config) -> None:
 def test_a_slide_without_patches_is_named_and_left_out(cohort, caches, tmp_path, make_config, capsys) -> None:
     import numpy as np
 
-    from wsi_dbps.patches.spec import CacheSpec
-    from wsi_dbps.patches.tile import tile_slide
+    from wsi_dbps.formats.spec import CacheSpec, TilingSpec
     from wsi_dbps.synth.pyramid import write_aperio
-    from wsi_dbps.tiling.plan import TilingSpec
+    from wsi_dbps.tiling.tile_slide import tile_slide
 
     shutil.copytree(caches, tmp_path / "caches")
     write_aperio(tmp_path / "blank.svs", np.full((128, 128, 3), 244, np.uint8), mpp_um=1.0, tile_px=64)
@@ -274,9 +274,8 @@ def test_labels_that_are_no_classes_are_trained_on_only_if_named(cohort, caches,
 
 
 def test_caches_of_two_specs_are_not_mixed(cohort, caches, tmp_path, make_config) -> None:
-    from wsi_dbps.patches.spec import CacheSpec
-    from wsi_dbps.patches.tile import tile_slide
-    from wsi_dbps.tiling.plan import TilingSpec
+    from wsi_dbps.formats.spec import CacheSpec, TilingSpec
+    from wsi_dbps.tiling.tile_slide import tile_slide
 
     bare = tmp_path / "caches"
     shutil.copytree(caches, bare)

@@ -6,17 +6,17 @@ from itertools import pairwise
 import pytest
 import torch
 
-from wsi_dbps.errors import CheckpointError, ConfigError, TrainingError
-from wsi_dbps.evaluation.predict import predict
-from wsi_dbps.models.config import AggregatorConfig, EncoderConfig, SelectionConfig
+from wsi_dbps.bags.bags import PatchReader
+from wsi_dbps.core.errors import CheckpointError, ConfigError, TrainingError
+from wsi_dbps.formats.patch_cache import PatchCache
+from wsi_dbps.inference.predict import predict
+from wsi_dbps.models.settings import AggregatorConfig, EncoderConfig, SelectionConfig
 from wsi_dbps.models.slide_model import SlideModel
-from wsi_dbps.patches.cache import PatchCache
 from wsi_dbps.training import loop as loop_module
-from wsi_dbps.training.bags import PatchReader
 from wsi_dbps.training.checkpoint import load_checkpoint
-from wsi_dbps.training.config import OptimizerConfig
 from wsi_dbps.training.loop import train
 from wsi_dbps.training.optimizer import build_optimizer, update_average
+from wsi_dbps.training.settings import OptimizerConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:distutils:DeprecationWarning")
 

@@ -7,14 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsi_dbps.config import read_toml, to_toml, with_overrides
-from wsi_dbps.errors import CacheError, ConfigError
-from wsi_dbps.patches.cache import PatchCache
+from wsi_dbps.bags.bags import PatchReader
+from wsi_dbps.core.errors import CacheError, ConfigError
+from wsi_dbps.core.settings import read_toml, to_toml, with_overrides
+from wsi_dbps.formats.patch_cache import PatchCache
 from wsi_dbps.training.augment import augment, jitter_stains
-from wsi_dbps.training.bags import PatchReader
-from wsi_dbps.training.config import AugmentationConfig, RunConfig, build_run_config
 from wsi_dbps.training.data import TrainingData
 from wsi_dbps.training.optimizer import lr_share
+from wsi_dbps.training.settings import AugmentationConfig, RunConfig, build_run_config
 from wsi_dbps.training.visits import exploring
 
 none = AugmentationConfig(flips=False, turns=False, stain_jitter=0.0)

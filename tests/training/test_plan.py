@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsi_dbps.errors import ConfigError, TrainingError
+from wsi_dbps.core.errors import ConfigError, TrainingError
 from wsi_dbps.models.slide_model import SlideModel, TensorBag
-from wsi_dbps.training.calibration import calibrate, plan, saved_bytes
-from wsi_dbps.training.config import RunConfig, as_size, build_run_config, size_bytes
 from wsi_dbps.training.cost import Calibration, check_budget, memory, most_salient, need, propose
+from wsi_dbps.training.device_cost import calibrate, plan, saved_bytes
 from wsi_dbps.training.loop import train
+from wsi_dbps.training.settings import RunConfig, as_size, build_run_config, size_bytes
 
 MIB = 1 << 20
 RESNET = Calibration(

@@ -7,7 +7,7 @@ import tomllib
 import pytest
 import torch
 
-from wsi_dbps.errors import CheckpointError, ConfigError
+from wsi_dbps.core.errors import CheckpointError, ConfigError
 from wsi_dbps.training.checkpoint import load_checkpoint
 from wsi_dbps.training.loop import train
 from wsi_dbps.training.optimizer import lr_share

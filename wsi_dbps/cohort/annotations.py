@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from wsi_dbps.errors import SlideError
+from wsi_dbps.core.errors import SlideError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
 
     from wsi_dbps.cohort.cohort import SlideRecord
-    from wsi_dbps.files import PathLike
-    from wsi_dbps.geometry import Size
+    from wsi_dbps.core.files import PathLike
+    from wsi_dbps.core.geometry import Size
 
 EXCLUSIONS: Final = ("exclusion", "_2", "normal", "ignore*")
 """Classes, in any case of letters, whose areas are taken out of the lesion: of CAMELYON16 and 17, and of QuPath."""

@@ -6,14 +6,15 @@ import math
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
-from wsi_dbps.errors import ConfigError, ManifestError
-from wsi_dbps.records import SPLITS
+from wsi_dbps.core.errors import ConfigError, ManifestError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
+
+SPLITS: Final = ("train", "val", "test")
 
 MIN_FOLDS = 3  # one tests, one validates, at least one trains
 

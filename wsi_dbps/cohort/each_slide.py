@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wsi_dbps.errors import CheckpointError, OutputError, WsiDbpsError
-from wsi_dbps.progress import Progress
+from wsi_dbps.core.errors import CheckpointError, OutputError, WsiDbpsError
+from wsi_dbps.core.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

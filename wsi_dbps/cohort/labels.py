@@ -4,22 +4,37 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from wsi_dbps.cohort.cohort import finite_number
-from wsi_dbps.errors import ManifestError
+from wsi_dbps.core.errors import ManifestError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from wsi_dbps.cohort.cohort import SlideRecord
-    from wsi_dbps.records import Prediction
 
 MOST_NUMBERS: Final = 10
 """Distinct numbers that are taken as classes, such as grades; more of them are taken as measurements."""
 
 
-def mixed_cases(records: Iterable[SlideRecord | Prediction]) -> dict[str, dict[str, str]]:
+class Labelled(Protocol):
+    """What has a case and perhaps a label: a slide of a manifest, or its prediction."""
+
+    @property
+    def slide_id(self) -> str | None:
+        """The slide; None for a whole case."""
+
+    @property
+    def case_id(self) -> str:
+        """The case that it belongs to."""
+
+    @property
+    def label(self) -> str | None:
+        """Its label, if it has one."""
+
+
+def mixed_cases(records: Iterable[Labelled]) -> dict[str, dict[str, str]]:
     """The cases whose slides have different labels: for each its labels, each with the first slide that has it."""
     labels: dict[str, dict[str, str]] = defaultdict(dict)
     for record in records:

@@ -13,19 +13,18 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from wsi_dbps.cohort.cohort import Cohort, SlideRecord, finite_number
+from wsi_dbps.cohort.cohort import SPLITS, Cohort, SlideRecord, finite_number
+from wsi_dbps.cohort.csv_table import OURS, Row, parse_columns, quoted, read_table, refuse
 from wsi_dbps.cohort.names import same_file_key, why_unsafe
-from wsi_dbps.cohort.table import OURS, Row, parse_columns, quoted, read_table, refuse
-from wsi_dbps.errors import ManifestError
-from wsi_dbps.files import write_text
-from wsi_dbps.geometry import POSSIBLE_MPP_UM
-from wsi_dbps.records import SPLITS
+from wsi_dbps.core.errors import ManifestError
+from wsi_dbps.core.files import write_text
+from wsi_dbps.core.geometry import POSSIBLE_MPP_UM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from wsi_dbps.cohort.table import Problem, Table
-    from wsi_dbps.files import PathLike
+    from wsi_dbps.cohort.csv_table import Problem, Table
+    from wsi_dbps.core.files import PathLike
 
 __all__ = ["parse_columns", "read_manifest", "write_manifest"]
 

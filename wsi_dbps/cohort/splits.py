@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wsi_dbps.cohort.cohort import MIN_FOLDS, Cohort, ordered_classes
+from wsi_dbps.cohort.cohort import MIN_FOLDS, SPLITS, Cohort, ordered_classes
 from wsi_dbps.cohort.labels import check_classes
-from wsi_dbps.errors import ConfigError, ManifestError
-from wsi_dbps.records import SPLITS
+from wsi_dbps.core.errors import ConfigError, ManifestError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Set

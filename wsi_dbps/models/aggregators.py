@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import nn
 
-from wsi_dbps.dbps.scores import masked_softmax
-from wsi_dbps.errors import ConfigError
+from wsi_dbps.core.errors import ConfigError
+from wsi_dbps.dbps.ranking import masked_softmax
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from wsi_dbps.models.config import AggregatorConfig
+    from wsi_dbps.models.settings import AggregatorConfig
 
 
 GATE_WIDTH: Final = 128

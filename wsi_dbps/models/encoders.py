@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import nn
 
-from wsi_dbps.errors import ConfigError, torch_said
+from wsi_dbps.core.errors import ConfigError, torch_said
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from wsi_dbps.models.config import EncoderConfig
+    from wsi_dbps.models.settings import EncoderConfig
 
 _HALF = (0.5, 0.5, 0.5)
 _HUB_SECONDS: Final = 5

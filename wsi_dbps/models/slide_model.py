@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from wsi_dbps.dbps.scores import gumbel, log_scores
-from wsi_dbps.dbps.select import (
+from wsi_dbps.core.errors import ConfigError
+from wsi_dbps.dbps.ranking import gumbel, log_scores
+from wsi_dbps.dbps.selectors import (
     Chunk,
     Selection,
     gathered,
@@ -26,7 +27,6 @@ from wsi_dbps.dbps.select import (
     select_sampled,
     select_streaming,
 )
-from wsi_dbps.errors import ConfigError
 from wsi_dbps.models.aggregators import AGGREGATORS
 from wsi_dbps.models.encoders import batch_norms, build_encoder
 from wsi_dbps.models.position import sinusoids
@@ -35,7 +35,7 @@ from wsi_dbps.models.spill import EmbeddingSpill
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from wsi_dbps.models.config import AggregatorConfig, EncoderConfig, SelectionConfig
+    from wsi_dbps.models.settings import AggregatorConfig, EncoderConfig, SelectionConfig
 
 
 class PatchSource(Protocol):

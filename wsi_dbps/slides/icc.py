@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from PIL import Image, ImageCms
 
-from wsi_dbps.errors import UnreadableSlideError
+from wsi_dbps.core.errors import UnreadableSlideError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from wsi_dbps.geometry import Region
-    from wsi_dbps.slides.reader import SlideInfo, SlideReader
+    from wsi_dbps.core.geometry import Region
+    from wsi_dbps.slides.base import SlideInfo, SlideReader
 
 _GRID = np.stack(np.meshgrid(*[np.arange(0, 256, 15, dtype=np.uint8)] * 3), axis=-1).reshape(18, -1, 3)
 

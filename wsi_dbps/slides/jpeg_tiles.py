@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from wsi_dbps.errors import SlideError, UnreadableSlideError
+from wsi_dbps.core.errors import SlideError, UnreadableSlideError
 from wsi_dbps.slides.source import opened
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from wsi_dbps.geometry import Size
-    from wsi_dbps.slides.reader import SlideInfo
+    from wsi_dbps.core.geometry import Size
+    from wsi_dbps.slides.base import SlideInfo
     from wsi_dbps.slides.source import ByteRanges, SlideFile
 
 VENDORS: Final = ("aperio", "generic-tiff", "ome", "tiff", "philips", "qptiff")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from PIL import Image
 
-from wsi_dbps.errors import SlideError
-from wsi_dbps.geometry import Region, Size, fit_within
+from wsi_dbps.core.errors import SlideError
+from wsi_dbps.core.geometry import Region, Size, fit_within
 from wsi_dbps.slides.source import MAX_DECODED_BYTES
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from wsi_dbps.geometry import Level
-    from wsi_dbps.slides.reader import SlideReader
+    from wsi_dbps.core.geometry import Level
+    from wsi_dbps.slides.base import SlideReader
 
 NATIVE_TOLERANCE: Final = 0.02
 """A level up to this share coarser than what is asked for still serves: 0.5034 µm/px for 0.5."""

@@ -8,10 +8,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self, cast
 
-from wsi_dbps.errors import SlideError, UnreadableSlideError
+from wsi_dbps.core.errors import SlideError, UnreadableSlideError
 
 if TYPE_CHECKING:
-    from wsi_dbps.slides.reader import SlideInfo
+    from wsi_dbps.slides.base import SlideInfo
 
 PROTOCOLS: Final = ("file", "http", "https", "s3", "gs", "az", "abfs")
 """What a URL may begin with. fsspec knows some fifty more, and some of them run programs or open other files that a

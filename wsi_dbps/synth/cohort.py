@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wsi_dbps.errors import ConfigError, SpecMismatchError
-from wsi_dbps.files import write_json, write_text
-from wsi_dbps.geometry import Size
+from wsi_dbps.core.errors import ConfigError, SpecMismatchError
+from wsi_dbps.core.files import write_json, write_text
+from wsi_dbps.core.geometry import Size
 from wsi_dbps.synth.spec import TissueSpec
 
 if TYPE_CHECKING:

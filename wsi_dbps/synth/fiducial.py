@@ -20,7 +20,7 @@ import numpy as np
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from wsi_dbps.geometry import Size
+    from wsi_dbps.core.geometry import Size
 
 MAX_SIDE_PX = 4096
 STEP_PX = 16

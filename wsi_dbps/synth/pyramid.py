@@ -9,8 +9,8 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from wsi_dbps.files import written_whole
-from wsi_dbps.geometry import Size, fit_within
+from wsi_dbps.core.files import written_whole
+from wsi_dbps.core.geometry import Size, fit_within
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from wsi_dbps.config import settings
-from wsi_dbps.errors import ConfigError
+from wsi_dbps.core.errors import ConfigError
+from wsi_dbps.core.settings import settings
 
 
 @settings

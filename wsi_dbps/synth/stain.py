@@ -13,7 +13,7 @@ from wsi_dbps.synth.layout import WORKING_UM
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from wsi_dbps.geometry import Size
+    from wsi_dbps.core.geometry import Size
     from wsi_dbps.synth.spec import TissueSpec
 
     Field = npt.NDArray[np.float32]

@@ -25,7 +25,7 @@ from wsi_dbps.synth.stain import at_level_0, light_through
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from wsi_dbps.geometry import Size
+    from wsi_dbps.core.geometry import Size
 
     Field = npt.NDArray[np.float32]
     Points = npt.NDArray[np.float64]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from PIL import Image
 
-from wsi_dbps.geometry import Size, fit_within
+from wsi_dbps.core.geometry import Size, fit_within
 from wsi_dbps.tiling.tissue import DARK, HE_HUES, METHODS, Method, segment
 
 if TYPE_CHECKING:

@@ -5,58 +5,23 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wsi_dbps.config import settings
-from wsi_dbps.errors import MissingMppError, SlideError
-from wsi_dbps.geometry import POSSIBLE_MPP_UM
+from wsi_dbps.core.errors import MissingMppError, SlideError
+from wsi_dbps.core.geometry import POSSIBLE_MPP_UM
+from wsi_dbps.formats.spec import UPSAMPLING_TOLERANCE
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from wsi_dbps.geometry import Size
+    from wsi_dbps.core.geometry import Size
+    from wsi_dbps.formats.spec import TilingSpec
     from wsi_dbps.tiling.tissue import TissueMask
 
-UPSAMPLING_TOLERANCE = 0.10
-"""How much finer than level 0 a patch may be: 0.5 µm/px is given from a slide of 0.5034, but never from one of 1.0."""
 PLAUSIBLE_MPP_UM = (0.05, 20.0)
 """What a file may claim for level 0. Beyond it the number comes from a print resolution (72 dpi is 353 µm)."""
-MOST_MPP_UM = 1000.0
-"""Coarsest resolution of patches: a whole slide then has 25 x 75 pixels."""
-
-
-@settings
-class TilingSpec:
-    """Which tiles to cut."""
-
-    mpp_um: float = 0.5
-    """Resolution of the patches, µm per pixel."""
-    size_px: int = 256
-    """Patch side."""
-    overlap_px: int = 0
-    """What neighbouring patches share along each side."""
-    tissue: Literal["stain", "otsu", "hsv", "entropy", "none"] = "stain"
-    """How tissue is found where the manifest gives no mask: `stain`, what is more coloured than the slide's glass;
-    `otsu`, what is coloured by Otsu's threshold; `hsv`, the hues of stains at a fixed saturation; `entropy`, what is
-    structured; `none`, everywhere. A column `tissue` of the manifest overrules it for a slide."""
-    drop_pen: bool = True
-    """Leave out strokes of green, blue and black pens."""
-    min_tissue: float = 0.25
-    """Least share of a tile that must be tissue."""
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.mpp_um) and self.mpp_um > 0):
-            raise ValueError(f"mpp_um must be above 0, found {self.mpp_um}")
-        if self.mpp_um > MOST_MPP_UM:
-            raise ValueError(f"mpp_um must be at most {MOST_MPP_UM:g}, found {self.mpp_um:g}")
-        if self.size_px < 1:
-            raise ValueError(f"size_px must be at least 1, found {self.size_px}")
-        if not 0 <= self.overlap_px < self.size_px:
-            raise ValueError(f"overlap_px must lie in 0 .. size_px - 1 = {self.size_px - 1}, found {self.overlap_px}")
-        if not 0 <= self.min_tissue <= 1:
-            raise ValueError(f"min_tissue must lie in 0 .. 1, found {self.min_tissue}")
 
 
 @dataclass(frozen=True)
@@ -102,7 +67,7 @@ def tile_origins(slide_lv0: Size, tile_lv0: float, *, stride_lv0: float) -> npt.
         ValueError: If `tile_lv0` or `stride_lv0` is not above 0.
 
     Examples:
-        >>> from wsi_dbps.geometry import Size
+        >>> from wsi_dbps.core.geometry import Size
         >>> tile_origins(Size(width=8, height=16), 8, stride_lv0=4).tolist()
         [[0, 0], [0, 4], [0, 8]]
     """

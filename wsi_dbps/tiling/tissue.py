@@ -11,7 +11,7 @@ from PIL import Image, ImageFilter
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from wsi_dbps.geometry import Size
+    from wsi_dbps.core.geometry import Size
 
 Method = Literal["stain", "otsu", "hsv", "entropy"]
 METHODS: Final[tuple[Method, ...]] = get_args(Method)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from wsi_dbps.training.config import AugmentationConfig
+    from wsi_dbps.training.settings import AugmentationConfig
 
 STAINS = torch.tensor([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
 """Rows: optical density of haematoxylin, eosin and a residual, per RGB channel (Ruifrok and Johnston, 2001)."""

@@ -16,17 +16,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from wsi_dbps.config import build, to_dict
-from wsi_dbps.errors import CheckpointError, torch_said
-from wsi_dbps.files import file_digest, write_text, written_whole
+from wsi_dbps.bags.bags import FeatureKind, PatchKind, kind_from
+from wsi_dbps.core.digests import file_digest
+from wsi_dbps.core.errors import CheckpointError, torch_said
+from wsi_dbps.core.files import write_text, written_whole
+from wsi_dbps.core.settings import build, to_dict
 from wsi_dbps.models.slide_model import SlideModel
-from wsi_dbps.training.bags import FeatureKind, PatchKind, kind_from
-from wsi_dbps.training.config import RunConfig
+from wsi_dbps.training.settings import RunConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from wsi_dbps.files import PathLike
+    from wsi_dbps.core.files import PathLike
 
 FORMAT: Final = "wsi-dbps checkpoint"
 FORMAT_VERSION: Final = 1

@@ -11,14 +11,14 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from wsi_dbps.core.errors import ConfigError, TrainingError
 from wsi_dbps.dbps.drop import num_kept
-from wsi_dbps.errors import ConfigError, TrainingError
-from wsi_dbps.training.config import as_size
+from wsi_dbps.training.settings import as_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from wsi_dbps.training.config import RunConfig
+    from wsi_dbps.training.settings import RunConfig
 
 _COPIES: Final = 4
 """Of each weight on the device: itself, its gradient, AdamW's two moments."""

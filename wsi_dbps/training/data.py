@@ -8,20 +8,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from wsi_dbps.cohort.cohort import ordered_classes
+from wsi_dbps.bags.bags import CacheBag, FeatureKind, PatchKind, PatchReader, open_cache, patch_kind
+from wsi_dbps.cohort.cohort import SPLITS, ordered_classes
 from wsi_dbps.cohort.labels import check_classes
-from wsi_dbps.errors import CacheError, ConfigError, TrainingError
-from wsi_dbps.records import SPLITS
-from wsi_dbps.training.bags import CacheBag, FeatureKind, PatchKind, PatchReader, open_cache, patch_kind
+from wsi_dbps.core.errors import CacheError, ConfigError, TrainingError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from wsi_dbps.cohort.cohort import Cohort, SlideRecord
-    from wsi_dbps.models.config import EncoderConfig
-    from wsi_dbps.patches.quality import PatchFilter
-    from wsi_dbps.training.config import LoopConfig
+    from wsi_dbps.formats.patch_filter import PatchFilter
+    from wsi_dbps.models.settings import EncoderConfig
+    from wsi_dbps.training.settings import LoopConfig
 
 
 @dataclass(frozen=True)

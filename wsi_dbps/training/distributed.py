@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import distributed
 
-from wsi_dbps.errors import StoppedError, TrainingError
+from wsi_dbps.core.errors import StoppedError, TrainingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsi_dbps.cohort.labels import check_classes
-from wsi_dbps.files import write_text
-from wsi_dbps.output_folder import output_folder
+from wsi_dbps.core.files import write_text
+from wsi_dbps.core.output_folder import output_folder
 from wsi_dbps.training.distributed import joined, stopped
 from wsi_dbps.training.loop import TrainingResult, train
 from wsi_dbps.training.stopping import told_to_stop
 
 if TYPE_CHECKING:
     from wsi_dbps.cohort.cohort import Cohort
-    from wsi_dbps.files import PathLike
-    from wsi_dbps.training.config import RunConfig
+    from wsi_dbps.core.files import PathLike
+    from wsi_dbps.training.settings import RunConfig
 
 
 def train_folds(cohort: Cohort, caches: PathLike, out: PathLike, config: RunConfig) -> tuple[TrainingResult, ...]:

@@ -17,32 +17,33 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import nn
 
-from wsi_dbps.errors import CheckpointError, ConfigError, StoppedError, TrainingError
+from wsi_dbps.bags.bags import CacheBag, PatchReader
+from wsi_dbps.bags.gpu_decode import pick_decoder
+from wsi_dbps.core.errors import CheckpointError, ConfigError, StoppedError, TrainingError
+from wsi_dbps.core.output_folder import output_folder
+from wsi_dbps.core.progress import Progress
+from wsi_dbps.formats.selection_record import VisitRecord, record_path, write_selection_record
+from wsi_dbps.models.device import autocast, pick_device, pick_precision
 from wsi_dbps.models.slide_model import SlideModel
-from wsi_dbps.output_folder import output_folder
-from wsi_dbps.progress import Progress
 from wsi_dbps.training.augment import augment
-from wsi_dbps.training.bags import CacheBag, PatchReader
 from wsi_dbps.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_history
-from wsi_dbps.training.config import size_bytes
 from wsi_dbps.training.cost import check_budget
 from wsi_dbps.training.data import TrainingData, fitted, load_data
 from wsi_dbps.training.distributed import World, joined, stopped
-from wsi_dbps.training.gpu_decode import pick_decoder
 from wsi_dbps.training.optimizer import build_optimizer, lr_share, set_learning_rate, update_average
-from wsi_dbps.training.record import VisitRecord, record_path, write_selection_record
 from wsi_dbps.training.run_folder import FILES, begin_run, check_no_run, check_same_run, note_changes
+from wsi_dbps.training.settings import size_bytes
 from wsi_dbps.training.stopping import told_to_stop
 from wsi_dbps.training.tensorboard import write_events
-from wsi_dbps.training.validation import autocast, best_row, patience_is_over, validate
+from wsi_dbps.training.validate import best_row, patience_is_over, validate
 from wsi_dbps.training.visits import draw_visit, exploring, read_ahead
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from wsi_dbps.cohort.cohort import Cohort
-    from wsi_dbps.files import PathLike
-    from wsi_dbps.training.config import RunConfig
+    from wsi_dbps.core.files import PathLike
+    from wsi_dbps.training.settings import RunConfig
     from wsi_dbps.training.stopping import Stopping
 
 REPAIR: Final = "put back an intact copy, or delete it, and --resume trains this run again from its first epoch"
@@ -121,7 +122,7 @@ def train(
     ):
         if not resume:
             check_no_run(run)
-        device = pick_device(loop.device, world)
+        device = pick_device(loop.device, num_processes=world.size, local_rank=world.local_rank)
         if device.type == "cuda":
             torch.cuda.set_device(device)
         if world.size > 1 and config.encoder.batch_norm == "train":
@@ -356,26 +357,6 @@ def _fit(  # noqa: PLR0912, PLR0915 - it reads straight down
     return TrainingResult(run / "best.pt", tuple(history), best_row(history, loop), data.left_out)
 
 
-def pick_device(name: str, world: World = World()) -> torch.device:  # noqa: B008 - frozen
-    """The device of that name; `auto` is the first GPU, else the CPU; of several processes each has a GPU of its own.
-
-    Raises:
-        ConfigError: If there is no such device here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if world.size > 1 and name.startswith("cuda"):
-        if name != "cuda":
-            raise ConfigError(f"device {name!r} cannot be used by {world.size} processes at once; set it to 'cuda'")
-        name = f"cuda:{world.local_rank}"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).cpu()  # from `meta` nothing comes back
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {name!r} cannot be used here: {str(error).splitlines()[0][:200]}") from None
-    return device
-
-
 def start_budget(vram: str | None, device: torch.device) -> int | None:
     """The bytes that a run may use; the device's record of its peak begins anew.
 
@@ -388,13 +369,6 @@ def start_budget(vram: str | None, device: torch.device) -> int | None:
         raise ConfigError(f"training.vram = {vram!r} limits a GPU's memory, and this run is on {device}; leave it out")
     torch.cuda.reset_peak_memory_stats(device)
     return size_bytes(vram)
-
-
-def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """The type that the forward pass computes in."""
-    if name == "auto":
-        name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
 def _check_finite(value: float, what: str, epoch: int, bags: Sequence[CacheBag], model: nn.Module) -> None:

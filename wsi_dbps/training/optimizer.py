@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from wsi_dbps.errors import ConfigError
+from wsi_dbps.core.errors import ConfigError
 from wsi_dbps.models.encoders import PatchEncoder
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from wsi_dbps.models.encoders import Projector
     from wsi_dbps.models.slide_model import SlideModel
-    from wsi_dbps.training.config import OptimizerConfig
+    from wsi_dbps.training.settings import OptimizerConfig
 
 FINAL_SHARE: Final = 0.01
 """Share of the peak learning rate that the cosine ends at."""

@@ -8,12 +8,12 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from wsi_dbps.cohort.manifest import write_manifest
-from wsi_dbps.config import build, to_dict, to_toml
-from wsi_dbps.errors import CheckpointError
-from wsi_dbps.files import write_json, write_text
-from wsi_dbps.models.config import with_preset
-from wsi_dbps.training.config import RunConfig
-from wsi_dbps.version import __version__
+from wsi_dbps.core.errors import CheckpointError
+from wsi_dbps.core.files import write_json, write_text
+from wsi_dbps.core.settings import build, to_dict, to_toml
+from wsi_dbps.core.version import __version__
+from wsi_dbps.models.settings import with_preset
+from wsi_dbps.training.settings import RunConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from wsi_dbps.files import written_whole
+from wsi_dbps.core.files import written_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from wsi_dbps.core.digests import digest
 from wsi_dbps.dbps.drop import draw_kept, num_kept
-from wsi_dbps.files import digest
-from wsi_dbps.training.record import VisitRecord
+from wsi_dbps.formats.selection_record import VisitRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from wsi_dbps.models.config import SelectionConfig
+    from wsi_dbps.bags.bags import CacheBag
+    from wsi_dbps.models.settings import SelectionConfig
     from wsi_dbps.models.slide_model import Chosen, SlideModel
-    from wsi_dbps.training.bags import CacheBag
 
 
 @dataclass(frozen=True)

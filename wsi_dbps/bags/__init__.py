@@ -1,0 +1,1 @@
+"""Slides on disk as bags of patches or features, read as tensors."""

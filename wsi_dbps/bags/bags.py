@@ -1,0 +1,208 @@
+"""Bags: a slide's cached patches, or features, and its label, read in chunks by threads while the device computes."""
+
+from __future__ import annotations
+
+import math
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from wsi_dbps.bags.gpu_decode import decode_jpegs
+from wsi_dbps.core.errors import CacheError
+from wsi_dbps.formats.features import FeatureFile, open_bag
+from wsi_dbps.formats.patch_cache import PatchCache
+from wsi_dbps.formats.patch_filter import PatchFilter, filtered
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from wsi_dbps.cohort.cohort import SlideRecord
+
+    _Coming = Callable[[], torch.Tensor]
+
+BagFile = PatchCache | FeatureFile
+"""What a bag is read from."""
+
+
+_AHEAD = 2
+"""Lists of ids in the threads' hands at a time."""
+
+
+class PatchReader:
+    """Threads that read and decode JPEG patches; libjpeg-turbo runs without the GIL.
+
+    They are kept busy: while a list is computed on, the next is decoded, and after a bag's last list the first of the
+    bag that was announced by `expect`.
+    """
+
+    def __init__(self, num_threads: int, *, pin_memory: bool = False, gpu: torch.device | None = None) -> None:
+        """Begin.
+
+        Args:
+            num_threads: How many read, and decode if `gpu` is None.
+            pin_memory: Put pixels where a GPU can fetch them while it computes.
+            gpu: Decode there, and leave the pixels there.
+        """
+        self._pool = ThreadPoolExecutor(num_threads, "decode")
+        self._num_threads, self._pin, self._gpu = num_threads, pin_memory, gpu
+        self._expected: tuple[BagFile, list[torch.Tensor]] | None = None
+        self._begun: tuple[BagFile, list[torch.Tensor], list[_Coming]] | None = None
+        self.waited_s = 0.0
+        """Seconds that callers have been kept waiting for pixels."""
+
+    def expect(self, cache: BagFile, id_lists: Iterable[torch.Tensor]) -> None:
+        """Say what will be read next: its first lists are begun once nothing else is left to do. A wrong guess is
+        harmless."""
+        self._expected = cache, list(islice(id_lists, _AHEAD))
+
+    def read(self, cache: BagFile, id_lists: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """For each list of ids its (L, 3, P, P) uint8 pixels or (L, D) features, the next being read meanwhile."""
+        lists = list(id_lists)
+        coming = self._take_begun(cache, lists)
+        for i in range(len(lists)):
+            coming += [self._submit(cache, ids) for ids in lists[i + len(coming) : i + _AHEAD]]
+            if i + len(coming) == len(lists) and self._expected is not None:
+                following, first = self._expected
+                self._begun = following, first, [self._submit(following, ids) for ids in first]
+                self._expected = None
+            start = time.perf_counter()
+            pixels = coming.pop(0)()
+            self.waited_s += time.perf_counter() - start
+            yield pixels
+
+    def _take_begun(self, cache: BagFile, lists: list[torch.Tensor]) -> list[_Coming]:
+        if self._begun is None or self._begun[0] is not cache:
+            return []
+        _, begun, coming = self._begun
+        if len(begun) > len(lists) or not all(map(torch.equal, begun, lists)):
+            return []
+        self._begun = None
+        return coming
+
+    def _submit(self, cache: BagFile, ids: torch.Tensor) -> _Coming:
+        if self._gpu is not None and isinstance(cache, PatchCache):
+            return self._submit_to_gpu(cache, ids, self._gpu)
+        parts = [part for part in np.array_split(ids.numpy(), self._num_threads) if len(part)]
+        return partial(self._gather, [self._pool.submit(cache.patches, part.tolist()) for part in parts])
+
+    def _submit_to_gpu(self, cache: PatchCache, ids: torch.Tensor, gpu: torch.device) -> _Coming:
+        reading = self._pool.submit(cache.jpegs, ids.tolist())
+
+        def decoded() -> torch.Tensor:
+            try:
+                return decode_jpegs(reading.result(), gpu)
+            except (RuntimeError, ValueError) as error:
+                raise CacheError(
+                    f"{cache.path}: patches {ids.tolist()[:8]} ... cannot be decoded on {gpu}: "
+                    f"{' '.join(str(error).split())[:120]}; set training.decode = 'cpu' to learn which"
+                ) from None
+
+        return decoded
+
+    def _gather(self, futures: Sequence[Future[npt.NDArray[Any]]]) -> torch.Tensor:
+        read = torch.from_numpy(np.concatenate([future.result() for future in futures]))
+        read = read.pin_memory() if self._pin else read
+        return read.permute(0, 3, 1, 2) if read.ndim == 4 else read
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class CacheBag:
+    """A slide as a bag, its patches, or their features, on disk."""
+
+    record: SlideRecord
+    cache: BagFile
+    reader: PatchReader
+
+    @property
+    def num_patches(self) -> int:
+        """N."""
+        return len(self.cache)
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """(N, 2) float32 (x, y) of the patches' top-left corners on the slide, in patch sides."""
+        if not math.isfinite(self.cache.tile_lv0):
+            raise CacheError(
+                f"{self.cache.path}: does not say how large its tiles are; set aggregator.position = 'none'"
+            )
+        return torch.from_numpy(self.cache.coords_N2 / self.cache.tile_lv0).float()
+
+    def read(self, id_lists: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """For each list of ids its (L, 3, P, P) uint8 pixels, or (L, D) float32 features."""
+        return self.reader.read(self.cache, id_lists)
+
+    def expect(self, id_lists: Iterable[torch.Tensor]) -> None:
+        """Say what will be read of this bag, once the bag at hand has been read."""
+        self.reader.expect(self.cache, id_lists)
+
+
+@dataclass(frozen=True)
+class PatchKind:
+    """What every patch of a run must be."""
+
+    mpp_um: float
+    size_px: int
+
+    def __str__(self) -> str:
+        return f"{self.size_px} px at {self.mpp_um:g} µm/px"
+
+
+@dataclass(frozen=True)
+class FeatureKind:
+    """What the features of every patch of a run must be."""
+
+    dim: int
+    encoder: str
+    """What made them, as far as the files say."""
+
+    def __str__(self) -> str:
+        return f"{self.dim} features by {self.encoder or 'an encoder that the file does not name'}"
+
+
+def patch_kind(cache: BagFile) -> PatchKind | FeatureKind:
+    """What the patches of a cache, or the features of a file, are."""
+    if isinstance(cache, FeatureFile):
+        return FeatureKind(cache.dim, cache.encoder)
+    return PatchKind(float(cache.attrs["mpp_patch"]), cache.size_px)
+
+
+def kind_from(fields: dict[str, Any]) -> PatchKind | FeatureKind:
+    """The kind that `dataclasses.asdict` made these fields of."""
+    return FeatureKind(**fields) if "dim" in fields else PatchKind(**fields)
+
+
+def open_cache(
+    caches: Path, record: SlideRecord, kind: PatchKind | FeatureKind | None, patch_filter: PatchFilter
+) -> BagFile:
+    """A slide's cache, or file of features, checked to be the slide's and of the kind at hand; the patches that pass.
+
+    Which of the two it is its content says. Features of a slide without patches are of every kind.
+
+    Raises:
+        CacheError: If it is missing or damaged, belongs to another slide, holds patches of another kind, or lacks the
+            measures that the filter needs.
+    """
+    cache = open_bag(caches, record.slide_id, mpp_lv0_um=record.mpp_um, slide=record.file)
+    says_kind = len(cache) > 0 or isinstance(cache, PatchCache)  # features of an empty slide may lack D
+    if says_kind and kind is not None and (found := patch_kind(cache)) != kind:
+        what = "patches of " * isinstance(found, PatchKind) + str(found)
+        repair = "tile with one spec" if isinstance(kind, PatchKind) else "embed all slides with one encoder"
+        raise CacheError(f"{cache.path}: holds {what}, where {kind} are wanted; {repair}")
+    if isinstance(cache, PatchCache):
+        return filtered(cache, patch_filter)
+    if patch_filter != PatchFilter():
+        raise CacheError(f"{cache.path}: features carry no measures of quality; leave [patches] out of the settings")
+    return cache

@@ -1,0 +1,1 @@
+"""The foundation: errors, geometry, settings, files written atomically, progress."""

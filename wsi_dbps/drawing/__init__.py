@@ -1,0 +1,1 @@
+"""From attention to pictures, tables and maps that other tools open."""

@@ -1,1 +1,0 @@
-"""Predictions, metrics with intervals, and the report."""

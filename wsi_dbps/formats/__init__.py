@@ -1,0 +1,1 @@
+"""One module per file format: how it is written, read and checked."""

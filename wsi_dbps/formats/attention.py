@@ -1,0 +1,196 @@
+"""The attention file: how a model looked at every patch of one slide. Documented in docs/formats/attention.md."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from wsi_dbps.core.errors import PredictionError
+from wsi_dbps.formats.hdf5 import h5_written_whole
+from wsi_dbps.formats.predictions import Prediction
+
+if TYPE_CHECKING:
+    import h5py
+    import numpy.typing as npt
+
+    from wsi_dbps.core.files import PathLike
+
+ROLES: Final = ("other", "salient", "recycled")
+"""Names of the values of `SlideAttention.role_N`: 0 neither, 1 in the fundamental and 2 in the auxiliary buffer."""
+
+
+@dataclass(frozen=True)
+class SlideAttention:
+    """How a model looked at every patch of one slide. Row i is row i of the slide's patch cache."""
+
+    slide_id: str
+    prediction: Prediction
+    """The very prediction that this attention produced."""
+    classes: tuple[str, ...]
+    coords_N2: npt.NDArray[np.int64]
+    """(N, 2) top-left corners (x, y) in level-0 pixels."""
+    tile_lv0: float
+    """Tile side in level-0 pixels; not always whole."""
+    logits_NR: npt.NDArray[np.float32]
+    """(N, R) attention logits, R = heads x query tokens."""
+    weights_N: npt.NDArray[np.float32]
+    """(N,) softmax of the logits over the slide, averaged over R; sums to 1."""
+    role_N: npt.NDArray[np.uint8]
+    """(N,) index into `ROLES`."""
+    cache_fingerprint: str
+    checkpoint_fingerprint: str
+    evidence_NC: npt.NDArray[np.float32] | None = None
+    """(N, C) signed contribution of each patch to each class logit (`wsi_dbps.models.aggregators.Reading`): of the
+    patches in the buffers they sum to `class_logits_C - empty_logits_C`; of the others it is what each would add."""
+    class_logits_C: npt.NDArray[np.float32] | None = None
+    """(C,) the logits behind the prediction."""
+    empty_logits_C: npt.NDArray[np.float32] | None = None
+    """(C,) the logits where nothing is pooled."""
+    embedding_D: npt.NDArray[np.float32] | None = None
+    """(D,) the slide's embedding: what the last linear layer sees."""
+
+    def write(self, path: PathLike) -> None:
+        """Write the attention file (HDF5), whole or not at all."""
+        with h5_written_whole(Path(path)) as file:
+            file.attrs.update(
+                format=ATTENTION_FORMAT,
+                format_version=ATTENTION_VERSION,
+                slide_id=self.slide_id,
+                case_id=self.prediction.case_id,
+                split=self.prediction.split or "",
+                label=self.prediction.label or "",
+                classes=json.dumps(self.classes),
+                probabilities=np.asarray(self.prediction.probabilities, np.float64),
+                tile_lv0=self.tile_lv0,
+                cache_fingerprint=self.cache_fingerprint,
+                checkpoint_fingerprint=self.checkpoint_fingerprint,
+                roles=json.dumps(ROLES),
+            )
+            file["coords"] = self.coords_N2.astype(np.int64)
+            file["logits"] = self.logits_NR.astype(np.float32)
+            file["weights"] = self.weights_N.astype(np.float32)
+            file["role"] = self.role_N.astype(np.uint8)
+            for name, field in _MAY.items():
+                if (values := getattr(self, field)) is not None:
+                    file[name] = values.astype(np.float32)
+
+
+_MAY: Final = {
+    "evidence": "evidence_NC",
+    "class_logits": "class_logits_C",
+    "empty_logits": "empty_logits_C",
+    "embedding": "embedding_D",
+}
+"""Datasets that a file need not have, and their fields."""
+ATTENTION_FORMAT: Final = "wsi-dbps attention"
+ATTENTION_VERSION: Final = 1
+
+
+def attention_path(folder: Path, slide_id: str) -> Path:
+    """Where a slide's attention lies in a folder of predictions, or of heatmaps."""
+    return folder / "attention" / f"{slide_id}.h5"
+
+
+def drawn_path(folder: Path, slide_id: str, ending: str) -> Path:
+    """Where a picture or table of a slide lies in a folder of heatmaps: <slide_id>.<ending>.
+
+    An id that itself ends like a file of another slide, as `S.rgb` beside `S`, has a `_` added, and so has that id with
+    its `_`. No name of ours then ends so before its ending, so that two slides never share a file, whichever are drawn.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> drawn_path(Path("maps"), "S", "rgb.ome.tiff").name, drawn_path(Path("maps"), "S.rgb", "ome.tiff").name
+        ('S.rgb.ome.tiff', 'S.rgb_.ome.tiff')
+    """
+    return folder / f"{slide_id}{'_' * bool(_LIKE_A_FILE.search(slide_id))}.{ending}"
+
+
+_LIKE_A_FILE: Final = re.compile(r"\.(rgb|sheet|atlas|level\d+|level\d+\.crop\d+)_*$", re.IGNORECASE)
+"""What stands between a slide's id and a file's last ending, with any `_` added to it."""
+
+
+def read_attention(path: PathLike) -> SlideAttention:
+    """Read an attention file.
+
+    Raises:
+        PredictionError: If the file is missing, damaged, or of another format or version.
+    """
+    path = Path(path)
+    import h5py
+
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            found = (file.attrs.get("format"), file.attrs.get("format_version"))
+            if found != (ATTENTION_FORMAT, ATTENTION_VERSION):
+                raise PredictionError(f"{path}: is {found[0]!r} version {found[1]}, not {ATTENTION_FORMAT!r} version 1")
+            a = file.attrs
+            coords_N2, probabilities = file["coords"][:], tuple(float(p) for p in a["probabilities"])
+            classes = tuple(str(name) for name in json.loads(a["classes"]))
+            _check_arrays(path, file, len(classes), len(probabilities))
+            rows = [len(file[name]) for name in ("logits", "weights", "role", "evidence") if name in file]
+            if coords_N2.shape != (len(coords_N2), 2) or set(rows) != {len(coords_N2)}:
+                raise PredictionError(f"{path}: {len(coords_N2)} coordinates for {rows} rows; predict again")
+            if (role_N := file["role"][:]).max(initial=0) >= len(ROLES):
+                raise PredictionError(f"{path}: role {role_N.max()} is none of 0 to {len(ROLES) - 1}; predict again")
+            classes = tuple(json.loads(a["classes"]))
+            if len(probabilities) != len(classes) or (
+                "evidence" in file and file["evidence"].shape[1:] != (len(classes),)
+            ):
+                raise PredictionError(
+                    f"{path}: probabilities or evidence for other than its {len(classes)} classes; predict again"
+                )
+            prediction = Prediction(
+                a["slide_id"], a["case_id"], a["split"] or None, a["label"] or None, len(coords_N2), probabilities
+            )
+            return SlideAttention(
+                slide_id=str(a["slide_id"]),
+                prediction=prediction,
+                classes=classes,
+                coords_N2=coords_N2,
+                tile_lv0=float(a["tile_lv0"]),
+                logits_NR=file["logits"][:],
+                weights_N=file["weights"][:],
+                role_N=role_N,
+                cache_fingerprint=a["cache_fingerprint"],
+                checkpoint_fingerprint=a["checkpoint_fingerprint"],
+                **{field: file[name][:] for name, field in _MAY.items() if name in file},
+            )
+    except FileNotFoundError:
+        raise PredictionError(f"{path}: no such attention file; run `wsi-dbps predict` first") from None
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise PredictionError(f"{path}: not a readable attention file: {said}; predict again") from None
+
+
+_ARRAYS: Final = {
+    "coords": ("iu", 2),
+    "logits": ("f", 2),
+    "weights": ("f", 1),
+    "role": ("u", 1),
+    "evidence": ("f", 2),
+    "class_logits": ("f", 1),
+    "empty_logits": ("f", 1),
+    "embedding": ("f", 1),
+}
+"""What kind of numbers each dataset holds, along how many axes."""
+
+
+def _check_arrays(path: Path, file: h5py.File, num_classes: int, num_probabilities: int) -> None:
+    for name in [name for name in _ARRAYS if name in file]:
+        kinds, num_axes = _ARRAYS[name]
+        found, of_classes = file[name], name in ("evidence", "class_logits", "empty_logits")
+        if (
+            found.dtype.kind not in kinds
+            or found.ndim != num_axes
+            or (of_classes and found.shape[-1] != num_classes)
+            or num_probabilities != num_classes
+        ):
+            raise PredictionError(
+                f"{path}: /{name} is {found.dtype} {found.shape} beside {num_probabilities} probabilities of "
+                f"{num_classes} classes; predict again"
+            )

@@ -1,1 +1,0 @@
-"""Attention drawn as pictures and as QuPath tiles."""

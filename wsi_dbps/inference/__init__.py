@@ -1,0 +1,1 @@
+"""From checkpoints to predictions and features of a cohort."""

@@ -1,0 +1,1 @@
+"""Statistics on arrays of predictions: no torch, no files."""

@@ -1,1 +1,0 @@
-"""The HDF5 patch cache: its format, writer and reader."""

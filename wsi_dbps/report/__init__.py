@@ -1,0 +1,1 @@
+"""The HTML report of an evaluation, its figures and tables."""

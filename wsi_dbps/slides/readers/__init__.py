@@ -1,0 +1,1 @@
+"""One module per decoder of slide files."""

@@ -1,0 +1,161 @@
+"""A plan's patches as JPEG files, in order: the scanner's own tiles, or read, resampled and encoded in threads."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+
+import numpy as np
+
+from wsi_dbps.core.errors import UnreadableSlideError
+from wsi_dbps.core.geometry import Size
+from wsi_dbps.formats.patch_cache import encode_jpeg
+from wsi_dbps.slides.jpeg_tiles import TileError
+from wsi_dbps.slides.sampling import read_box
+from wsi_dbps.slides.source import ByteRanges
+from wsi_dbps.tiling.quality import measure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    import numpy.typing as npt
+
+    from wsi_dbps.slides.base import SlideReader
+    from wsi_dbps.slides.jpeg_tiles import JpegLevel
+    from wsi_dbps.tiling.plan import TilePlan
+
+RUN: Final = 16
+"""Neighbouring patches that one thread reads and encodes: enough to share scanner tiles, few enough to hold."""
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+class Patch(NamedTuple):
+    """A patch as it is stored."""
+
+    jpeg: bytes
+    crc32: int
+    measures: tuple[float, ...]
+    """`quality.MEASURES`, if they were asked for."""
+
+
+Outcome = Patch | UnreadableSlideError
+"""A patch, or why there is none."""
+
+
+def _patch(jpeg: bytes, *, qc: bool) -> Patch:
+    return Patch(jpeg, zlib.crc32(jpeg), measure(jpeg) if qc else ())
+
+
+def copied(
+    reader: SlideReader, level: int, tiles: JpegLevel, plan: TilePlan, quality: int, threads: int, *, qc: bool = False
+) -> Iterator[Outcome]:
+    """The scanner's tiles, unchanged but for the tables and the colour space that each lacks.
+
+    Args:
+        reader: The slide, for tiles that the scanner left out, and for those past its edge.
+        level: The level whose grid the plan is on.
+        tiles: Its tiles.
+        plan: Tiles of that grid.
+        quality: JPEG quality for what is not copied.
+        threads: How many read at a time.
+        qc: Measure each patch.
+
+    Raises:
+        SlideError: If the file cannot be read.
+    """
+    cells_N2 = np.rint(plan.origins_lv0 / plan.tile_lv0).astype(np.int64)
+    stored_N = ~plan.past_edge
+    stored_N[stored_N] = tiles.counts[cells_N2[stored_N, 1], cells_N2[stored_N, 0]] > 0
+    stored_cells_N2 = cells_N2[stored_N]
+    with ByteRanges(tiles.path) as file:
+
+        def read(run: slice) -> list[Patch | TileError]:
+            found = tiles.jpegs(file, stored_cells_N2[run])
+            return [_patch(jpeg, qc=qc) if isinstance(jpeg, bytes) else jpeg for jpeg in found]
+
+        patches = chain.from_iterable(in_threads(read, tiles.runs(stored_cells_N2), threads))
+        for i, stored in enumerate(stored_N.tolist()):
+            patch = next(patches) if stored else _encoded(reader, level, plan, quality, i, qc=qc)
+            if isinstance(patch, TileError):
+                x, y = (cells_N2[i] * tiles.tile_px).tolist()
+                patch = TileError(f"{tiles.path}: cannot copy level {level} at ({x}, {y}): {patch}")
+            yield patch
+
+
+def encoded(
+    reader: SlideReader, level: int, plan: TilePlan, quality: int, threads: int, *, qc: bool = False
+) -> Iterator[Outcome]:
+    """Patches read from one level, resampled where they must be, and encoded.
+
+    Args:
+        reader: The slide; used from several threads at once if `threads` is above 1.
+        level: Level of `reader` to read.
+        plan: The tiles.
+        quality: JPEG quality.
+        threads: How many work at a time; a few runs of patches are held in memory for each.
+        qc: Measure each patch.
+    """
+
+    def work(run: range) -> list[Outcome]:
+        return [_encoded(reader, level, plan, quality, i, qc=qc) for i in run]
+
+    return chain.from_iterable(in_threads(work, _runs(plan), threads))
+
+
+def in_threads(work: Callable[[S], T], items: Iterable[S], threads: int) -> Iterator[T]:
+    """`work` of each item, in order; with more threads than one, at most two results for each of them wait."""
+    if threads == 1:
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[T]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > 2 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def patch_pixels(reader: SlideReader, level: int, plan: TilePlan, i: int) -> npt.NDArray[np.uint8]:
+    """(P, P, 3) pixels of one patch, white beyond the slide's edge."""
+    x, y = (float(v) for v in plan.origins_lv0[i])
+    side = plan.spec.size_px
+    if not plan.past_edge[i]:
+        return read_box(reader, level, (x, y, x + plan.tile_lv0, y + plan.tile_lv0), Size(side, side))
+    stored, pixel_lv0 = reader.info.levels[level], plan.tile_lv0 / side
+    width, height = (
+        min(side, max(0, math.floor((length_px * stored.downsample - start) / pixel_lv0 + 1e-6)))
+        for length_px, start in ((stored.size.width, x), (stored.size.height, y))
+    )
+    patch_HWC = np.full((side, side, 3), 255, np.uint8)
+    if width and height:
+        box_lv0 = (x, y, x + width * pixel_lv0, y + height * pixel_lv0)
+        patch_HWC[:height, :width] = read_box(reader, level, box_lv0, Size(width, height))
+    return patch_HWC
+
+
+def _encoded(reader: SlideReader, level: int, plan: TilePlan, quality: int, i: int, *, qc: bool) -> Outcome:
+    try:
+        return _patch(encode_jpeg(patch_pixels(reader, level, plan, i), quality), qc=qc)
+    except UnreadableSlideError as error:
+        return error
+
+
+def _runs(plan: TilePlan) -> Iterator[range]:
+    """Ranges of patches that follow each other in one row of the grid."""
+    y_N = plan.origins_lv0[:, 1]
+    ends = np.flatnonzero(np.diff(y_N)) + 1
+    for first, last in zip((0, *ends), (*ends, len(y_N)), strict=True):
+        for start in range(int(first), int(last), RUN):
+            yield range(start, min(start + RUN, int(last)))
