@@ -1,7 +1,7 @@
 """How Sphinx builds the site: `sphinx-build -W --keep-going -b html docs site`.
 
-The pages under reference/generated/ are written here, anew at every build, from the code: one per package, one for the public
-API (`wsi_dbps.__all__`), and one for the command line.
+At every build the pages under reference/generated/ are written from the code: one per package, one for the public API
+(`wsi_dbps.__all__`), and one for the command line.
 """
 
 import importlib
@@ -115,7 +115,9 @@ def command_line() -> str:
 def escaped(text: str) -> str:
     """Plain text with `code` in single backticks as reStructuredText that says the same."""
     parts = re.split(r"`([^`]+)`", text)
-    return "".join(rf"\ ``{part}``\ " if i % 2 else re.sub(r"([\\*|_`])", r"\\\1", part) for i, part in enumerate(parts))
+    return "".join(
+        rf"\ ``{part}``\ " if i % 2 else re.sub(r"([\\*|_`])", r"\\\1", part) for i, part in enumerate(parts)
+    )
 
 
 def plain_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:  # noqa: ARG001
@@ -128,24 +130,27 @@ def plain_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, l
             text, *example = re.split(r"(?m)^(?=\s*>>>)", paragraph, maxsplit=1)
             paragraphs[i] = escaped(text) + "".join(example)
     if what in {"attribute", "data", "property"}:
-        paragraphs.insert(0, "")  # or napoleon takes what stands before a colon in the first line for a type
+        paragraphs.insert(0, "..")  # an empty comment, or napoleon takes the text before a colon for a type
     lines[:] = "\n\n".join(paragraphs).split("\n")
 
 
 def include_from_the_root(app: Sphinx, docname: str, source: list[str]) -> None:  # noqa: ARG001
-    """Replace `<!-- include NAME -->` by a file of the repository outside docs/; links that leave docs/ become plain text."""
+    """Replace `<!-- include NAME -->` by a file outside docs/; links to what is not a page become text."""
     for name in re.findall(r"<!-- include (\S+) -->", source[0]):
         text = (DOCS.parent / name).read_text(encoding="utf-8").replace("](docs/", "](")
-        text = re.sub(r"\[([^]]*)\]\((?!https?:)([^)#]+)[^)]*\)", lambda m: m[0] if (DOCS / m[2]).is_file() else m[1], text)
+        text = re.sub(
+            r"\[([^]]*)\]\((?!https?:)([^)#]+)[^)]*\)", lambda m: m[0] if (DOCS / m[2]).is_file() else m[1], text
+        )
         source[0] = source[0].replace(f"<!-- include {name} -->", text)
         app.env.note_dependency(str(DOCS.parent / name))
 
 
+ELSEWHERE = r"""(<(script|img|iframe|link rel="stylesheet")[^>]+(src|href)="|url\(["']?)(https?:)?//|@import"""
+
+
 def refuse_anything_from_elsewhere(app: Sphinx, error: Exception | None) -> None:
-    """The site must work offline: an error where a page loads a script, style, font or picture from another place."""
-    if error is None:
-        for path in sorted(Path(app.outdir).rglob("*")):
-            if path.suffix in {".html", ".css"}:
-                text = path.read_text(encoding="utf-8")
-                if found := re.search(r"<(?:script|img|link rel=.stylesheet.)[^>]+(?:src|href)=.(?:https?:)?//[^>]+|url\(.?(?:https?:)?//[^)]+|@import[^;]+", text):
-                    raise SphinxError(f"{path}: loads {found[0]}")
+    """The site must work offline: an error where a page loads a script, style, font or picture from another server."""
+    pages = [] if error else [path for path in Path(app.outdir).rglob("*") if path.suffix in {".html", ".css"}]
+    for path in pages:
+        if found := re.search(ELSEWHERE, path.read_text(encoding="utf-8")):
+            raise SphinxError(f"{path}: loads something from another server: {found[0]}")
