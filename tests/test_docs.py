@@ -130,10 +130,13 @@ def test_the_index_leads_to_every_page() -> None:
     found, todo = set(), [docs / "index.md"]
     while todo:
         path = todo.pop()
+        if path in found or path.suffix != ".md" or docs not in path.parents:
+            continue
         found.add(path)
-        for listed in re.findall(r"```{toctree}\n(?::.*\n)*((?:.*\n)*?)```", path.read_text(encoding="utf-8")):
-            names = [name.rpartition("<")[2].removesuffix(">") for name in listed.split("\n") if name]
-            todo += [path.parent / f"{name}.md" for name in names if name != "self" and "generated/" not in name]
+        text = path.read_text(encoding="utf-8")
+        listed = "\n".join(re.findall(r"```{toctree}\n(?::.*\n)*((?:.*\n)*?)```", text)).split("\n")
+        pages = [f"{name}.md" for name in listed if re.fullmatch(r"[\w/-]+", name) and "generated/" not in name]
+        todo += [(path.parent / name).resolve() for name in pages + re.findall(r"\]\(([^):#]+)", text)]
     assert found == set(docs.rglob("*.md"))
 
 
