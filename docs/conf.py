@@ -135,14 +135,19 @@ def plain_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, l
 
 
 def include_from_the_root(app: Sphinx, docname: str, source: list[str]) -> None:  # noqa: ARG001
-    """Replace `<!-- include NAME -->` by a file outside docs/; links to what is not a page become text."""
+    """Replace `<!-- include NAME -->` by a file outside docs/, its links turned to those of the site."""
     for name in re.findall(r"<!-- include (\S+) -->", source[0]):
         text = (DOCS.parent / name).read_text(encoding="utf-8").replace("](docs/", "](")
-        text = re.sub(
-            r"\[([^]]*)\]\((?!https?:)([^)#]+)[^)]*\)", lambda m: m[0] if (DOCS / m[2]).is_file() else m[1], text
-        )
+        text = re.sub(r"\[([^]]*)\]\((?!https?:)([^)#]+)([^)]*)\)", link_of_the_site, text)
         source[0] = source[0].replace(f"<!-- include {name} -->", text)
         app.env.note_dependency(str(DOCS.parent / name))
+
+
+def link_of_the_site(link: re.Match[str]) -> str:
+    """The same link to a page of the site (CHANGELOG.md is changelog.md there); plain text where there is no page."""
+    text, target, anchor = link.groups()
+    pages = [name for name in (target, target.lower()) if (DOCS / name).is_file()]
+    return f"[{text}]({pages[0]}{anchor})" if pages else text
 
 
 ELSEWHERE = r"""(<(script|img|iframe|link rel="stylesheet")[^>]+(src|href)="|url\(["']?)(https?:)?//|@import"""
