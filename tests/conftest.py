@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from hypothesis import settings
+from lossless import write_lossless
 from wsi_dbps_cli.main import run
 
 from wsi_dbps.cohort.cohort import Cohort, SlideRecord
@@ -18,7 +19,7 @@ from wsi_dbps.cohort.manifest import read_manifest
 from wsi_dbps.formats.predictions import Prediction, Predictions
 from wsi_dbps.formats.spec import CacheSpec, TilingSpec
 from wsi_dbps.metrics.pooling import pool_cases
-from wsi_dbps.synth.pyramid import write_aperio, write_lossless
+from wsi_dbps.synth.pyramid import write_aperio
 from wsi_dbps.tiling.tile_slide import tile_slide
 
 # The same examples on every machine; HYPOTHESIS_PROFILE=search looks for new ones.

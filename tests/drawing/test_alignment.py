@@ -15,6 +15,8 @@ import pytest
 import shapely
 import tifffile
 import tiffslide
+from fiducial import decode_centre, decode_pixels, fiducial_image
+from lossless import write_lossless
 from PIL import Image
 
 from wsi_dbps.cohort.cohort import SlideRecord
@@ -30,8 +32,6 @@ from wsi_dbps.formats.patch_cache import PatchCache
 from wsi_dbps.formats.predictions import Prediction
 from wsi_dbps.formats.spec import CacheSpec, TilingSpec
 from wsi_dbps.slides.open import open_slide
-from wsi_dbps.synth.fiducial import decode_centre, decode_pixels, fiducial_image
-from wsi_dbps.synth.pyramid import write_lossless
 from wsi_dbps.tiling.tile_slide import tile_slide
 
 

@@ -2,12 +2,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fiducial import fiducial_image
+from lossless import write_lossless
 
 from wsi_dbps.core.geometry import Size
 from wsi_dbps.slides.open import open_slide
 from wsi_dbps.slides.readers.memory import MemoryReader
-from wsi_dbps.synth.fiducial import fiducial_image
-from wsi_dbps.synth.pyramid import box_reduced, write_lossless
+from wsi_dbps.synth.pyramid import box_reduced
 
 ODD = Size(2221, 1483)
 FACTORS = (1, 4, 16)

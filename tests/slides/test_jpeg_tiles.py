@@ -9,6 +9,7 @@ import pytest
 import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lossless import write_lossless
 from PIL import Image
 
 from wsi_dbps.core.errors import UnreadableSlideError
@@ -17,7 +18,7 @@ from wsi_dbps.slides.jpeg_tiles import JpegLevel, TileError, jpeg_levels
 from wsi_dbps.slides.open import open_slide
 from wsi_dbps.slides.readers.tiles import SCALES, TileReader
 from wsi_dbps.slides.source import ByteRanges
-from wsi_dbps.synth.pyramid import write_aperio, write_lossless
+from wsi_dbps.synth.pyramid import write_aperio
 
 TILE = 64
 

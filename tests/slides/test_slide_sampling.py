@@ -2,6 +2,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fiducial import decode_centre, decode_pixels, decode_size
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -11,7 +12,6 @@ from wsi_dbps.formats.spec import TilingSpec
 from wsi_dbps.slides import sampling
 from wsi_dbps.slides.readers.memory import MemoryReader
 from wsi_dbps.slides.sampling import best_level, read_box, thumbnail
-from wsi_dbps.synth.fiducial import decode_centre, decode_pixels, decode_size
 from wsi_dbps.synth.pyramid import box_reduced
 from wsi_dbps.tiling.plan import plan_tiles
 from wsi_dbps.tiling.tissue import everywhere

@@ -3,12 +3,13 @@ from pathlib import Path
 import numpy as np
 import openslide
 import pytest
+from fiducial import fiducial_image
 from hypothesis import given
 from hypothesis import strategies as st
+from lossless import write_lossless
 
 from wsi_dbps.core.geometry import Size
-from wsi_dbps.synth.fiducial import fiducial_image
-from wsi_dbps.synth.pyramid import box_reduced, default_downsamples, write_aperio, write_lossless
+from wsi_dbps.synth.pyramid import box_reduced, default_downsamples, write_aperio
 
 
 def smooth_image(width: int, height: int) -> np.ndarray:

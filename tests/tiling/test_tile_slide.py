@@ -14,6 +14,7 @@ import imagecodecs
 import numpy as np
 import openslide
 import pytest
+from lossless import write_lossless
 from PIL import Image
 
 from wsi_dbps.cohort.cohort import SlideRecord
@@ -22,7 +23,7 @@ from wsi_dbps.core.geometry import Size
 from wsi_dbps.formats.patch_cache import PatchCache
 from wsi_dbps.slides.open import open_slide
 from wsi_dbps.slides.sampling import best_level, read_box
-from wsi_dbps.synth.pyramid import write_aperio, write_lossless
+from wsi_dbps.synth.pyramid import write_aperio
 from wsi_dbps.tiling.tile_slide import estimate_bytes, plan_slide, tile_slide
 
 

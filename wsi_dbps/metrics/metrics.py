@@ -1,13 +1,12 @@
 """How good predictions are, by case and by slide, with intervals.
 
-What the numbers are made of: `scores` (the values), `bootstrap` and `delong` (their intervals), `calibration`, and
-`validation` (threshold and temperature). Of two classes the second is positive.
+What the numbers are made of: `scores` (the values), `bootstrap` and `delong` (their intervals), `reliability`
+(calibration), and `thresholds` (threshold and temperature). Of two classes the second is positive.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from wsi_dbps.metrics.bootstrap import Estimate, MetricsConfig, estimates, log_odds_interval, plain
+from wsi_dbps.metrics.caveats import caveats, caveats_of_parts
 from wsi_dbps.metrics.delong import auroc_covariance, reason_key, testable_classes
 from wsi_dbps.metrics.perfect import why_no_interval, with_bounds
 from wsi_dbps.metrics.pooling import pool_folds
@@ -48,9 +48,6 @@ __all__ = [
     "evaluate",
     "evaluate_folds",
 ]
-
-FEW_CASES: Final = 20
-"""A class with fewer cases than this is named in the caveats."""
 
 
 @dataclass(frozen=True)
@@ -240,8 +237,8 @@ def _evaluate(
         cases=dataclasses.replace(cases, reasons={**cases.reasons, **failed}),
         slides=level(pooled.slides, by_slide=True),
         caveats=(
-            *_caveats(pooled),
-            *_caveats_of_parts(
+            *caveats(pooled),
+            *caveats_of_parts(
                 folds, evaluated, subgroups or {}, validated=bool(validations), num_learnt_from=num_learnt_from
             ),
         ),
@@ -266,51 +263,6 @@ def _reasons_of_validation(chosen: Mapping[str, Chosen]) -> dict[str, str]:
         for key, why in own.reasons.items():
             found.setdefault(key, []).append(f"{name}: {why}" if len(chosen) > 1 else why)
     return {key: "; ".join(whys) for key, whys in found.items()}
-
-
-def _caveats_of_parts(
-    folds: Mapping[str, Predictions],
-    evaluated: Mapping[str, Predictions],
-    subgroups: Mapping[str, Mapping[str, str]],
-    *,
-    validated: bool,
-    num_learnt_from: int,
-) -> Iterable[str]:
-    whole, rest = (sum(len(fold.cases) for fold in of.values()) for of in (folds, evaluated))
-    if rest < whole:
-        use = "" if validated else "; those of split val set threshold and temperature"
-        yield f"{whole - rest} of {whole} cases are not of split test and are left out{use}."
-    if num_learnt_from:
-        yield (
-            f"{num_learnt_from} cases of validation are of split train: the model has learnt from them, so threshold "
-            "and temperature may not hold for others."
-        )
-    if len(folds) > 1:
-        yield (
-            f"Cases of {len(folds)} folds are pooled: probabilities of different models are ranked together. "
-            "Each fold is also given alone."
-        )
-    for column, of in subgroups.items():
-        if num := sum(row.case_id not in of for fold in evaluated.values() for row in fold.cases):
-            yield f"{num} of {rest} cases have no {column} in the manifest and are in none of its subgroups."
-
-
-def _caveats(predictions: Predictions) -> tuple[str, ...]:
-    rows, found = predictions.cases, []
-    splits = Counter(row.split for row in rows)
-    for split, why in (("train", "the model has learnt from them"), ("val", "the checkpoint was chosen on them")):
-        if splits[split]:
-            found.append(
-                f"{splits[split]} of {len(rows)} cases are of split {split}: {why}, so the results flatter it."
-            )
-    counts = Counter(row.label for row in rows)
-    if counts[None]:
-        found.append(f"{counts[None]} of {len(rows)} cases have no label and are left out.")
-    for name in predictions.classes:
-        if 0 < counts[name] < FEW_CASES:
-            cases = "1 case is" if counts[name] == 1 else f"{counts[name]} cases are"
-            found.append(f"Only {cases} labelled {name}: every number is uncertain, and so are the intervals.")
-    return tuple(found)
 
 
 def _level(

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from wsi_dbps.report.runs import RunRecord
     from wsi_dbps.report.truth import Curve
 
+ACCENT: Final = "#1f5fa8"
+"""Colour of the page's headings, and of the only or the first curve of a figure."""
 _INK, _SOFT, _LINE, _OTHER = "#1c2330", "#5d6675", "#c9d0d9", "#d55e00"
 _CLASS_COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe and Ito's, told apart under every colour blindness; dashes tell a second round of them."""
@@ -29,19 +31,19 @@ _DASHES: Final = ("-", "--", "-.", ":")
 _LONGEST_NAME: Final = 22
 
 
-def roc_figure(metrics: Metrics, colour: str) -> str:
+def roc_figure(metrics: Metrics) -> str:
     """ROC curve of the positive class, or of each class against the rest."""
     figure, axes = _square_axes("False positive rate", "True positive rate")
     axes.plot([0, 1], [0, 1], color=_LINE, lw=1.2, ls="--")
     curves = {name: (c.false_positive_rate, c.true_positive_rate) for name, c in metrics.cases.roc.items()}
     cases = metrics.cases
     values = {name: cases.scores.get("auroc") if len(curves) == 1 else cases.class_auroc.get(name) for name in curves}
-    _plot_classes(axes, curves, values, colour)
+    _plot_classes(axes, curves, values)
     _legend(axes, "AUROC", "lower right")
     return _inline(figure)
 
 
-def pr_figure(predictions: Predictions, metrics: Metrics, colour: str) -> str:
+def pr_figure(predictions: Predictions, metrics: Metrics) -> str:
     """Precision over recall of the positive class, or of each class against the rest, by case."""
     from sklearn.metrics import precision_recall_curve
 
@@ -58,12 +60,12 @@ def pr_figure(predictions: Predictions, metrics: Metrics, colour: str) -> str:
             axes.axhline(sum(labelled) / len(labelled), color=_LINE, lw=1.2, ls="--")
     cases = metrics.cases
     values = {name: cases.scores.get("auprc") if len(names) == 1 else cases.class_auprc.get(name) for name in names}
-    _plot_classes(axes, curves, values, colour, steps=True)
+    _plot_classes(axes, curves, values, steps=True)
     _legend(axes, "Average precision", "lower left")
     return _inline(figure)
 
 
-def calibration_figure(metrics: Metrics, colour: str) -> str:
+def calibration_figure(metrics: Metrics) -> str:
     """Observed share over predicted probability; after temperature scaling too, where there is a temperature."""
     binary = len(metrics.classes) == 2
     figure, axes = _square_axes(
@@ -73,18 +75,18 @@ def calibration_figure(metrics: Metrics, colour: str) -> str:
     axes.plot([0, 1], [0, 1], color=_LINE, lw=1.2, ls="--")
     if after := metrics.cases.calibration_scaled:
         _plot_bins(axes, metrics.cases.calibration, _SOFT, "as predicted", marker="o", counted=False)
-        _plot_bins(axes, after, colour, "after temperature scaling", marker="s", counted=True)
+        _plot_bins(axes, after, ACCENT, "after temperature scaling", marker="s", counted=True)
         _legend(axes, None, "upper left")
     else:
-        _plot_bins(axes, metrics.cases.calibration, colour, None, marker="o", counted=True)
+        _plot_bins(axes, metrics.cases.calibration, ACCENT, None, marker="o", counted=True)
     return _inline(figure)
 
 
-def loss_figure(run: RunRecord, colour: str) -> str:
+def loss_figure(run: RunRecord) -> str:
     """Loss of train and val by epoch, the chosen epoch marked."""
     figure, axes = _axes("Epoch", "Loss")
     epochs = [row.epoch for row in run.history]
-    axes.plot(epochs, [row.train_loss for row in run.history], color=colour, lw=1.8, marker=_dot(epochs), label="train")
+    axes.plot(epochs, [row.train_loss for row in run.history], color=ACCENT, lw=1.8, marker=_dot(epochs), label="train")
     losses = [row.val_loss for row in run.history]
     axes.plot(epochs, losses, color=_OTHER, lw=1.8, ls="--", marker=_dot(epochs), label="val")
     _mark_chosen(axes, run)
@@ -93,14 +95,14 @@ def loss_figure(run: RunRecord, colour: str) -> str:
     return _inline(figure)
 
 
-def val_auroc_figure(run: RunRecord, colour: str) -> str | None:
+def val_auroc_figure(run: RunRecord) -> str | None:
     """AUROC on the validation slides by epoch, the chosen epoch marked; None where it was never computed."""
     known = [(row.epoch, row.val_auroc) for row in run.history if row.val_auroc is not None]
     if not known:
         return None
     figure, axes = _axes("Epoch", "AUROC on the val slides")
     epochs = [epoch for epoch, _ in known]
-    axes.plot(epochs, [auroc for _, auroc in known], color=colour, lw=1.8, marker=_dot(epochs), clip_on=False)
+    axes.plot(epochs, [auroc for _, auroc in known], color=ACCENT, lw=1.8, marker=_dot(epochs), clip_on=False)
     axes.set_ylim(min(0.45, *(auroc for _, auroc in known)), 1)
     axes.axhline(0.5, color=_LINE, lw=1.2, ls="--")
     _mark_chosen(axes, run)
@@ -108,10 +110,10 @@ def val_auroc_figure(run: RunRecord, colour: str) -> str | None:
     return _inline(figure)
 
 
-def froc_figure(curve: Curve, colour: str) -> str:
+def froc_figure(curve: Curve) -> str:
     """Share of lesions found over false alarms per slide."""
     figure, axes = _axes("False alarms per slide", "Share of lesions found")
-    axes.plot(curve.x, curve.y, color=colour, lw=2, marker="o", clip_on=False)
+    axes.plot(curve.x, curve.y, color=ACCENT, lw=2, marker="o", clip_on=False)
     if min(curve.x) > 0:
         axes.set_xscale("log", base=2)
         axes.set_xticks(curve.x, [f"{x:g}" for x in curve.x], minor=False)
@@ -119,13 +121,13 @@ def froc_figure(curve: Curve, colour: str) -> str:
     return _inline(figure)
 
 
-def order_figure(curve: Curve, kind: str, colour: str) -> str:
+def order_figure(curve: Curve, kind: str) -> str:
     """The model's confidence as patches go (deletion) or come (insertion): the top first, beside a random order."""
     figure, axes = _axes(f"Share of the patches {kind}", "Probability of the predicted class")
-    axes.plot(curve.x, curve.y, color=colour, lw=2, label="highest score first", clip_on=False)
+    axes.plot(curve.x, curve.y, color=ACCENT, lw=2, label="highest score first", clip_on=False)
     if curve.random:
         axes.plot(curve.x, curve.random, color=_OTHER, lw=2, ls="--", label="random order", clip_on=False)
-        axes.fill_between(curve.x, curve.y, curve.random, color=colour, alpha=0.12, lw=0)
+        axes.fill_between(curve.x, curve.y, curve.random, color=ACCENT, alpha=0.12, lw=0)
     axes.set(xlim=(0, max(curve.x)), ylim=(min(0.0, *curve.y), max(1.0, *curve.y)))
     _legend(axes, None, "best")
     return _inline(figure)
@@ -138,7 +140,6 @@ def _plot_classes(
     axes: Axes,
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     values: Mapping[str, Estimate | None],
-    colour: str,
     *,
     steps: bool = False,
 ) -> None:
@@ -148,7 +149,7 @@ def _plot_classes(
         label = (
             f" {_short(name)}  {value.value:.3f}" if value else f" {_short(name)}"
         )  # labels with _ first are dropped
-        line = colour if one else _CLASS_COLOURS[i % len(_CLASS_COLOURS)]
+        line = ACCENT if one else _CLASS_COLOURS[i % len(_CLASS_COLOURS)]
         dash = _DASHES[i // len(_CLASS_COLOURS) % len(_DASHES)]
         style: dict[str, Any] = {"drawstyle": "steps-post"} if steps else {}
         axes.plot(x, y, color=line, lw=2, ls=dash, label=label, clip_on=False, **style)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def write_metrics(metrics: Metrics, path: Path) -> None:
-    """Write metrics.json, whole or not at all; what does not exist is absent, with its reason under `reasons`."""
+    """Write metrics.json atomically; what does not exist is absent, with its reason under `reasons`."""
     write_json(path, {"format": "wsi-dbps metrics", "format_version": 1, **metrics.to_dict()})
 
 
@@ -41,7 +41,6 @@ def write_report(
     heatmaps: Path | None = None,
     truth: Path | None = None,
     atlas: Path | None = None,
-    colour: str = "#1f5fa8",
 ) -> None:
     """Write report.html; a section that has nothing to show is left out.
 
@@ -56,7 +55,6 @@ def write_report(
         heatmaps: Folder of `wsi-dbps heatmap`, for pictures of the worst errors (<slide_id>.png).
         truth: Folder with any of localisation.json, faithfulness.json and stability.json.
         atlas: Folder of PNG files on what was selected while training.
-        colour: Accent, as #rrggbb.
 
     Raises:
         PredictionError: If a file under `truth`, `heatmaps` or `atlas` is not what it should be.
@@ -73,18 +71,18 @@ def write_report(
         "cohort": {"classes": metrics.classes, "rows": tables.cohort_rows(predictions, runs)},
         "metrics": _metrics(metrics),
         "classes": tables.class_rows(metrics),
-        "curves": _curves(predictions, metrics, colour),
+        "curves": _curves(predictions, metrics),
         "confusion": {"classes": metrics.classes, "rows": rows} if (rows := tables.confusion_rows(metrics)) else None,
         "folds": [("Fold", *tables.level_table({"pooled": metrics.cases, **metrics.folds}))] if metrics.folds else None,
         "subgroups": [(column, *tables.level_table(levels)) for column, levels in metrics.subgroups.items()],
-        "training": _training(runs, colour),
+        "training": _training(runs),
         "pictures": {"of": pictures, "said": _num_wrong(slides)} if heatmaps else None,
-        "truth": _truth(found, colour) if found else None,
+        "truth": _truth(found) if found else None,
         "atlas": atlas_pictures(atlas) if atlas else None,
         "slides": _slides(slides, shown),
         "facts": list(facts.items()),
     }
-    write_text(path, _render(title=title, colour=colour, data=data, **_head(predictions, metrics)))
+    write_text(path, _render(title=title, colour=figures.ACCENT, data=data, **_head(predictions, metrics)))
 
 
 def _thresholds(predictions: Predictions, metrics: Metrics, fold_of_case: Mapping[str, str]) -> dict[str, float]:
@@ -173,25 +171,25 @@ Figure = tuple[str, str, str]
 """The image, words for those who cannot see it, the caption."""
 
 
-def _curves(predictions: Predictions, metrics: Metrics, colour: str) -> list[Figure]:
+def _curves(predictions: Predictions, metrics: Metrics) -> list[Figure]:
     found = []
     if metrics.cases.roc:
-        found.append((figures.roc_figure(metrics, colour), "ROC curve", "ROC: the dashed diagonal is chance."))
+        found.append((figures.roc_figure(metrics), "ROC curve", "ROC: the dashed diagonal is chance."))
         words = "Precision and recall" + (": the dashed line is chance." if len(metrics.cases.roc) == 1 else ".")
-        found.append((figures.pr_figure(predictions, metrics, colour), "Precision-recall curve", words))
+        found.append((figures.pr_figure(predictions, metrics), "Precision-recall curve", words))
     if metrics.cases.calibration:
         words = "Calibration: on the diagonal, probabilities can be taken at their word. Numbers: cases."
-        found.append((figures.calibration_figure(metrics, colour), "Calibration curve", words))
+        found.append((figures.calibration_figure(metrics), "Calibration curve", words))
     return found
 
 
-def _training(runs: Sequence[RunRecord], colour: str) -> list[tuple[str, list[Figure]]]:
+def _training(runs: Sequence[RunRecord]) -> list[tuple[str, list[Figure]]]:
     panels = []
     for run in runs:
         if not run.history:
             continue
-        found = [(figures.loss_figure(run, colour), "Loss by epoch", "Loss: lower is better.")]
-        if auroc := figures.val_auroc_figure(run, colour):
+        found = [(figures.loss_figure(run), "Loss by epoch", "Loss: lower is better.")]
+        if auroc := figures.val_auroc_figure(run):
             found.append((auroc, "AUROC on the val slides by epoch", "AUROC on the val slides; 0.5 is chance."))
         panels.append((run.name, found))
     return panels
@@ -221,18 +219,18 @@ def _num_wrong(slides: Sequence[SlideRow]) -> str:
     return f"{judged.count(False):,} of {len(judged):,} labelled slides are called wrong."
 
 
-def _truth(truth: Truth, colour: str) -> dict[str, Any]:
+def _truth(truth: Truth) -> dict[str, Any]:
     drawn: list[Figure] = []
     if curve := truth.curves.get("froc"):
         words = "FROC: lesions found, against false alarms."
-        drawn.append((figures.froc_figure(curve, colour), "FROC curve", words))
+        drawn.append((figures.froc_figure(curve), "FROC curve", words))
     for name, kind in (("deletion", "taken away"), ("insertion", "put in")):
         if curve := truth.curves.get(name):
             area = tables.cell(curve.summary)
             between = f" Area between: {area['value']}" if area else ""
             between += f" ({area['interval']})." if area and area["interval"] else "." * bool(between)
             words = f"{name.capitalize()}: patches {kind}.{between}"
-            drawn.append((figures.order_figure(curve, kind, colour), f"{name.capitalize()} curve", words))
+            drawn.append((figures.order_figure(curve, kind), f"{name.capitalize()} curve", words))
     rows = [(name, tables.cell(estimate), words) for name, estimate, words in truth.rows]
     return {"rows": rows, "figures": drawn, "reasons": truth.reasons}
 

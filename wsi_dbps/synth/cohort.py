@@ -9,6 +9,7 @@ import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from wsi_dbps.core.geometry import Size
 from wsi_dbps.synth.spec import TissueSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import numpy.typing as npt
@@ -83,32 +84,28 @@ def make_cohort(
         {"version": FORMAT_VERSION, "seed": seed, "size_px": size_px, "mpp_um": mpp_um, "tissue": asdict(spec)},
     )
     missing = [slide for slide in slides if not (out / "slides" / f"{slide.slide_id}.svs").exists()]
-    done = num_slides - len(missing)
-    num_workers = min(workers or os.cpu_count() or 1, len(missing))
-    if num_workers <= 1:
-        for slide in missing:
-            make_slide(out / "slides", slide, seed=seed, size_px=size_px, mpp_um=mpp_um, spec=spec)
-            done += 1
-            if on_slide:
-                on_slide(done, num_slides)
-    else:
-        with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            tasks = [
-                pool.submit(make_slide, out / "slides", slide, seed=seed, size_px=size_px, mpp_um=mpp_um, spec=spec)
-                for slide in missing
-            ]
-            try:
-                for task in as_completed(tasks):
-                    task.result()
-                    done += 1
-                    if on_slide:
-                        on_slide(done, num_slides)
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+    make = partial(make_slide, out / "slides", seed=seed, size_px=size_px, mpp_um=mpp_um, spec=spec)
+    for done, _ in enumerate(_mapped(make, missing, min(workers or os.cpu_count() or 1, len(missing))), start=1):
+        if on_slide:
+            on_slide(num_slides - len(missing) + done, num_slides)
     manifest = out / "cohort.csv"
     write_text(manifest, _manifest_text(slides, mpp_um))
     return manifest
+
+
+def _mapped(make: Callable[[SyntheticSlide], None], slides: list[SyntheticSlide], num_workers: int) -> Iterator[None]:
+    """Make every slide, in this process or in several; yields once for each that is done."""
+    if num_workers <= 1:
+        yield from map(make, slides)
+        return
+    with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        tasks = [pool.submit(make, slide) for slide in slides]
+        try:
+            for task in as_completed(tasks):
+                yield task.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def plan_cohort(num_slides: int, *, seed: int) -> tuple[SyntheticSlide, ...]:

@@ -1,4 +1,4 @@
-"""Pyramidal TIFF files that OpenSlide opens: the Aperio layout, as scanners write it, and a lossless one for tests."""
+"""Pyramidal TIFF files in the Aperio layout, as scanners write them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def write_aperio(
     The same image and settings give the same bytes.
 
     Args:
-        path: File to write, whole or not at all; end it in .svs.
+        path: File to write atomically; end it in .svs.
         image_HWC: (H, W, 3) uint8, RGB.
         mpp_um: µm per pixel of `image_HWC`.
         quality: JPEG quality, 1 to 100.
@@ -52,72 +52,53 @@ def write_aperio(
         ValueError: If the image or a setting is out of range.
         OutputError: If the file cannot be written.
     """
-    size = _checked_size(image_HWC, mpp_um, tile_px)
-    factors = _checked_downsamples(size, tile_px, downsamples)
+    size = checked_size(image_HWC, mpp_um, tile_px)
+    factors = checked_downsamples(size, tile_px, downsamples)
     if not 1 <= quality <= 100:
         raise ValueError(f"quality must be 1 to 100, found {quality}")
+    with written_whole(path) as partial, tifffile.TiffWriter(partial) as out:
+        _write_levels(out, image_HWC, size, factors, mpp_um, quality, tile_px, jpeg_rgb=jpeg_rgb, icc=icc_profile)
+
+
+def _write_levels(
+    out: tifffile.TiffWriter,
+    image_HWC: Pixels,
+    size: Size,
+    factors: Sequence[int],
+    mpp_um: float,
+    quality: int,
+    tile_px: int,
+    *,
+    jpeg_rgb: bool,
+    icc: bytes | None,
+) -> None:
     tail = f"|AppMag = {10 / mpp_um:.3g}|MPP = {mpp_um:.6g}"
     origin = f"{size.width}x{size.height} [0,0 {size.width}x{size.height}] ({tile_px}x{tile_px})"
     codec = f"JPEG/{'RGB' if jpeg_rgb else 'YCC'} Q={quality}"
-    encoding: dict[str, Any] = {"level": quality, "outcolorspace": "rgb" if jpeg_rgb else "ycbcr"}
     tiled: dict[str, Any] = {
         "photometric": "rgb",  # of what goes in; tifffile tags what comes out
         "subsampling": (1, 1) if jpeg_rgb else (2, 2),
         "compression": "jpeg",
-        "compressionargs": encoding,
+        "compressionargs": {"level": quality, "outcolorspace": "rgb" if jpeg_rgb else "ycbcr"},
         "tile": (tile_px, tile_px),
         "metadata": None,
         "software": False,
     }
-    with written_whole(path) as partial, tifffile.TiffWriter(partial) as out:
-        out.write(image_HWC, description=_aperio_text(f"{origin} {codec}{tail}"), iccprofile=icc_profile, **tiled)
-        thumb = np.asarray(Image.fromarray(image_HWC).resize(_wh(fit_within(size, THUMBNAIL_PX)), reducing_gap=2.0))
-        out.write(
-            thumb,
-            description=_aperio_text(f"{origin} -> {thumb.shape[1]}x{thumb.shape[0]} - {tail}"),
-            photometric="rgb",
-            compression="jpeg",
-            compressionargs={"level": quality},
-            rowsperstrip=16,
-            metadata=None,
-            software=False,
-        )
-        for factor in factors[1:]:
-            level = box_reduced(image_HWC, factor)
-            text = _aperio_text(f"{origin} -> {level.shape[1]}x{level.shape[0]} {codec}")
-            out.write(level, description=text, **tiled)
-
-
-def write_lossless(
-    path: Path,
-    image_HWC: Pixels,
-    *,
-    mpp_um: float,
-    tile_px: int = 256,
-    downsamples: Sequence[int] | None = None,
-) -> None:
-    """Write a deflate-tiled pyramid that OpenSlide opens as generic-tiff; level 0 is exactly `image_HWC`.
-
-    Lower levels are box averages, rounded. Arguments and errors as in `write_aperio`; mpp goes to the resolution tags,
-    in pixels per centimetre, because this layout has no other place for it.
-    """
-    size = _checked_size(image_HWC, mpp_um, tile_px)
-    factors = _checked_downsamples(size, tile_px, downsamples)
-    with written_whole(path) as partial, tifffile.TiffWriter(partial) as out:
-        for factor in factors:
-            per_cm = 10_000 / (mpp_um * factor)
-            out.write(
-                box_reduced(image_HWC, factor),
-                photometric="rgb",
-                compression="deflate",
-                predictor=True,
-                tile=(tile_px, tile_px),
-                subfiletype=0 if factor == 1 else 1,
-                resolution=(per_cm, per_cm),
-                resolutionunit="CENTIMETER",
-                metadata=None,
-                software=False,
-            )
+    out.write(image_HWC, description=_aperio_text(f"{origin} {codec}{tail}"), iccprofile=icc, **tiled)
+    thumb = np.asarray(Image.fromarray(image_HWC).resize(_wh(fit_within(size, THUMBNAIL_PX)), reducing_gap=2.0))
+    out.write(
+        thumb,
+        description=_aperio_text(f"{origin} -> {thumb.shape[1]}x{thumb.shape[0]} - {tail}"),
+        photometric="rgb",
+        compression="jpeg",
+        compressionargs={"level": quality},
+        rowsperstrip=16,
+        metadata=None,
+        software=False,
+    )
+    for factor in factors[1:]:
+        level = box_reduced(image_HWC, factor)
+        out.write(level, description=_aperio_text(f"{origin} -> {level.shape[1]}x{level.shape[0]} {codec}"), **tiled)
 
 
 def default_downsamples(size: Size, tile_px: int) -> tuple[int, ...]:
@@ -149,7 +130,12 @@ def _wh(size: Size) -> tuple[int, int]:
     return size.width, size.height
 
 
-def _checked_size(image_HWC: Pixels, mpp_um: float, tile_px: int) -> Size:
+def checked_size(image_HWC: Pixels, mpp_um: float, tile_px: int) -> Size:
+    """The size of an image that can be written with these settings.
+
+    Raises:
+        ValueError: If the image is not (H, W, 3) uint8, or a setting is out of range.
+    """
     if image_HWC.ndim != 3 or image_HWC.shape[2] != 3 or image_HWC.dtype != np.uint8:
         raise ValueError(f"the image must be (H, W, 3) uint8, found {image_HWC.shape} {image_HWC.dtype}")
     if not mpp_um > 0:
@@ -159,7 +145,12 @@ def _checked_size(image_HWC: Pixels, mpp_um: float, tile_px: int) -> Size:
     return Size(image_HWC.shape[1], image_HWC.shape[0])
 
 
-def _checked_downsamples(size: Size, tile_px: int, downsamples: Sequence[int] | None) -> tuple[int, ...]:
+def checked_downsamples(size: Size, tile_px: int, downsamples: Sequence[int] | None) -> tuple[int, ...]:
+    """The downsamples that were asked for, or the default ones.
+
+    Raises:
+        ValueError: If they do not begin with 1, do not rise, or exceed the image.
+    """
     factors = default_downsamples(size, tile_px) if downsamples is None else tuple(downsamples)
     rising = all(a < b for a, b in itertools.pairwise(factors))
     if not factors or factors[0] != 1 or not rising:

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
+from fiducial import decode_centre, decode_pixels, decode_size, fiducial_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi_dbps.core.geometry import Size
-from wsi_dbps.synth.fiducial import decode_centre, decode_pixels, decode_size, fiducial_image
 from wsi_dbps.synth.pyramid import box_reduced
 
 IMAGE = fiducial_image(Size(4096, 1024))
