@@ -94,18 +94,24 @@ def packages() -> dict[str, str]:
 
 
 def command_line() -> str:
-    """A page of every command with its arguments and options, in the words of its `--help`."""
+    """A page of every command with its arguments and options, in the words of its `--help`, by group if there are any."""
     text = headed("Command line") + "Every command, as ``wsi-dbps COMMAND --help`` prints it.\n\n"
-    commands: dict[str, Any] = typer.main.get_command(wsi_dbps_cli.main.app).commands  # type: ignore[attr-defined]
-    for name, command in commands.items():
-        context = command.context_class(command, info_name=name)
-        usage = " ".join(command.collect_usage_pieces(context))
-        text += headed(f"wsi-dbps {name}", "-") + f".. program:: wsi-dbps {name}\n\n"
-        text += f"::\n\n    wsi-dbps {name} {usage}\n\n{escaped(inspect.cleandoc(command.help or ''))}\n\n"
-        for parameter in command.params:
-            names, meaning = parameter.get_help_record(context) or ("", "")
-            if names:
-                text += f".. option:: {names.replace(' / ', ', ')}\n\n    {escaped(meaning)}\n\n"
+    groups: dict[str, str] = {}
+    for name, command in typer.main.get_command(wsi_dbps_cli.main.app).commands.items():  # type: ignore[attr-defined]
+        group = getattr(command, "rich_help_panel", None) or ""
+        groups[group] = groups.get(group, "") + one_command(name, command)
+    return text + "".join((headed(group, "~") if group else "") + commands for group, commands in groups.items())
+
+
+def one_command(name: str, command: Any) -> str:
+    """The section of one command."""
+    context = command.context_class(command, info_name=name)
+    text = headed(f"wsi-dbps {name}", "-") + f".. program:: wsi-dbps {name}\n\n"
+    text += f"::\n\n    wsi-dbps {name} {' '.join(command.collect_usage_pieces(context))}\n\n"
+    text += escaped(inspect.cleandoc(command.help or "")) + "\n\n"
+    for parameter in command.params:
+        if shown := parameter.get_help_record(context):  # not that of a hidden option
+            text += f".. option:: {shown[0].replace(' / ', ', ')}\n\n    {escaped(shown[1])}\n\n"
     return text
 
 
