@@ -94,7 +94,7 @@ def packages() -> dict[str, str]:
 
 
 def command_line() -> str:
-    """A page of every command with its arguments and options, in the words of its `--help`, by group if there are any."""
+    """A page of every command with its arguments and options, in the words of its `--help`, and in groups."""
     text = headed("Command line") + "Every command, as ``wsi-dbps COMMAND --help`` prints it.\n\n"
     groups: dict[str, str] = {}
     for name, command in typer.main.get_command(wsi_dbps_cli.main.app).commands.items():  # type: ignore[attr-defined]
