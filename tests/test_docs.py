@@ -4,6 +4,7 @@
 """
 
 import ast
+import csv
 import doctest
 import glob
 import importlib
@@ -25,7 +26,10 @@ import pytest
 import wsi_dbps
 
 ROOT = Path(__file__).parents[1]
-PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if page.exists()]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 BEGIN = "<!-- Below: written by `python tests/test_docs.py` from the code. -->\n"
 
 
@@ -121,6 +125,21 @@ def test_links_resolve(path: Path) -> None:
             assert anchor in [re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings], target
 
 
+def test_the_index_leads_to_every_page() -> None:
+    docs = ROOT / "docs"
+    found, todo = set(), [docs / "index.md"]
+    while todo:
+        path = todo.pop()
+        if path in found or path.suffix != ".md" or docs not in path.parents:
+            continue
+        found.add(path)
+        text = path.read_text(encoding="utf-8")
+        listed = "\n".join(re.findall(r"```{toctree}\n(?::.*\n)*((?:.*\n)*?)```", text)).split("\n")
+        pages = [f"{name}.md" for name in listed if re.fullmatch(r"[\w/-]+", name) and "generated/" not in name]
+        todo += [(path.parent / name).resolve() for name in pages + re.findall(r"\]\(([^):#]+)", text)]
+    assert found == set(docs.rglob("*.md"))
+
+
 def test_tests_and_files_that_the_pages_name_exist() -> None:
     code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     tests = set(re.findall(r"def (test_\w+)", code))
@@ -203,7 +222,10 @@ def test_the_page_of_predictions_is_true(made: Path) -> None:
     found = run_block("formats/predictions.md", 0, path=path)
     assert found["classes"] == ["coarse", "flat"]
     assert (len(found["slides"]), len(found["cases"])) == (4, 4)
-    assert 0 <= found["accuracy"] <= 1
+    with open(path, encoding="utf-8", newline="") as file:
+        cases = [row for row in csv.DictReader(file) if row["level"] == "case"]
+    right = [row["label"] == max(found["classes"], key=lambda name: float(row[f"prob_{name}"])) for row in cases]
+    assert found["accuracy"] == sum(right) / 4
     checked = run_block("formats/predictions.md", 1, path=path)
     row = found["slides"].iloc[0]
     assert checked["probability"] == {name: row[f"prob_{name}"] for name in found["classes"]}

@@ -1,0 +1,161 @@
+"""How Sphinx builds the site: `sphinx-build -W --keep-going -b html docs site`.
+
+At every build the pages under reference/generated/ are written from the code: one per package, one for the public API
+(`wsi_dbps.__all__`), and one for the command line.
+"""
+
+import importlib
+import inspect
+import pkgutil
+import re
+from pathlib import Path
+from textwrap import dedent, indent
+from typing import Any
+
+import typer.main
+import wsi_dbps_cli.main
+from sphinx.application import Sphinx
+from sphinx.errors import SphinxError
+
+import wsi_dbps
+
+DOCS = Path(__file__).parent
+GENERATED = DOCS / "reference" / "generated"
+
+# ---- what Sphinx reads
+
+project = "wsi-dbps"
+html_title = "wsi-dbps"
+html_theme = "furo"
+html_theme_options = {"footer_icons": []}
+html_copy_source = False
+html_show_copyright = False
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+myst_heading_anchors = 4
+smartquotes = False  # or --option gets a dash
+napoleon_numpy_docstring = False
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True, "show-inheritance": True, "ignore-module-all": True}
+add_module_names = False
+suppress_warnings = ["ref.python"]  # two packages may each have a class of one name
+python_use_unqualified_type_names = True
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx before it looks for pages."""
+    write_generated_pages()
+    app.connect("source-read", include_from_the_root)
+    app.connect("autodoc-process-docstring", plain_docstring, priority=400)  # before napoleon reads its sections
+    app.connect("build-finished", refuse_anything_from_elsewhere)
+
+
+# ---- pages written from the code
+
+
+def write_generated_pages() -> None:
+    """Write every page of reference/generated/, and remove those that are no longer wanted."""
+    pages = {"api": public_api(), "commands": command_line(), **packages()}
+    GENERATED.mkdir(parents=True, exist_ok=True)
+    for old in GENERATED.glob("*.rst"):
+        if old.stem not in pages:
+            old.unlink()
+    for name, text in pages.items():
+        path = GENERATED / f"{name}.rst"
+        if not path.exists() or path.read_text(encoding="utf-8") != text:  # an unchanged page is not read again
+            path.write_text(text, encoding="utf-8")
+
+
+def headed(title: str, line: str = "=") -> str:
+    """A heading in reStructuredText."""
+    return f"{title}\n{line * len(title)}\n\n"
+
+
+def public_api() -> str:
+    """A page of every name in `wsi_dbps.__all__`."""
+    text = headed("Public API") + "What ``import wsi_dbps`` offers.\n\n"
+    for name in getattr(wsi_dbps, "__all__", ()):
+        found = getattr(wsi_dbps, name)
+        kind = "class" if inspect.isclass(found) else "function" if callable(found) else "data"
+        text += f".. auto{kind}:: wsi_dbps.{name}\n\n"
+    return text
+
+
+def packages() -> dict[str, str]:
+    """A page for each package of `wsi_dbps`, with all its modules, and one for the modules at the top."""
+    pages: dict[str, str] = {}
+    for module in sorted(pkgutil.walk_packages(wsi_dbps.__path__, "wsi_dbps."), key=lambda module: module.name):
+        top = module.name.split(".")[1]
+        page = top if hasattr(importlib.import_module(f"wsi_dbps.{top}"), "__path__") else "top"
+        if page not in pages:
+            pages[page] = headed(f"wsi_dbps.{page}" if page != "top" else "wsi_dbps")
+        pages[page] += "" if module.name == f"wsi_dbps.{page}" else headed(module.name, "-")
+        pages[page] += f".. automodule:: {module.name}\n\n"
+    return {f"package-{page}": text for page, text in pages.items()}
+
+
+def command_line() -> str:
+    """A page of every command with its arguments and options, in the words of its `--help`."""
+    text = headed("Command line") + "Every command, as ``wsi-dbps COMMAND --help`` prints it.\n\n"
+    commands: dict[str, Any] = typer.main.get_command(wsi_dbps_cli.main.app).commands  # type: ignore[attr-defined]
+    for name, command in commands.items():
+        context = command.context_class(command, info_name=name)
+        usage = " ".join(command.collect_usage_pieces(context))
+        text += headed(f"wsi-dbps {name}", "-") + f".. program:: wsi-dbps {name}\n\n"
+        text += f"::\n\n    wsi-dbps {name} {usage}\n\n{escaped(inspect.cleandoc(command.help or ''))}\n\n"
+        for parameter in command.params:
+            names, meaning = parameter.get_help_record(context) or ("", "")
+            if names:
+                text += f".. option:: {names.replace(' / ', ', ')}\n\n    {escaped(meaning)}\n\n"
+    return text
+
+
+# ---- changes on the way
+
+
+def escaped(text: str) -> str:
+    """Plain text with `code` in single backticks as reStructuredText that says the same."""
+    parts = re.split(r"`([^`]+)`", text)
+    return "".join(
+        rf"\ ``{part}``\ " if i % 2 else re.sub(r"([\\*|_`])", r"\\\1", part) for i, part in enumerate(parts)
+    )
+
+
+def plain_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:  # noqa: ARG001
+    """Let a docstring say what it says as plain text: no markup but `code`; drawings and examples stay as they are."""
+    paragraphs = "\n".join(lines).split("\n\n")
+    for i, paragraph in enumerate(paragraphs):
+        if re.search(r"\S {3,}\S|[├└]", paragraph):
+            paragraphs[i] = "::\n\n" + indent(dedent(paragraph), "    ")
+        else:
+            text, *example = re.split(r"(?m)^(?=\s*>>>)", paragraph, maxsplit=1)
+            paragraphs[i] = escaped(text) + "".join(example)
+    if what in {"attribute", "data", "property"}:
+        paragraphs.insert(0, "..")  # an empty comment, or napoleon takes the text before a colon for a type
+    lines[:] = "\n\n".join(paragraphs).split("\n")
+
+
+def include_from_the_root(app: Sphinx, docname: str, source: list[str]) -> None:  # noqa: ARG001
+    """Replace `<!-- include NAME -->` by a file outside docs/, its links turned to those of the site."""
+    for name in re.findall(r"<!-- include (\S+) -->", source[0]):
+        text = (DOCS.parent / name).read_text(encoding="utf-8").replace("](docs/", "](")
+        text = re.sub(r"\[([^]]*)\]\((?!https?:)([^)#]+)([^)]*)\)", link_of_the_site, text)
+        source[0] = source[0].replace(f"<!-- include {name} -->", text)
+        app.env.note_dependency(str(DOCS.parent / name))
+
+
+def link_of_the_site(link: re.Match[str]) -> str:
+    """The same link to a page of the site (CHANGELOG.md is changelog.md there); plain text where there is no page."""
+    text, target, anchor = link.groups()
+    pages = [name for name in (target, target.lower()) if (DOCS / name).is_file()]
+    return f"[{text}]({pages[0]}{anchor})" if pages else text
+
+
+ELSEWHERE = r"""(<(script|img|iframe|link rel="stylesheet")[^>]+(src|href)="|url\(["']?)(https?:)?//|@import"""
+
+
+def refuse_anything_from_elsewhere(app: Sphinx, error: Exception | None) -> None:
+    """The site must work offline: an error where a page loads a script, style, font or picture from another server."""
+    pages = [] if error else [path for path in Path(app.outdir).rglob("*") if path.suffix in {".html", ".css"}]
+    for path in pages:
+        if found := re.search(ELSEWHERE, path.read_text(encoding="utf-8")):
+            raise SphinxError(f"{path}: loads something from another server: {found[0]}")
