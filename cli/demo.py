@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from wsi_dbps_cli import atlas, evaluate, faithfulness, heatmap, localise, predict, tile, train
+from wsi_dbps_cli import atlas, evaluate, faithfulness, heatmap, localise, predict, tile
+from wsi_dbps_cli.derive import finish
 from wsi_dbps_cli.options import Split
+
+from wsi_dbps.workflows.train import train
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -87,7 +90,7 @@ def _whole_way(out: Path, slides: int, seed: int, epochs: int | None) -> None:
     resume = (run / "run.json").exists()
     flags = "".join(f" --set {change}" for change in changes) + " --resume" * resume
     _say(f"train {cohort} --caches {caches} --out {run} --config {config}{flags}")
-    train.command(cohort, caches, run, config=config, set_=changes, resume=resume)
+    finish(train(cohort, caches, run, config=config, set=changes, resume=resume))
     validation, truth, atlas_out = out / "validation", out / "truth", out / "atlas"
     for part, folder in ((Split.TEST, predictions), (Split.VAL, validation)):
         _say(f"predict {run} {cohort} --caches {caches} --split {part} --out {folder}")
