@@ -127,7 +127,7 @@ def draw(
     from wsi_dbps.cohort.each_slide import each_slide
     from wsi_dbps.core.errors import ConfigError
     from wsi_dbps.core.output_folder import output_folder
-    from wsi_dbps.inference.predict import Predictor
+    from wsi_dbps.inference.predictor import Predictor
     from wsi_dbps.training.checkpoint import load_checkpoint
 
     checkpoints = [load_checkpoint(run / "best.pt") for run in runs]

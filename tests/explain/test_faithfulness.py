@@ -21,7 +21,7 @@ from wsi_dbps.explain.faithfulness import (
     faithfulness,
 )
 from wsi_dbps.formats.patch_cache import PatchCache
-from wsi_dbps.inference.predict import Member
+from wsi_dbps.inference.member import Member
 from wsi_dbps.training.checkpoint import load_checkpoint
 from wsi_dbps.training.loop import train
 from wsi_dbps.training.settings import build_run_config

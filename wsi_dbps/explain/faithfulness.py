@@ -22,7 +22,8 @@ from wsi_dbps.core.errors import PredictionError
 from wsi_dbps.core.files import write_json
 from wsi_dbps.core.output_folder import output_folder
 from wsi_dbps.core.settings import settings
-from wsi_dbps.inference.predict import Predictor, check_same_patches, slide_draws
+from wsi_dbps.inference.member import slide_draws
+from wsi_dbps.inference.predictor import Predictor, check_same_patches
 from wsi_dbps.metrics.bootstrap import TWO_CASES, MetricsConfig, mean_estimate
 from wsi_dbps.models.spill import EmbeddingSpill
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from wsi_dbps.cohort.cohort import Cohort, SlideRecord
-    from wsi_dbps.inference.predict import Member
+    from wsi_dbps.inference.member import Member
     from wsi_dbps.training.checkpoint import Checkpoint
 
 FRACTIONS: Final = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
