@@ -1,4 +1,4 @@
-"""`atlas`: how a run's buffers moved over training, as numbers and pictures."""
+"""How a run's buffers moved over training, as numbers and pictures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NUM_SLIDES: Final = 8
 
 @settings
 class AtlasOptions:
-    """Options of `atlas`."""
+    """The options of `atlas`."""
 
     slide: Annotated[
         tuple[str, ...], f"Draw this slide, in place of {NUM_SLIDES} of all classes. May be repeated."
@@ -51,8 +51,8 @@ class AtlasResult:
     @property
     def summary(self) -> str:
         """What the command prints."""
-        lost = f", {len(self.failed)} failed" * bool(self.failed)
-        return f"{len(self.epochs)} epochs of {len(self.courses)} slides, {len(self.drawn)} of them drawn{lost}: {self.folder}"
+        num, lost = len(self.courses), f", {len(self.failed)} failed" * bool(self.failed)
+        return f"{len(self.epochs)} epochs of {num} slides, {len(self.drawn)} of them drawn{lost}: {self.folder}"
 
 
 def atlas(
@@ -61,7 +61,7 @@ def atlas(
     out: PathLike,
     options: AtlasOptions = AtlasOptions(),
     *,
-    say: Say = to_stderr,
+    say: Say = to_stderr,  # noqa: ARG001 - every workflow has it
     **changes: Any,
 ) -> AtlasResult:
     """Draw which patches were selected during training, from the record that the run has kept.
@@ -73,14 +73,15 @@ def atlas(
         caches: Folder of the patch caches, or features, that the run was trained on.
         out: Folder to write.
         options: Which slides are drawn.
-        say: Takes each notice.
-        **changes: Options to change, by name: `slide="S1"`.
+        say: Takes lines of notice.
+        changes: Options to change, by name: `slide="S1"`.
 
     Raises:
         CheckpointError: If the run kept no record, or a damaged one, or was not trained on a slide that is asked for.
         CacheError: If none of the slides can be drawn.
         OutputError: If a file cannot be written.
     """
+    from wsi_dbps.cohort.manifest import read_manifest
     from wsi_dbps.core.errors import CheckpointError
     from wsi_dbps.core.files import write_json, write_text
     from wsi_dbps.core.output_folder import output_folder
@@ -96,12 +97,12 @@ def atlas(
 
     options, run, out = options_with(options, changes), Path(run), Path(out)
     courses = {course.slide_id: course for course in read_courses(run)}
-    records = _records(run)
+    records = {record.slide_id: record for record in read_manifest(run / "cohort.csv").records}
     if unknown := [slide_id for slide_id in options.slide if slide_id not in courses]:
         raise CheckpointError(f"{run}: never trained on {', '.join(unknown)}; the record is of training slides only")
     labels = {slide_id: record.label for slide_id, record in records.items()}
     wanted = tuple(dict.fromkeys(options.slide)) or spread_over_classes(list(courses), labels, NUM_SLIDES)
-    found, failed = _caches(run, caches, [courses[slide_id] for slide_id in wanted], records, say)
+    found, failed = _caches(run, caches, [courses[slide_id] for slide_id in wanted], records)
     epochs = quartiles(list(courses.values()))
     with output_folder(out, "atlas", ("atlas.csv", "atlas.json", "churn_entropy.png")):
         for slide_id, cache in found.items():
@@ -113,45 +114,36 @@ def atlas(
     return AtlasResult(courses, epochs, tuple(found), failed, out)
 
 
-def _records(run: Path) -> dict[str, SlideRecord]:
-    from wsi_dbps.cohort.manifest import read_manifest
-
-    return {record.slide_id: record for record in read_manifest(run / "cohort.csv").records}
-
-
 def _caches(
-    run: Path, caches: PathLike, courses: Sequence[SlideCourse], records: Mapping[str, SlideRecord], say: Say
+    run: Path, caches: PathLike, courses: Sequence[SlideCourse], records: Mapping[str, SlideRecord]
 ) -> tuple[dict[str, PatchCache | FeatureFile], tuple[str, ...]]:
     """The cache of each slide to be drawn, and a line for each slide whose cache cannot be used.
 
     Raises:
-        CacheError: If no cache can be used, as the first says.
+        CacheError: If no cache can be used, as the first line says.
     """
+    from wsi_dbps.cohort.each_slide import each_slide
     from wsi_dbps.core.errors import CacheError
     from wsi_dbps.core.settings import read_toml
     from wsi_dbps.training.settings import build_run_config
 
     patch_filter = build_run_config(read_toml(run / "run.toml"), str(run / "run.toml")).patches
     found: dict[str, PatchCache | FeatureFile] = {}
-    failed: dict[str, CacheError] = {}
-    for course in courses:
-        record = records.get(course.slide_id)
-        try:
-            found[course.slide_id] = _cache(caches, course, patch_filter, record.mpp_um if record else None)
-        except CacheError as error:
-            failed[course.slide_id] = error
+
+    def one(record: SlideRecord) -> None:
+        (course,) = (course for course in courses if course.slide_id == record.slide_id)
+        found[record.slide_id] = _cache(caches, course, patch_filter, record.mpp_um)
+
+    failed = each_slide("opening", [records[course.slide_id] for course in courses], one)
     if failed and not found:
-        raise next(iter(failed.values()))
-    lines = tuple(f"{slide_id}: {error}" for slide_id, error in failed.items())
-    for line in lines:
-        say(line)
-    return found, lines
+        raise CacheError(f"no slide can be drawn; {failed[0]}")
+    return found, failed
 
 
 def _cache(
     caches: PathLike, course: SlideCourse, patch_filter: PatchFilter, mpp_um: float | None
 ) -> PatchCache | FeatureFile:
-    """The patches that the record's ids are rows of, and a look at what is drawn of them.
+    """The patches that the record's ids are rows of.
 
     Raises:
         CacheError: If the cache is missing or damaged, or has another number of patches than the run saw.
@@ -162,6 +154,7 @@ def _cache(
     from wsi_dbps.formats.patch_filter import filtered
 
     bag = open_bag(caches, course.slide_id, mpp_lv0_um=mpp_um)
+    bag.thumbnail()  # a damaged one is found before anything is written
     if isinstance(bag, PatchCache):
         bag = filtered(bag, patch_filter)
     if len(bag) != len(course.times_N):
@@ -171,9 +164,7 @@ def _cache(
     return bag
 
 
-def _draw(
-    out: Path, of: SlideCourse, label: str | None, cache: PatchCache | FeatureFile, *, num_epochs: int
-) -> None:
+def _draw(out: Path, of: SlideCourse, label: str | None, cache: PatchCache | FeatureFile, *, num_epochs: int) -> None:
     from wsi_dbps.drawing.atlas_pictures import draw_maps
 
     draw_maps(

@@ -1,4 +1,4 @@
-"""`compare`: is one model better than another on the same cases?"""
+"""Is one model better than another on the same cases?"""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from wsi_dbps.core.errors import ConfigError
 from wsi_dbps.core.settings import build, settings
-from wsi_dbps.workflows.options import options_with
+from wsi_dbps.workflows.options import options_with, to_stderr
 from wsi_dbps.workflows.runs import check_same_model, prediction_folders
 
 if TYPE_CHECKING:
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from wsi_dbps.core.files import PathLike
     from wsi_dbps.formats.predictions import Predictions
     from wsi_dbps.metrics.compare import Comparison
+    from wsi_dbps.workflows.options import Say
 
 
 @settings
 class CompareOptions:
-    """Options of `compare`."""
+    """The options of `compare`."""
 
     common: Annotated[bool, "Leave out cases that only one of the two has."] = False
     val_a: Annotated[Path | None, "Predictions of validation cases, for A's threshold."] = None
@@ -46,6 +47,7 @@ class CompareResult:
     """Likewise of B."""
     path: Path | None
     """compare.json, where a folder for it was given."""
+    failed: int = 0
 
     @property
     def summary(self) -> str:
@@ -58,6 +60,8 @@ def compare(
     b: PathLike,
     out: PathLike | None = None,
     options: CompareOptions = CompareOptions(),
+    *,
+    say: Say = to_stderr,  # noqa: ARG001 - every workflow has it
     **changes: Any,
 ) -> CompareResult:
     """Compare two models on the same cases: by case, B - A of every score with its interval, and paired tests.
@@ -69,7 +73,8 @@ def compare(
         b: Folder of predictions in question.
         out: Folder for compare.json; nothing is written where None.
         options: How.
-        **changes: Options to change, by name: `common=True`.
+        say: Takes lines of notice.
+        changes: Options to change, by name: `common=True`.
 
     Raises:
         PredictionError: If predictions cannot be read, or the cases differ and `common` is not set.
@@ -95,9 +100,7 @@ def compare(
     found = compare_predictions(
         _read(a), _read(b), config, validation_a=validation_a, validation_b=validation_b, common=options.common
     )
-    failed_a, failed_b = (
-        sum(len(failed_slides(folder)) for folder in prediction_folders([pred])) for pred in (a, b)
-    )
+    failed_a, failed_b = (sum(len(failed_slides(folder)) for folder in prediction_folders([pred])) for pred in (a, b))
     path = None if out is None else Path(out) / "compare.json"
     if path is not None:
         head = {"format": "wsi-dbps comparison", "format_version": 1, "a": str(a), "b": str(b)}

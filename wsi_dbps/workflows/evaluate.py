@@ -1,4 +1,4 @@
-"""`evaluate`: predictions become metrics, as objects and in metrics.json, and a report."""
+"""Predictions become metrics, as objects and in metrics.json, and a report."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from wsi_dbps.core.errors import ConfigError
 from wsi_dbps.core.settings import build, settings
-from wsi_dbps.workflows.cohorts import as_cohort
-from wsi_dbps.workflows.options import options_with
+from wsi_dbps.workflows.cohorts import Columns, as_cohort
+from wsi_dbps.workflows.options import options_with, to_stderr
 from wsi_dbps.workflows.runs import check_same_model, check_truth_of, paths_of, prediction_folders
 
 if TYPE_CHECKING:
@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from wsi_dbps.formats.predictions import Predictions
     from wsi_dbps.metrics.metrics import Metrics
     from wsi_dbps.report.runs import Leak, RunRecord
+    from wsi_dbps.workflows.options import Say
 
 
 @settings
 class EvaluateOptions:
-    """Options of `evaluate`."""
+    """The options of `evaluate`."""
 
     val: Annotated[
         tuple[Path, ...],
@@ -31,18 +32,12 @@ class EvaluateOptions:
     ] = ()
     by: Annotated[tuple[str, ...], "Also by the values of this column of the manifest."] = ()
     cohort: Annotated[Path | None, "The manifest that --by looks into."] = None
-    columns: Annotated[
-        tuple[str, ...], "Read the manifest with a column renamed: slide_id=FILENAME. May be repeated."
-    ] = ()
+    columns: Columns = ()
     bootstrap: Annotated[int, "Resamples of the cases for each interval."] = 2000
     seed: Annotated[int, "Random seed for resampling."] = 0
-    run: Annotated[
-        tuple[Path, ...], "Run that made the predictions, if it has moved since. May be repeated."
-    ] = ()
+    run: Annotated[tuple[Path, ...], "Run that made the predictions, if it has moved since. May be repeated."] = ()
     heatmaps: Annotated[Path | None, "Folder of `wsi-dbps heatmap`: pictures of the errors."] = None
-    truth: Annotated[
-        Path | None, "Folder with localisation.json, faithfulness.json, stability.json, or some."
-    ] = None
+    truth: Annotated[Path | None, "Folder with localisation.json, faithfulness.json, stability.json, or some."] = None
     atlas: Annotated[Path | None, "Folder of pictures of what was selected in training."] = None
 
 
@@ -58,6 +53,7 @@ class EvaluateResult:
     """Evaluated cases that a model which predicted them had seen, as far as was checked."""
     folder: Path
     """Holds metrics.json and report.html."""
+    failed: int = 0
 
     @property
     def report(self) -> Path:
@@ -75,6 +71,8 @@ def evaluate(
     preds: PathLike | Sequence[PathLike],
     out: PathLike | None = None,
     options: EvaluateOptions = EvaluateOptions(),
+    *,
+    say: Say = to_stderr,  # noqa: ARG001 - every workflow has it
     **changes: Any,
 ) -> EvaluateResult:
     """Compute metrics of predictions by case and by slide, with intervals, and write a report.
@@ -86,7 +84,8 @@ def evaluate(
         preds: A folder of predictions, or several.
         out: Folder for metrics.json and report.html; that of the predictions where None.
         options: How, and what else the report shows.
-        **changes: Options to change, by name: `val="validation"`.
+        say: Takes lines of notice.
+        changes: Options to change, by name: `val="validation"`.
 
     Raises:
         PredictionError: If predictions cannot be read, fit neither each other nor their validation, or share cases.

@@ -1,4 +1,4 @@
-"""`localise`: how well heatmaps agree with what a person has drawn."""
+"""How well heatmaps agree with what a person has drawn."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from wsi_dbps.core.settings import build, settings
-from wsi_dbps.workflows.cohorts import as_cohort, cohort_name
-from wsi_dbps.workflows.options import options_with
+from wsi_dbps.workflows.cohorts import Columns, as_cohort, cohort_name
+from wsi_dbps.workflows.options import options_with, to_stderr
 from wsi_dbps.workflows.runs import check_same_model, one_fold
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from wsi_dbps.core.geometry import Size
     from wsi_dbps.explain.localisation import Located, LocatedSlide
     from wsi_dbps.formats.predictions import Predictions
+    from wsi_dbps.workflows.options import Say
 
 Score = Literal["attention", "evidence"]
 """What a tile is scored by: attention weights, or attribution (called evidence)."""
@@ -26,21 +27,17 @@ Score = Literal["attention", "evidence"]
 
 @settings
 class LocaliseOptions:
-    """Options of `localise`."""
+    """The options of `localise`."""
 
     score: Annotated[Score, "What a tile is scored by."] = "attention"
-    caches: Annotated[
-        Path | None, "Caches or features, for size and mpp of the slides, which are then not opened."
-    ] = None
-    val: Annotated[
-        Path | None, "Predictions of validation slides, on which the threshold of Dice is chosen."
-    ] = None
+    caches: Annotated[Path | None, "Caches or features, for size and mpp of the slides, which are then not opened."] = (
+        None
+    )
+    val: Annotated[Path | None, "Predictions of validation slides, on which the threshold of Dice is chosen."] = None
     lesion: Annotated[tuple[str, ...], "Only areas of this class. May be repeated."] = ()
     bootstrap: Annotated[int, "Resamples of the cases for each interval."] = 2000
     seed: Annotated[int, "Random seed for resampling."] = 0
-    columns: Annotated[
-        tuple[str, ...], "Read the manifest with a column renamed: slide_id=FILENAME. May be repeated."
-    ] = ()
+    columns: Columns = ()
 
 
 @dataclass(frozen=True)
@@ -67,6 +64,8 @@ def localise(
     cohort: Cohort | PathLike,
     out: PathLike | None = None,
     options: LocaliseOptions = LocaliseOptions(),
+    *,
+    say: Say = to_stderr,  # noqa: ARG001 - every workflow has it
     **changes: Any,
 ) -> LocaliseResult:
     """Measure how well heatmaps agree with annotations: patch AUROC, Dice, and FROC by the rule of CAMELYON16.
@@ -79,7 +78,8 @@ def localise(
         cohort: A cohort, or the path of a manifest.
         out: Folder for localisation.json; that of the predictions where None.
         options: What tiles are scored by, and how.
-        **changes: Options to change, by name: `caches="caches"`.
+        say: Takes lines of notice.
+        changes: Options to change, by name: `caches="caches"`.
 
     Raises:
         PredictionError: If nothing is annotated, or no annotated slide can be used, or validation shares a case.

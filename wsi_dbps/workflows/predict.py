@@ -1,14 +1,15 @@
-"""`predict`: runs and caches become predictions, and the attention of every slide."""
+"""Runs and caches become predictions, and the attention of every slide."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from wsi_dbps.core.errors import ConfigError, PredictionError
 from wsi_dbps.core.settings import settings
-from wsi_dbps.workflows.cohorts import Split, cohort_part, one_slide
+from wsi_dbps.workflows.cohorts import Columns, Device, Fold, Split, cohort_part, one_slide
 from wsi_dbps.workflows.options import options_with, to_stderr
 from wsi_dbps.workflows.runs import fold_runs, member_runs, paths_of, warn_of_more_to_come, warn_of_seen
 
@@ -24,17 +25,13 @@ if TYPE_CHECKING:
 
 @settings
 class PredictOptions:
-    """Options of `predict`."""
+    """The options of `predict`."""
 
     split: Annotated[Split, "Which slides."] = "test"
-    fold: Annotated[int | None, "Take splits from the fold column, with this fold as test."] = None
-    folds: Annotated[
-        Literal["all"] | None, "all: each fold's test slides by its own run, into OUT/fold0, OUT/fold1 ..."
-    ] = None
-    device: Annotated[str, "auto (the first GPU, else the CPU), cpu, cuda, cuda:1, mps ..."] = "auto"
-    columns: Annotated[
-        tuple[str, ...], "Read the manifest with a column renamed: slide_id=FILENAME. May be repeated."
-    ] = ()
+    fold: Fold = None
+    folds: Annotated[str | None, "all: each fold's test slides by its own run, into OUT/fold0, OUT/fold1 ..."] = None
+    device: Device = "auto"
+    columns: Columns = ()
 
 
 @dataclass(frozen=True)
@@ -60,11 +57,16 @@ class PredictedFolder:
 
 
 @dataclass(frozen=True)
-class PredictResult:
-    """What `predict` found and wrote."""
+class PredictResult(os.PathLike[str]):
+    """Predictions and attention. It stands for the folder that was written wherever a path is taken."""
 
+    folder: Path
+    """Where they were written; with `folds="all"` the folder that holds fold0, fold1 ..."""
     folders: tuple[PredictedFolder, ...]
     """One; with `folds="all"` one for each fold."""
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.folder)
 
     @property
     def predictions(self) -> Predictions:
@@ -126,8 +128,8 @@ def predict(
         caches: Folder of patch caches, or of features, with a file per slide.
         out: Folder to write: predictions.csv, predict.json and attention/<slide_id>.h5.
         options: Which slides, and how.
-        say: Takes each notice: of leaks, of training that goes on, of labels that differ within a case.
-        **changes: Options to change, by name: `split="all"`.
+        say: Takes lines of notice: of leaks, of training that goes on, of labels that differ within a case.
+        changes: Options to change, by name: `split="all"`.
 
     Raises:
         PredictionError: If there is no slide to predict, or the slides' labels are not classes of the runs.
@@ -136,12 +138,12 @@ def predict(
     """
     options, members, out = options_with(options, changes), paths_of(runs), Path(out)
     if options.folds is None:
-        return PredictResult((_predicted(members, cohort, caches, out, options, options.fold, say),))
+        return PredictResult(out, (_predicted(members, cohort, caches, out, options, options.fold, say),))
     folds = fold_runs(members[0])
-    if len(members) > 1 or options.fold is not None or not folds:
+    if options.folds != "all" or len(members) > 1 or options.fold is not None or not folds:
         raise ConfigError("--folds takes `all`, one folder of `train --folds all`, and no --fold beside it")
     return PredictResult(
-        tuple(_predicted([run], cohort, caches, out / run.name, options, k, say) for k, run in folds.items())
+        out, tuple(_predicted([run], cohort, caches, out / run.name, options, k, say) for k, run in folds.items())
     )
 
 
@@ -161,8 +163,8 @@ def _predicted(
     slides = one_slide(cohort) or cohort_part(cohort, options.columns, options.split, fold)
     if mixed := mixed_cases(slides.records):
         say(
-            f"{len(mixed)} cases, the first {next(iter(mixed))}, have slides with different labels; they are predicted, "
-            "and written as cases without a label, which `evaluate` leaves out"
+            f"{len(mixed)} cases, the first {next(iter(mixed))}, have slides with different labels; they are "
+            "predicted, and written as cases without a label, which `evaluate` leaves out"
         )
     members = member_runs(runs, fold)
     checkpoints = [load_checkpoint(run / "best.pt") for run in members]
