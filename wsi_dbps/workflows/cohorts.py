@@ -95,3 +95,21 @@ def _no_slide(cohort: Cohort | PathLike, whole: Cohort, split: Split) -> str:
         f"{name}: holds no slide of split {split} ({found}, of {len(whole)} slides). For all slides add "
         f"--split all; to make splits run `wsi-dbps split {manifest} --out splits.csv` and give splits.csv"
     )
+
+
+def one_slide(path: Cohort | PathLike) -> Cohort | None:
+    """The cohort of one slide, where its file, its cache or its file of features is given; None for all else.
+
+    The slide's id is the file's name without the ending, which is how `tile` names a cache.
+    """
+    from wsi_dbps.cohort.cohort import SlideRecord
+    from wsi_dbps.cohort.manifest import SLIDE_ENDINGS
+
+    if isinstance(path, Cohort):
+        return None
+    path = Path(path)
+    for ending in (".h5", *SLIDE_ENDINGS):
+        if path.name.lower().endswith(ending):
+            slide_id = path.name[: -len(ending)]
+            return Cohort.of([SlideRecord(slide_id, slide_id, None if ending == ".h5" else path)])
+    return None
