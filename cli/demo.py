@@ -8,8 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from wsi_dbps_cli import atlas, evaluate, faithfulness, heatmap, localise, predict, tile, train
-from wsi_dbps_cli.options import Split
+from wsi_dbps_cli import tile
+from wsi_dbps_cli.derive import finish
+
+from wsi_dbps.workflows.atlas import atlas
+from wsi_dbps.workflows.evaluate import evaluate
+from wsi_dbps.workflows.faithfulness import faithfulness
+from wsi_dbps.workflows.heatmap import heatmap
+from wsi_dbps.workflows.localise import localise
+from wsi_dbps.workflows.predict import predict
+from wsi_dbps.workflows.train import train
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -87,22 +95,22 @@ def _whole_way(out: Path, slides: int, seed: int, epochs: int | None) -> None:
     resume = (run / "run.json").exists()
     flags = "".join(f" --set {change}" for change in changes) + " --resume" * resume
     _say(f"train {cohort} --caches {caches} --out {run} --config {config}{flags}")
-    train.command(cohort, caches, run, config=config, set_=changes, resume=resume)
+    finish(train(cohort, caches, run, config=config, set=changes, resume=resume))
     validation, truth, atlas_out = out / "validation", out / "truth", out / "atlas"
-    for part, folder in ((Split.TEST, predictions), (Split.VAL, validation)):
+    for part, folder in (("test", predictions), ("val", validation)):
         _say(f"predict {run} {cohort} --caches {caches} --split {part} --out {folder}")
-        predict.command([run], cohort, caches, folder, split=part)
+        print(predict(run, cohort, caches, folder, split=part).summary)
     _say(f"heatmap {run} {cohort} --caches {caches} --predictions {predictions} --split test --out {maps}")
-    heatmap.command([run], cohort, caches, maps, predictions=predictions, split=Split.TEST)
+    print(heatmap(run, cohort, caches, maps, predictions=predictions, split="test").summary)
     _say(f"localise {predictions} {cohort} --caches {caches} --val {validation} --out {truth}")
-    localise.command(predictions, cohort, truth, caches=caches, val=validation)
+    print(localise(predictions, cohort, truth, caches=caches, val=validation).summary)
     _say(f"faithfulness {run} {cohort} --caches {caches} --out {truth}")
-    faithfulness.command([run], cohort, caches, truth)
+    print(faithfulness(run, cohort, caches, truth).summary)
     _say(f"atlas {run} --caches {caches} --out {atlas_out}")
-    atlas.command(run, caches, atlas_out)
+    print(atlas(run, caches, atlas_out).summary)
     about = f"--val {validation} --heatmaps {maps} --truth {truth} --atlas {atlas_out}"
     _say(f"evaluate {predictions} --out {report} {about}")
-    evaluate.command([predictions], report, val=[validation], heatmaps=maps, truth=truth, atlas=atlas_out)
+    print(evaluate(predictions, report, val=validation, heatmaps=maps, truth=truth, atlas=atlas_out).summary)
 
     found = _compare(cohort, caches, predictions)
     print(f"\n{'on the test slides':<48} {'dbps':>6} {'colour only':>12}")

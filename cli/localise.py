@@ -3,37 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from wsi_dbps_cli.options import CohortCsv, Columns, Score, check_same_model, one_fold
+from wsi_dbps_cli.derive import derived, finish
+from wsi_dbps_cli.options import CohortCsv
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from wsi_dbps.cohort.cohort import SlideRecord
-    from wsi_dbps.core.geometry import Size
+from wsi_dbps.workflows.localise import LocaliseOptions, localise
 
 
+@derived()
 def command(
     pred: Annotated[
         Path, typer.Argument(metavar="PRED", help="Folder of predictions, as `wsi-dbps predict` wrote it.")
     ],
     cohort: CohortCsv,
+    options: LocaliseOptions,
     out: Annotated[
         Path | None, typer.Option(help="Folder for localisation.json; the predictions' own if not given.")
     ] = None,
-    score: Annotated[Score, typer.Option(help="What a tile is scored by.")] = Score.ATTENTION,
-    caches: Annotated[
-        Path | None, typer.Option(help="Caches or features, for size and mpp of the slides, which are then not opened.")
-    ] = None,
-    val: Annotated[
-        Path | None, typer.Option(help="Predictions of validation slides, on which the threshold of Dice is chosen.")
-    ] = None,
-    lesion: Annotated[list[str], typer.Option(help="Only areas of this class. May be repeated.")] = [],
-    bootstrap: Annotated[int, typer.Option(help="Resamples of the cases for each interval.")] = 2000,
-    seed: Annotated[int, typer.Option(help="Random seed for resampling.")] = 0,
-    columns: Columns = [],
 ) -> None:
     """Measure how well heatmaps agree with annotations.
 
@@ -41,87 +29,4 @@ def command(
 
     The manifest's `annotations` column names what was drawn; slides of the first class need none.
     """
-    from wsi_dbps.cohort.manifest import parse_columns, read_manifest
-    from wsi_dbps.core.errors import PredictionError
-    from wsi_dbps.core.files import write_json
-    from wsi_dbps.core.output_folder import output_folder
-    from wsi_dbps.core.settings import build
-    from wsi_dbps.explain.localisation import best_percentile, locate_slides, summarise
-    from wsi_dbps.formats.predictions import failed_slides, made_with, read_predicted
-    from wsi_dbps.metrics.bootstrap import MetricsConfig
-    from wsi_dbps.metrics.thresholds import check_validation, parts
-
-    config = build(MetricsConfig, {"num_bootstrap": bootstrap, "seed": seed}, "localise")
-    one_fold(pred)
-    whole = read_manifest(cohort, columns=parse_columns(columns))
-    if not any(record.annotations for record in whole.records):
-        raise PredictionError(f"{cohort}: no slide has annotations; name their files in a column annotations")
-    if val:
-        check_same_model(pred, val)
-    predicted = read_predicted(pred)
-    evaluated, validation = parts(predicted, read_predicted(val) if val else None)
-
-    def frame(record: SlideRecord) -> tuple[Size, float]:
-        return slide_frame(record, caches)
-
-    slides, unknown = locate_slides(evaluated, pred, whole, frame, score.value, lesion)
-    percentile = None
-    if validation is not None:
-        check_validation(evaluated, validation)
-        percentile = best_percentile(locate_slides(validation, val or pred, whole, frame, score.value, lesion)[0])
-        if percentile is None and val is not None:
-            raise PredictionError(f"{val}: no slide has annotated lesion, so no threshold can be chosen on them")
-    found = summarise(slides, unknown, score.value, percentile=percentile, config=config)
-    if left_out := len(predicted.slides) - len(evaluated.slides):
-        found["reasons"]["splits"] = f"{left_out} predicted slides are not of split test and are left out"
-    if failed := failed_slides(pred):
-        found["reasons"]["failed"] = f"{len(failed)} slides could not be predicted and are missing; see predict.json"
-    if model := made_with(pred).get("checkpoint_fingerprint"):
-        found["checkpoint_fingerprint"] = model
-    path = (out or pred) / "localisation.json"
-    with output_folder(path.parent, "localise", (path.name,)):
-        write_json(path, found)
-    said = [
-        f"{name} {_estimate(found[key], value)}"
-        for key, value, name in (
-            ("patch_auroc", "value", "patch AUROC"),
-            ("dice", "value", "Dice"),
-            ("froc", "score", "FROC"),
-        )
-        if key in found
-    ]
-    print(f"{', '.join(said) or 'nothing to measure'} over {len(slides)} slides: {path}")
-    for reason in found["reasons"].values():
-        print(f"  {reason}")
-
-
-def slide_frame(record: SlideRecord, caches: Path | None) -> tuple[Size, float]:
-    """A slide's size and µm per pixel at level 0: from its cache or features, or else from the slide file itself.
-
-    Raises:
-        CacheError: If the folder has no such cache, or features that do not say.
-        SlideError: If the slide cannot be opened.
-        MissingMppError: If nothing says how large a pixel is.
-    """
-    from wsi_dbps.core.errors import SlideError
-    from wsi_dbps.formats.features import open_bag
-    from wsi_dbps.slides.open import open_slide
-    from wsi_dbps.tiling.plan import resolve_mpp
-
-    if caches is not None:
-        cache = open_bag(caches, record.slide_id, mpp_lv0_um=record.mpp_um, slide=record.file)
-        return cache.slide_lv0, cache.mpp_lv0_um
-    if record.file is None:
-        raise SlideError(f"{record.slide_id}: neither --caches nor a path in the manifest say how large the slide is")
-    with open_slide(record.file) as slide:
-        return slide.info.size_lv0, resolve_mpp(record.slide_id, record.mpp_um, slide.info.mpp_um)[0]
-
-
-def _estimate(found: Mapping[str, float], value: str) -> str:
-    interval = f" ({_share(found['low'])} to {_share(found['high'])})" if "low" in found else ""
-    return f"{_share(found[value])}{interval}"
-
-
-def _share(value: float) -> str:
-    """Three digits; what is below 1 is not rounded up to certainty."""
-    return "above 0.999" if 0.9995 <= value < 1 else f"{value:.3f}"
+    finish(localise(pred, cohort, out, options))

@@ -24,12 +24,14 @@ ALL = [part for name in ("png", "ome-tiff", "geojson", "sheet", "csv") for part 
 @pytest.fixture(scope="module")
 def predicted(small_cohort, tmp_path_factory) -> tuple[Path, Path, Path, Path]:
     """(run, cohort.csv, caches, predictions with evidence)"""
-    from wsi_dbps_cli import predict, train
+    from wsi_dbps_cli import predict
     from wsi_dbps_cli.options import Split
+
+    from wsi_dbps.workflows.train import train
 
     manifest, caches = small_cohort
     run, pred = (tmp_path_factory.mktemp("drawn") / name for name in ("run", "pred"))
-    train.command(manifest, caches, run, set_=QUICK)
+    train(manifest, caches, run, set=QUICK)
     predict.command([run], manifest, caches, pred, split=Split.TEST)
     for path in (pred / "attention").glob("*.h5"):
         attention = read_attention(path)

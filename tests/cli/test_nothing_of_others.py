@@ -15,10 +15,10 @@ QUICK = ("--set", "encoder.name=small_gn", "--set", "encoder.dim=16", "--set", "
 
 @pytest.fixture(scope="module")
 def run(small_cohort, tmp_path_factory) -> Path:
-    from wsi_dbps_cli import train
+    from wsi_dbps.workflows.train import train
 
     run = tmp_path_factory.mktemp("others") / "run"
-    train.command(*small_cohort, run, set_=list(QUICK[1::2]))
+    train(*small_cohort, run, set=QUICK[1::2])
     return run
 
 

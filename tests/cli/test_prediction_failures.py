@@ -24,11 +24,11 @@ QUICK = [
 @pytest.fixture(scope="module")
 def trained(small_cohort, tmp_path_factory) -> tuple[Path, Path, Path]:
     """(cohort.csv, caches, run)"""
-    from wsi_dbps_cli import train
+    from wsi_dbps.workflows.train import train
 
     manifest, caches = small_cohort
     run = tmp_path_factory.mktemp("failures") / "run"
-    train.command(manifest, caches, run, set_=QUICK)
+    train(manifest, caches, run, set=QUICK)
     return manifest, caches, run
 
 

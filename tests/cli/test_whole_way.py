@@ -26,11 +26,11 @@ QUICK = [
 @pytest.fixture(scope="module")
 def trained(small_cohort, tmp_path_factory) -> tuple[Path, Path, Path]:
     """(cohort.csv, caches, run)"""
-    from wsi_dbps_cli import train
+    from wsi_dbps.workflows.train import train
 
     manifest, caches = small_cohort
     run = tmp_path_factory.mktemp("trained") / "run"
-    train.command(manifest, caches, run, set_=QUICK[1::2])
+    train(manifest, caches, run, set=QUICK[1::2])
     return manifest, caches, run
 
 

@@ -12,7 +12,7 @@ from wsi_dbps.core.errors import CheckpointError, PredictionError
 from wsi_dbps.explain.faithfulness import (
     FRACTIONS,
     FaithfulnessConfig,
-    SlideTruth,
+    SlideFaithfulness,
     _deleted,
     _estimate,
     _inserted,
@@ -21,7 +21,7 @@ from wsi_dbps.explain.faithfulness import (
     faithfulness,
 )
 from wsi_dbps.formats.patch_cache import PatchCache
-from wsi_dbps.inference.predict import Member
+from wsi_dbps.inference.member import Member
 from wsi_dbps.training.checkpoint import load_checkpoint
 from wsi_dbps.training.loop import train
 from wsi_dbps.training.settings import build_run_config
@@ -54,7 +54,7 @@ def test_one_patch_always_stays():
 
 def test_the_area_is_the_mean_gap():
     flat = np.full(len(FRACTIONS), 0.9)
-    slide = SlideTruth("s", "c", flat - 0.5, flat, flat, flat - 0.25, 0.0, 0.0, None, None)
+    slide = SlideFaithfulness("s", "c", flat - 0.5, flat, flat, flat - 0.25, 0.0, 0.0, None, None)
     assert slide.deletion_area == pytest.approx(0.5)
     assert slide.insertion_area == pytest.approx(0.25)
 
@@ -66,7 +66,7 @@ def test_overlap_is_a_jaccard_index_where_there_is_one():
 
 def test_intervals_draw_cases_and_are_absent_for_one():
     flat = np.zeros(len(FRACTIONS))
-    slides = [SlideTruth(f"s{i}", f"c{i // 2}", flat, flat, flat, flat, 0, 0, None, None) for i in range(4)]
+    slides = [SlideFaithfulness(f"s{i}", f"c{i // 2}", flat, flat, flat, flat, 0, 0, None, None) for i in range(4)]
     assert _estimate(slides[:2], [1.0, 3.0], FEW) == {"value": 2.0}
     found = _estimate(slides, [1.0, 3.0, 5.0, 7.0], FEW)
     assert (found["low"], found["value"], found["high"]) == (2.0, 4.0, 6.0)

@@ -11,7 +11,8 @@ from wsi_dbps.cohort.manifest import read_manifest, write_manifest
 from wsi_dbps.core.errors import CacheError, PredictionError
 from wsi_dbps.formats.attention import attention_path, read_attention
 from wsi_dbps.formats.predictions import read_predictions
-from wsi_dbps.inference.predict import predict, together
+from wsi_dbps.inference.predict import predict
+from wsi_dbps.inference.predictor import together
 from wsi_dbps.training.checkpoint import load_checkpoint
 from wsi_dbps.training.folds import train_folds
 from wsi_dbps.training.settings import build_run_config

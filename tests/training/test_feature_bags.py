@@ -16,7 +16,8 @@ from wsi_dbps.formats.features import FeatureFile
 from wsi_dbps.formats.patch_cache import PatchCache
 from wsi_dbps.formats.patch_filter import PatchFilter
 from wsi_dbps.inference.embed import embed
-from wsi_dbps.inference.predict import Predictor, predict
+from wsi_dbps.inference.predict import predict
+from wsi_dbps.inference.predictor import Predictor
 from wsi_dbps.models.encoders import build_encoder
 from wsi_dbps.models.settings import EncoderConfig
 from wsi_dbps.training.checkpoint import load_checkpoint

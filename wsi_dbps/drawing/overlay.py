@@ -49,23 +49,41 @@ def draw_overlay(
     smooth_um: float = 0.0,
     scale: float = EVIDENCE_SCALE,
 ) -> None:
-    """Write a PNG: the thumbnail, and over it the attention as it is, as percentiles, and the evidence by class.
+    """Write the picture of `overlay_figure` as a PNG.
+
+    Raises:
+        PredictionError: As `overlay_figure`.
+        OutputError: If the file cannot be written.
+    """
+    figure = overlay_figure(attention, thumbnail_HWC, slide_lv0, mpp_lv0_um, smooth_um=smooth_um, scale=scale)
+    with written_whole(path) as partial:
+        figure.savefig(partial, format="png", dpi=DPI, metadata={"Software": None}, pil_kwargs={"compress_level": 4})
+
+
+def overlay_figure(
+    attention: SlideAttention,
+    thumbnail_HWC: npt.NDArray[np.uint8],
+    slide_lv0: Size,
+    mpp_lv0_um: float,
+    *,
+    smooth_um: float = 0.0,
+    scale: float = EVIDENCE_SCALE,
+) -> Figure:
+    """The thumbnail, and over it the attention as it is, as percentiles, and the attribution by class.
 
     Attention is shown as a multiple of an even share: 1 is what every tile would get if all got the same. Salient and
-    recycled tiles are outlined on the slide only, where the outlines hide no value however small the tiles.
+    sub-salient tiles are outlined on the slide only, where the outlines hide no value however small the tiles.
 
     Args:
-        path: PNG to write.
         attention: What to draw; it may have no tiles.
         thumbnail_HWC: (H, W, 3) RGB picture of the whole slide.
         slide_lv0: Slide size in level-0 pixels.
         mpp_lv0_um: µm per pixel at level 0.
         smooth_um: See `rasterize`.
-        scale: Evidence of full colour, in log-odds; the same for all slides that are to be compared.
+        scale: Attribution of full colour, in log-odds; the same for all slides that are to be compared.
 
     Raises:
         PredictionError: If a tile starts outside the slide, or a value is not finite.
-        OutputError: If the file cannot be written.
     """
     check_on_slide(attention, slide_lv0)
     picture = Size(thumbnail_HWC.shape[1], thumbnail_HWC.shape[0])
@@ -84,8 +102,7 @@ def draw_overlay(
     outlined_N = _outlined(attention.role_N)
     _outline(slide, boxes_N4, outlined_N)
     _legend(slide, outlined_N)
-    with written_whole(path) as partial:
-        figure.savefig(partial, format="png", dpi=DPI, metadata={"Software": None}, pil_kwargs={"compress_level": 4})
+    return figure
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Is the heatmap true? Deletion and insertion of a slide's top patches, and how far chance moves a prediction.
+"""Do heatmaps show what predictions depend on? Deletion and insertion of top patches, and how far chance moves them.
 
 Deletion takes the patches of highest score away and asks how fast the probability of the class predicted from the whole
 slide falls; insertion starts from them alone and asks how fast it rises. Both beside the same with patches in random
@@ -22,7 +22,8 @@ from wsi_dbps.core.errors import PredictionError
 from wsi_dbps.core.files import write_json
 from wsi_dbps.core.output_folder import output_folder
 from wsi_dbps.core.settings import settings
-from wsi_dbps.inference.predict import Predictor, check_same_patches, slide_draws
+from wsi_dbps.inference.member import slide_draws
+from wsi_dbps.inference.predictor import Predictor, check_same_patches
 from wsi_dbps.metrics.bootstrap import TWO_CASES, MetricsConfig, mean_estimate
 from wsi_dbps.models.spill import EmbeddingSpill
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from wsi_dbps.cohort.cohort import Cohort, SlideRecord
-    from wsi_dbps.inference.predict import Member
+    from wsi_dbps.inference.member import Member
     from wsi_dbps.training.checkpoint import Checkpoint
 
 FRACTIONS: Final = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -66,7 +67,7 @@ class FaithfulnessConfig:
 
 
 @dataclass(frozen=True)
-class SlideTruth:
+class SlideFaithfulness:
     """What was found on one slide, the mean of the runs."""
 
     slide_id: str
@@ -104,7 +105,20 @@ def _area(difference_F: npt.NDArray[np.float64]) -> float:
     return float(trapezoid(difference_F, FRACTIONS) / (FRACTIONS[-1] - FRACTIONS[0]))
 
 
-def faithfulness(
+@dataclass(frozen=True)
+class Faithfulness:
+    """What was found on a cohort."""
+
+    slides: tuple[SlideFaithfulness, ...]
+    failed: tuple[str, ...]
+    """One line for each slide that could not be tested, beginning with its id."""
+    numbers: dict[str, Any]
+    """The content of faithfulness.json."""
+    stability: dict[str, Any]
+    """The content of stability.json."""
+
+
+def measure_faithfulness(
     checkpoints: Sequence[Checkpoint],
     cohort: Cohort,
     caches: Path,
@@ -112,11 +126,8 @@ def faithfulness(
     config: FaithfulnessConfig | None = None,
     *,
     device: str = "auto",
-) -> tuple[tuple[SlideTruth, ...], tuple[str, ...]]:
+) -> Faithfulness:
     """Put the heatmaps of one run, or of several, to the test, and write faithfulness.json and stability.json.
-
-    Returns:
-        What was found by slide, and a line for each slide that failed.
 
     Raises:
         PredictionError: If there is no slide, or no slide could be tested, or the runs' classes differ.
@@ -125,7 +136,7 @@ def faithfulness(
     config = config or FaithfulnessConfig()
     if not len(cohort):
         raise PredictionError("no slide to test heatmaps on: the cohort, or the split asked for, is empty")
-    found: list[SlideTruth] = []
+    found: list[SlideFaithfulness] = []
     with (
         output_folder(out, "faithfulness", ("faithfulness.json", "stability.json")),
         Predictor(checkpoints, caches, device=device) as predictor,
@@ -140,17 +151,19 @@ def faithfulness(
             "checkpoint_fingerprint": predictor.fingerprint,
             "failed": list(failed),
         }
-        write_json(out / "faithfulness.json", faithfulness_json(found, config) | made)
-        write_json(out / "stability.json", stability_json(found, config, len(checkpoints)) | made)
-    return tuple(found), failed
+        numbers = faithfulness_json(found, config) | made
+        stability = stability_json(found, config, len(checkpoints)) | made
+        write_json(out / "faithfulness.json", numbers)
+        write_json(out / "stability.json", stability)
+    return Faithfulness(tuple(found), failed, numbers, stability)
 
 
-def _slide(predictor: Predictor, record: SlideRecord, config: FaithfulnessConfig) -> SlideTruth:
+def _slide(predictor: Predictor, record: SlideRecord, config: FaithfulnessConfig) -> SlideFaithfulness:
     check_same_patches(record.slide_id, [member.cache(record).coords_N2 for member in predictor.members])
     members = [_member(member, record, config) for member in predictor.members]
     deletion_F, deletion_random_F, insertion_F, insertion_random_F = np.mean([m.curves_4F for m in members], axis=0)
     overlaps = [member.salient_overlap for member in members if member.salient_overlap is not None]
-    return SlideTruth(
+    return SlideFaithfulness(
         record.slide_id,
         record.case_id,
         deletion_F,
@@ -243,7 +256,7 @@ def _mean_correlation(scores: Sequence[npt.NDArray[np.float64]]) -> float | None
 # ---- what is written
 
 
-def faithfulness_json(found: Sequence[SlideTruth], config: FaithfulnessConfig) -> dict[str, Any]:
+def faithfulness_json(found: Sequence[SlideFaithfulness], config: FaithfulnessConfig) -> dict[str, Any]:
     """Curves, means over the slides, and the areas between with intervals by case."""
 
     def curves(name: str) -> dict[str, Any]:
@@ -270,7 +283,7 @@ def faithfulness_json(found: Sequence[SlideTruth], config: FaithfulnessConfig) -
     }
 
 
-def stability_json(found: Sequence[SlideTruth], config: FaithfulnessConfig, num_runs: int) -> dict[str, Any]:
+def stability_json(found: Sequence[SlideFaithfulness], config: FaithfulnessConfig, num_runs: int) -> dict[str, Any]:
     """How far drop seeds, and runs, move predictions and scores."""
     reasons: dict[str, str] = {}
     values: dict[str, dict[str, float]] = {}
@@ -300,6 +313,8 @@ def _no_intervals(estimates: Mapping[str, Mapping[str, float]]) -> dict[str, str
     return {"intervals": f"{', '.join(lacking)}: {TWO_CASES}"} if lacking else {}
 
 
-def _estimate(found: Sequence[SlideTruth], values: Sequence[float], config: FaithfulnessConfig) -> dict[str, float]:
+def _estimate(
+    found: Sequence[SlideFaithfulness], values: Sequence[float], config: FaithfulnessConfig
+) -> dict[str, float]:
     how = MetricsConfig(num_bootstrap=config.num_bootstrap, seed=config.seed)
     return mean_estimate(values, [slide.case_id for slide in found], how).to_dict()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 
 from wsi_dbps.cohort.annotations import lesion_shares, read_lesion
+from wsi_dbps.cohort.each_slide import each_slide
 from wsi_dbps.core.errors import PredictionError
 from wsi_dbps.explain import froc
 from wsi_dbps.formats.attention import attention_path, read_attention
@@ -78,7 +79,7 @@ def dice(
 
 @dataclass(frozen=True)
 class LocatedSlide:
-    """One slide's tiles beside the truth."""
+    """One slide's tiles beside its lesion."""
 
     slide_id: str
     case_id: str
@@ -113,6 +114,18 @@ def tile_scores(attention: SlideAttention, score: Score) -> tuple[npt.NDArray[np
     return scores_N, confidence_N
 
 
+@dataclass(frozen=True)
+class Located:
+    """What became of the predicted slides of a cohort."""
+
+    slides: tuple[LocatedSlide, ...]
+    """Those whose lesion is known."""
+    unknown: tuple[str, ...] = ()
+    """Ids of slides that are neither annotated nor of the first class."""
+    failed: tuple[str, ...] = ()
+    """One line for each slide whose attention or annotations cannot be used, beginning with its id."""
+
+
 def locate_slides(
     predictions: Predictions,
     folder: Path,
@@ -120,10 +133,10 @@ def locate_slides(
     frame: Frame,
     score: Score = "attention",
     names: Collection[str] = (),
-) -> tuple[list[LocatedSlide], list[str]]:
-    """The predicted slides whose truth is known, and the ids of the others.
+) -> Located:
+    """Lay the tiles of every predicted slide on its lesion; a slide with which it cannot be done is named.
 
-    A slide is known by its annotations, or by its label if that is the model's first class: it is then free of lesion.
+    A slide's lesion is known by its annotations, or by its label if that is the model's first class: there is none.
 
     Args:
         predictions: Which slides.
@@ -134,24 +147,27 @@ def locate_slides(
         names: As in `read_lesion`.
 
     Raises:
-        PredictionError: If a slide's attention is missing, or of another prediction, or does not say how large a tile
-            is; or a predicted slide is not in the cohort.
-        SlideError: If annotations cannot be used, or a slide of another class has a file without an area.
+        PredictionError: If a predicted slide is not in the cohort, or all slides failed, or all that are annotated.
     """
-    records = {record.slide_id: record for record in cohort.records}
-    known, unknown = [], []
-    for row in predictions.slides:
-        if (record := records.get(str(row.slide_id))) is None:
-            raise PredictionError(
-                f"{folder}: predicts {row.slide_id}, which is not in the cohort; give its own manifest"
-            )
-        is_free = record.label == predictions.classes[0]
-        if record.annotations is None and not is_free:
-            unknown.append(record.slide_id)
-            continue
-        attention = _attention_of(row, predictions.classes, attention_path(folder, record.slide_id))
-        known.append(_located(record, attention, frame, score, names, is_free=is_free))
-    return known, unknown
+    of_cohort, rows = {record.slide_id: record for record in cohort.records}, predictions.slides
+    if strange := [row.slide_id for row in rows if row.slide_id not in of_cohort]:
+        raise PredictionError(f"{folder}: predicts {strange[0]}, which is not in the cohort; give its own manifest")
+    free, of_id = predictions.classes[0], {str(row.slide_id): row for row in rows}
+    records = [of_cohort[slide_id] for slide_id in of_id]
+    known = [record for record in records if record.annotations is not None or record.label == free]
+    slides: list[LocatedSlide] = []
+
+    def one(record: SlideRecord) -> None:
+        path = attention_path(folder, record.slide_id)
+        attention = _attention_of(of_id[record.slide_id], predictions.classes, path)
+        slides.append(_located(record, attention, frame, score, names, is_free=record.label == free))
+
+    failed = each_slide("localising", known, one)
+    needed = {record.slide_id for record in known if record.annotations is not None} or {r.slide_id for r in known}
+    if failed and not needed & {slide.slide_id for slide in slides}:
+        raise PredictionError(f"no slide could be laid on its annotations; {failed[0]}")
+    unknown = tuple(record.slide_id for record in records if record not in known)
+    return Located(tuple(slides), unknown, failed)
 
 
 def _attention_of(row: Prediction, classes: tuple[str, ...], path: Path) -> SlideAttention:
