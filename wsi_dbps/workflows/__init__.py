@@ -1,0 +1,1 @@
+"""What each command does, as one typed function: a request in, a result out."""
