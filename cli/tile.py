@@ -16,14 +16,12 @@ import typer
 from wsi_dbps_cli.options import CohortCsv, Columns, Slides, num_cores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from concurrent.futures import Executor
-    from contextlib import AbstractContextManager
+    from collections.abc import Iterator, Sequence
     from types import FrameType
 
     from wsi_dbps.cohort.cohort import SlideRecord
     from wsi_dbps.formats.spec import CacheSpec
-    from wsi_dbps.tiling.tile_slide import SlideOutcome
+    from wsi_dbps.tiling.outcomes import Failed, Kept, Tiled
 
 
 _CHOOSING_TILES = ("mpp", "mag", "size", "overlap", "tissue", "drop_pen", "min_tissue")
@@ -178,6 +176,8 @@ def command(
     if dry_run:
         failed = print_plan(records, spec)
     else:
+        from wsi_dbps.tiling.outcomes import Failed
+
         with _ending_in_one_line():
             outcomes = tile_all(records, spec, out, workers, overwrite=overwrite, time_limit_s=time_limit, dask=dask)
             if sheet:
@@ -187,7 +187,7 @@ def command(
 
                 rows, ids = read_table(out), [record.slide_id for record in whole]  # with --shard some are yet to come
                 write_contact_sheet([id_ for id_ in ids if id_ in rows or cache_path(out, id_).exists()], out)
-        failed = sum(outcome.error is not None for outcome in outcomes)
+        failed = sum(isinstance(outcome, Failed) for outcome in outcomes)
     if failed:
         raise typer.Exit(1)
 
@@ -201,7 +201,7 @@ def tile_all(
     overwrite: bool = False,
     time_limit_s: float | None = None,
     dask: str | None = None,
-) -> list[SlideOutcome]:
+) -> list[Tiled | Kept | Failed]:
     """Tile a cohort in local processes or on a cluster, saying how it goes.
 
     A time limit of None is the default one where each slide has a process of its own, which alone can be ended without
@@ -211,7 +211,9 @@ def tile_all(
     from wsi_dbps.core.progress import Progress
     from wsi_dbps.tiling import contact_sheet
     from wsi_dbps.tiling import overview as table
-    from wsi_dbps.tiling.tile_slide import tile_cohort
+    from wsi_dbps.tiling.executors import in_processes, in_this_process, on_cluster
+    from wsi_dbps.tiling.outcomes import Failed, Kept, Tiled
+    from wsi_dbps.tiling.tile_cohort import tile_cohort
 
     for name in (table.NAME, contact_sheet.NAME):
         refuse_to_replace(out / name)
@@ -219,11 +221,11 @@ def tile_all(
     workers = max(1, min(workers or cores, len(records)))
     threads = max(1, cores // workers)
     if dask is not None:
-        new_executor = _cluster(dask)
+        new_executor = on_cluster(dask)
     elif len(records) == 1 and not time_limit_s:
-        new_executor = _here
+        new_executor = in_this_process
     else:
-        new_executor = _local
+        new_executor = in_processes
         time_limit_s = _TIME_LIMIT_S if time_limit_s is None else time_limit_s
     start, outcomes = time.monotonic(), []
     with Progress("tiling", len(records), "slides") as progress:
@@ -238,15 +240,18 @@ def tile_all(
             overwrite=overwrite,
         ):
             outcomes.append(outcome)
-            lines = [outcome.error, outcome.traceback, *(f"{outcome.slide_id}: {note}" for note in outcome.notes)]
-            for line in filter(None, lines):
-                progress.say(line)
-            progress.advance(extra=f"{sum(o.num_patches for o in outcomes)} patches")
+            if isinstance(outcome, Failed):
+                for line in filter(None, (outcome.error, outcome.traceback)):
+                    progress.say(line)
+            elif isinstance(outcome, Tiled):
+                for note in outcome.notes:
+                    progress.say(f"{outcome.slide_id}: {note}")
+            progress.advance(extra=f"{sum(o.num_patches for o in outcomes if not isinstance(o, Failed))} patches")
     table.add_to_table(out, outcomes)
     seconds = time.monotonic() - start
-    written = [o for o in outcomes if o.error is None and not o.skipped]
+    written = [o for o in outcomes if isinstance(o, Tiled)]
     patches = sum(o.num_patches for o in written)
-    kept, failed = sum(o.skipped for o in outcomes), sum(o.error is not None for o in outcomes)
+    kept, failed = (sum(isinstance(o, kind) for o in outcomes) for kind in (Kept, Failed))
     print(
         f"{len(written)} slides tiled ({patches} patches, {patches / seconds:.0f}/s), "
         f"{kept} kept as they were, {failed} failed: {out}"
@@ -323,61 +328,12 @@ def _shard(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
-def _here(workers: int) -> Executor:
-    """This process: a lone slide has no others to protect, and need not wait for a second interpreter."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    return ThreadPoolExecutor(workers)
-
-
-def _local(workers: int) -> Executor:
-    """Processes on this machine: a decoder that crashes takes one down, not the run."""
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_all_start_methods, get_context
-
-    from wsi_dbps.tiling.tile_slide import end_with_parent
-
-    method = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
-    context = get_context(method)
-    if method == "forkserver":
-        context.set_forkserver_preload(["wsi_dbps.tiling.tile_slide"])
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent)
-
-
-def _cluster(address: str) -> Callable[[int], AbstractContextManager[Executor]]:
-    """What gives the workers of a dask cluster as an executor, however many there are, while it has a scheduler."""
-    from wsi_dbps.core.errors import ConfigError
-
-    try:
-        from distributed import Client
-    except ImportError:
-        raise ConfigError("--dask needs dask.distributed: pip install 'wsi-dbps[dask]'") from None
-    try:
-        client = Client(address, timeout=10, set_as_default=False)
-    except OSError as error:
-        raise ConfigError(f"--dask {address}: no scheduler answers ({' '.join(str(error).split())})") from None
-
-    def check_scheduler() -> None:
-        if client.status != "running":
-            raise ConfigError(
-                f"--dask {address}: the scheduler no longer answers; finished slides are kept; start it again, and the "
-                "same command goes on"
-            )
-
-    @contextmanager
-    def executor(_workers: int) -> Iterator[Executor]:
-        check_scheduler()
-        with client.get_executor(pure=False) as workers:
-            yield workers
-        check_scheduler()  # without it all that is under way is cancelled, as if each slide had killed its worker
-
-    return executor
-
-
 def print_plan(records: Sequence[SlideRecord], spec: CacheSpec) -> int:
     """Print what tiling would do, a row a slide; the number of slides that would fail."""
     from wsi_dbps.core.errors import WsiDbpsError
-    from wsi_dbps.tiling.tile_slide import estimate_bytes, named, notes, plan_slide
+    from wsi_dbps.tiling.doubts import slide_notes
+    from wsi_dbps.tiling.slide_plan import plan_slide
+    from wsi_dbps.tiling.tile_slide import estimate_bytes, named
 
     row = "{:<28} {:<14} {:>15} {:>8} {:<8} {:>5} {:>7} {:>9}"
     print(row.format("slide", "vendor", "size", "mpp", "from", "level", "tiles", "size MB"))
@@ -385,7 +341,7 @@ def print_plan(records: Sequence[SlideRecord], spec: CacheSpec) -> int:
     for record in records:
         try:
             decided = plan_slide(record, spec)
-            size = estimate_bytes(record, spec, decided) / 1e6
+            size = estimate_bytes(decided) / 1e6
         except WsiDbpsError as error:
             failed += 1
             print(f"fails: {named(record, error)}")
@@ -397,7 +353,7 @@ def print_plan(records: Sequence[SlideRecord], spec: CacheSpec) -> int:
         mpp, level = f"{plan.mpp_lv0_um:.4g}", decided.pixels.level
         cells = (decided.info.vendor, str(plan.slide_lv0), mpp, source, level, len(plan), f"{size:.1f}")
         print(row.format(record.slide_id, *cells))
-        for note in notes(decided, spec):
+        for note in slide_notes(decided):
             print(f"  {note}")
         tiles, megabytes = tiles + len(plan), megabytes + size
     print(f"{len(records)} slides, {failed} would fail; {tiles} tiles, about {megabytes:.0f} MB; nothing was written")

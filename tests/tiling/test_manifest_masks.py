@@ -12,8 +12,9 @@ from wsi_dbps.cohort.cohort import SlideRecord
 from wsi_dbps.core.errors import SlideError
 from wsi_dbps.core.geometry import Size
 from wsi_dbps.formats.spec import CacheSpec, TilingSpec
+from wsi_dbps.tiling.doubts import slide_notes
 from wsi_dbps.tiling.masks import MAX_POINTS, read_mask
-from wsi_dbps.tiling.tile_slide import notes, plan_slide
+from wsi_dbps.tiling.slide_plan import plan_slide
 
 SLIDE, GRID = Size(4000, 2000), Size(200, 100)
 
@@ -219,7 +220,7 @@ def test_a_mask_that_is_tissue_everywhere_is_said(tmp_path: Path) -> None:
         mask[:100] = value
         Image.fromarray(mask).save(tmp_path / "mask.png")
         record = SlideRecord("a", "a", tmp_path / "slide.png", mpp_um=0.5, mask=tmp_path / "mask.png")
-        found = [note for note in notes(plan_slide(record, spec), spec) if "mask" in note]
+        found = [note for note in slide_notes(plan_slide(record, spec)) if "mask" in note]
         assert [note.partition(" of the slide?")[0] for note in found] == said
     everything = SlideRecord("a", "a", tmp_path / "slide.png", mpp_um=0.5, extra={"tissue": "none"})
-    assert list(notes(plan_slide(everything, spec), spec)) == []  # it has no mask to mistake
+    assert list(slide_notes(plan_slide(everything, spec))) == []  # it has no mask to mistake

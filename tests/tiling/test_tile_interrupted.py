@@ -18,7 +18,9 @@ from PIL import Image
 from wsi_dbps.cohort.cohort import SlideRecord
 from wsi_dbps.core.errors import OutputError
 from wsi_dbps.formats.patch_cache import PatchCache
-from wsi_dbps.tiling.tile_slide import tile_cohort, tile_slide
+from wsi_dbps.tiling.outcomes import Failed, Tiled
+from wsi_dbps.tiling.tile_cohort import tile_cohort
+from wsi_dbps.tiling.tile_slide import tile_slide
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals and limits")
 
@@ -56,7 +58,7 @@ def test_a_killed_run_leaves_no_cache_and_the_next_one_is_as_if_nothing_had_been
     whole = cache_file.read_bytes()
     assert run_limited(slide_path, tmp_path, int(share * len(whole))) == -signal.SIGXFSZ
     assert glob.glob("*", root_dir=tmp_path) == ["a.h5.wsi-dbps-part"]
-    assert tile_slide(record, make_spec(), tmp_path).error is None
+    assert isinstance(tile_slide(record, make_spec(), tmp_path), Tiled)
     assert glob.glob("*", root_dir=tmp_path) == ["a.h5"]
     found, expected = PatchCache(tmp_path / "a.h5"), PatchCache(cache_file)
     assert found.jpegs(range(len(found))) == expected.jpegs(range(len(expected)))
@@ -136,7 +138,7 @@ def test_a_disk_too_small_at_any_stage_is_named_and_left_clean(
             tile_slide(record, make_spec(), disk)
         assert str(caught.value) == f"{disk}/a.h5: cannot be written: No space left on device"
         assert glob.glob("*", root_dir=disk) == ["note"]
-    assert tile_slide(record, make_spec(), small_disk(3 * kib)).error is None
+    assert isinstance(tile_slide(record, make_spec(), small_disk(3 * kib)), Tiled)
 
 
 @posix
@@ -200,7 +202,7 @@ def test_a_slide_that_kills_its_process_is_named_and_the_others_are_done(record,
     pool = partial(ProcessPoolExecutor, mp_context=get_context("spawn"), initializer=exec, initargs=(limit, {}))
     found = list(tile_cohort(records, make_spec(tissue="none"), tmp_path / "out", new_executor=pool, workers=2))
     assert sorted(o.slide_id for o in found) == ["a", "b", "c", "deadly"]
-    errors = {o.slide_id: o.error for o in found if o.error}
+    errors = {o.slide_id: o.error for o in found if isinstance(o, Failed)}
     assert errors == {
         "deadly": f"deadly: {tmp_path}/noise.png: the process that tiled it was killed, perhaps for want of memory, or "
         "crashed in the slide's decoder; try it alone, or with another --reader"

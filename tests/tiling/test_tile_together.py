@@ -18,7 +18,9 @@ import pytest
 from wsi_dbps.cohort.cohort import SlideRecord
 from wsi_dbps.core import files
 from wsi_dbps.formats.patch_cache import PatchCache
-from wsi_dbps.tiling.tile_slide import tile_cohort, tile_slide
+from wsi_dbps.tiling.outcomes import Busy, Failed, Tiled
+from wsi_dbps.tiling.tile_cohort import tile_cohort
+from wsi_dbps.tiling.tile_slide import tile_slide
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX locks and signals")
 
@@ -45,7 +47,7 @@ def holder(tmp_path: Path):
 @posix
 def test_a_slide_that_another_process_is_at_is_left_alone(holder, record, make_spec, tmp_path: Path) -> None:
     outcome = tile_slide(record, make_spec(), tmp_path, wait=False)
-    assert (outcome.busy, outcome.path, outcome.error) == (True, None, None)
+    assert outcome == Busy("a")
     assert (tmp_path / "a.h5.wsi-dbps-part").read_bytes() == b"half of it"
     holder.send_signal(signal.SIGKILL)
     holder.wait()
@@ -72,8 +74,8 @@ def test_two_runs_share_a_cohort_without_tiling_a_slide_twice(record, make_spec,
 
     with ThreadPoolExecutor(2) as pool:
         outcomes = [outcome for found in pool.map(run, range(2)) for outcome in found]
-    assert not [o.error for o in outcomes if o.error]
-    tiled = [o.slide_id for o in outcomes if not o.skipped]
+    assert not [o for o in outcomes if isinstance(o, Failed)]
+    tiled = [o.slide_id for o in outcomes if isinstance(o, Tiled)]
     assert sorted(tiled) == [r.slide_id for r in records]  # each once
     assert sorted(glob.glob("*", root_dir=tmp_path)) == [f"{r.slide_id}.h5" for r in records]
 
@@ -136,7 +138,7 @@ def test_a_slide_that_hangs_fails_after_the_time_limit_and_the_others_are_done(
     assert found.pop("hangs").error == (
         f"hangs: {tmp_path}/hangs.svs: it took longer than 5 s; raise --time-limit, or try another --reader"
     )
-    assert [o.error for o in found.values()] == [None] * 3
+    assert [type(o) for o in found.values()] == [Tiled] * 3
     assert sorted(glob.glob("*", root_dir=tmp_path / "out")) == ["a.h5", "b.h5", "c.h5"]
 
 
@@ -242,7 +244,7 @@ def test_a_dask_cluster_tiles_the_same_and_outlives_a_killed_worker(record, make
         os.kill(next(iter(client.run(os.getpid).values())), signal.SIGKILL)
         found += outcomes
     assert sorted(o.slide_id for o in found) == [r.slide_id for r in records]
-    assert not [o.error for o in found if o.error]
+    assert not [o for o in found if isinstance(o, Failed)]
     alone = PatchCache(tile_slide(record, make_spec(), tmp_path / "alone").path)
     for slide in records:
         cache = PatchCache(tmp_path / f"{slide.slide_id}.h5")
