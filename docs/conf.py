@@ -18,6 +18,7 @@ from sphinx.application import Sphinx
 from sphinx.errors import SphinxError
 
 import wsi_dbps
+from wsi_dbps.workflows.options import OptionType, option_types
 
 DOCS = Path(__file__).parent
 GENERATED = DOCS / "reference" / "generated"
@@ -36,6 +37,7 @@ smartquotes = False  # or --option gets a dash
 napoleon_numpy_docstring = False
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": True, "ignore-module-all": True}
+autodoc_preserve_defaults = True
 add_module_names = False
 suppress_warnings = ["ref.python"]  # two packages may each have a class of one name
 python_use_unqualified_type_names = True
@@ -46,6 +48,7 @@ def setup(app: Sphinx) -> None:
     write_generated_pages()
     app.connect("source-read", include_from_the_root)
     app.connect("autodoc-process-docstring", plain_docstring, priority=400)  # before napoleon reads its sections
+    app.connect("autodoc-process-signature", short_signature)
     app.connect("build-finished", refuse_anything_from_elsewhere)
 
 
@@ -126,9 +129,11 @@ def escaped(text: str) -> str:
     )
 
 
-def plain_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:  # noqa: ARG001
+def plain_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Let a docstring say what it says as plain text: no markup but `code`; drawings and examples stay as they are."""
     paragraphs = "\n".join(lines).split("\n\n")
+    if declared := options_of(obj):
+        paragraphs.append("Args:" + "".join(f"\n    {name}: {option.help}" for name, option in declared.items()))
     for i, paragraph in enumerate(paragraphs):
         if re.search(r"\S {3,}\S|[├└]", paragraph):
             paragraphs[i] = "::\n\n" + indent(dedent(paragraph), "    ")
@@ -140,7 +145,22 @@ def plain_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, l
     lines[:] = "\n\n".join(paragraphs).split("\n")
 
 
-def include_from_the_root(app: Sphinx, docname: str, source: list[str]) -> None:  # noqa: ARG001
+def short_signature(app: Sphinx, what: str, name: str, obj: Any, *rest: Any) -> tuple[str, str] | None:
+    """The signature of an options class without its annotations, which hold the help texts."""
+    if not options_of(obj):
+        return None
+    parameters = inspect.signature(obj).parameters.values()
+    return str(
+        inspect.Signature([parameter.replace(annotation=inspect.Parameter.empty) for parameter in parameters])
+    ), ""
+
+
+def options_of(obj: object) -> dict[str, OptionType]:
+    """What the fields of an options class say; nothing for anything else."""
+    return option_types(obj) if inspect.isclass(obj) and obj.__name__.endswith("Options") else {}
+
+
+def include_from_the_root(app: Sphinx, docname: str, source: list[str]) -> None:
     """Replace `<!-- include NAME -->` by a file outside docs/, its links turned to those of the site."""
     for name in re.findall(r"<!-- include (\S+) -->", source[0]):
         text = (DOCS.parent / name).read_text(encoding="utf-8").replace("](docs/", "](")
