@@ -26,7 +26,7 @@ from wsi_dbps_cli import (
     tile,
     train,
 )
-from wsi_dbps_cli.ending import end_at_once, to_go_on
+from wsi_dbps_cli.exits import end_at_once, to_go_on
 
 from wsi_dbps.core.errors import StoppedError, WsiDbpsError
 
