@@ -259,7 +259,7 @@ class Member:
         role_N = np.zeros(len(cache), np.uint8)
         role_N[output.selection.salient_M] = ROLES.index("salient")
         role_N[output.selection.subsalient_S] = ROLES.index("recycled")
-        probabilities = tuple(float(p) for p in output.logits_C.double().softmax(dim=0))
+        probabilities = tuple(self.checkpoint.task.predictions(output.logits_C).tolist())
         return SlideAttention(
             slide_id=record.slide_id,
             prediction=Prediction(
@@ -344,9 +344,5 @@ def check_labels(checkpoint: Checkpoint, cohort: Cohort) -> None:
     """
     if not len(cohort):
         raise PredictionError("no slide to predict: the cohort, or the split asked for, is empty")
-    unknown: Sequence[SlideRecord] = [r for r in cohort.records if r.label not in (None, *checkpoint.classes)]
-    if unknown:
-        raise PredictionError(
-            f"{checkpoint.path}: has classes {', '.join(checkpoint.classes)}, but slide {unknown[0].slide_id} is "
-            f"labelled {unknown[0].label!r} ({len(unknown)} such slides); mend the labels, or leave them empty"
-        )
+    if misfit := checkpoint.task.misfit(cohort.records):
+        raise PredictionError(f"{checkpoint.path}: {misfit}")
