@@ -98,7 +98,7 @@ class Member:
         role_N = np.zeros(len(cache), np.uint8)
         role_N[output.selection.salient_M] = ROLES.index("salient")
         role_N[output.selection.subsalient_S] = ROLES.index("recycled")
-        probabilities = tuple(float(p) for p in output.logits_C.double().softmax(dim=0))
+        probabilities = tuple(self.checkpoint.task.predictions(output.logits_C).tolist())
         return SlideAttention(
             slide_id=record.slide_id,
             prediction=Prediction(
