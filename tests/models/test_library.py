@@ -38,4 +38,4 @@ def test_selection_works_with_any_encoder_and_score() -> None:
     order = (encode(pixels) @ query).argsort(descending=True, stable=True)
     assert found["buffers"].selection.salient_M.tolist() == order[:8].tolist()
     assert found["salient"].requires_grad
-    assert torch.allclose(found["recycled"], encode(pixels[order[8:40]]), atol=1e-5)
+    assert torch.allclose(found["subsalient"], encode(pixels[order[8:40]]), atol=1e-5)
