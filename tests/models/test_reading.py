@@ -83,7 +83,6 @@ def test_explaining_changes_no_prediction_and_accounts_for_all_of_it(make_model,
     model, bag = make_model(predict_selector=selector), make_bag(30)
     plain, explained = model.predict(bag, draws()), model.predict(bag, draws(), explain=True)
     assert torch.equal(plain.logits_C, explained.logits_C)
-    assert plain.evidence_NC is None
     chosen = torch.cat([explained.selection.salient_M, explained.selection.subsalient_S])
     total_C = explained.evidence_NC[chosen].sum(dim=0)
     assert torch.allclose(total_C, explained.logits_C - explained.empty_logits_C, atol=1e-5)
