@@ -1,7 +1,7 @@
 """Files of earlier versions, kept in tests/archives, are read by the present code with equal results.
 
-Only the command line is called here, and files are opened by h5py, csv, json, numpy and torch alone: how the package is built
-does not matter. A value that was in an old file must be in the new one; what a new version adds is not compared.
+Only the command line is called here, and files are opened by h5py, csv, json, numpy and torch alone: how the package
+is built does not matter. A value of an old file must be in the new one; what a new version adds is not compared.
 """
 
 import csv
