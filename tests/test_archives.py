@@ -1,7 +1,7 @@
 """Files of earlier versions, kept in tests/archives, are read by the present code with equal results.
 
-Only the command line is called here, and files are opened by h5py, csv, json and numpy alone: how the package is built
-does not matter. A value that was in an old file must be in the new one; what a new version adds is not compared.
+Only the command line is called here, and files are opened by h5py, csv, json, numpy and torch alone: how the package
+is built does not matter. A value of an old file must be in the new one; what a new version adds is not compared.
 """
 
 import csv
@@ -83,6 +83,8 @@ def content(path: Path) -> Any:
     if path.suffix == ".npz":
         with np.load(path) as file:
             return dict(file)
+    if path.suffix == ".pt":
+        return torch.load(path, weights_only=True).numpy()
     if path.suffix in (".json", ".geojson"):
         return json.loads(path.read_text(encoding="utf-8"))
     return path.read_bytes()
@@ -227,6 +229,8 @@ def test_old_caches_are_embedded_as_they_were(old, tmp_path, done) -> None:
     run = ("--caches", old / "caches", "--run", old / "run", "--device", "cpu", "--out")
     done("embed", old / "cohort.csv", *run, tmp_path / "h5")
     assert_as_kept(tmp_path / "h5", old / "features", "*.h5")
+    done("embed", old / "one.csv", *run, tmp_path / "pt", "--format", "pt")
+    assert_as_kept(tmp_path / "pt", old / "features_pt", "pt_files/*.pt", "h5_files/*.h5")
     done("embed", old / "one.csv", *run, tmp_path / "stamp", "--format", "stamp")
     assert_as_kept(tmp_path / "stamp", old / "features_stamp", "*.h5", within=1e-3)
 
