@@ -24,7 +24,7 @@ SlidesFolder = Annotated[
     Path | None, "Folder in which slide files are found by slide_id, where the manifest has no path."
 ]
 Fold = Annotated[int | None, "Take splits from the fold column, with this fold as test."]
-Device = Annotated[str, "auto (the first GPU, else the CPU), cpu, cuda, cuda:1, mps ..."]
+Device = Annotated[str, "Where to compute: auto (the first GPU, else the CPU), cpu, cuda, cuda:1, mps ..."]
 
 
 def as_cohort(

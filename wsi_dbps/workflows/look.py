@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from wsi_dbps.formats.spec import CacheSpec
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     import numpy as np
     import numpy.typing as npt
 
@@ -71,11 +74,13 @@ def find_tissue(
         return segment(picture, reader.info.size_lv0, mpp_lv0_um, method, drop_pen=drop_pen)
 
 
-def _opened(slide: SlideReader | PathLike) -> Any:
+def _opened(slide: SlideReader | PathLike) -> AbstractContextManager[SlideReader]:
     """The slide, opened for the while if it is a path."""
     from wsi_dbps.slides.open import open_slide
 
-    return nullcontext(slide) if hasattr(slide, "read") else open_slide(slide)
+    if isinstance(slide, (str, os.PathLike)):
+        return open_slide(slide if isinstance(slide, str) else Path(slide))
+    return nullcontext(slide)
 
 
 def read_predictions(predictions: PathLike) -> Predictions:
