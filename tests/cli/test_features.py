@@ -14,7 +14,7 @@ import torch
 
 from wsi_dbps.formats.attention import read_attention
 from wsi_dbps.formats.features import FeatureFile, open_bag
-from wsi_dbps.models.encoders import build_encoder
+from wsi_dbps.models.encoders.build import build_encoder
 from wsi_dbps.models.settings import EncoderConfig
 
 QUICK = [

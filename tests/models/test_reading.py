@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsi_dbps.models.aggregators import AGGREGATORS
+from wsi_dbps.models.aggregators.build import AGGREGATORS
 from wsi_dbps.models.settings import AggregatorConfig
 from wsi_dbps.models.spill import IN_MEMORY, EmbeddingSpill
 
@@ -17,9 +17,9 @@ def draws(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def aggregator(name, heads=4, num_classes=3):
+def aggregator(name, heads=4, num_outputs=3):
     torch.manual_seed(0)
-    made = AGGREGATORS[name](DIM, num_classes, AggregatorConfig(name=name, num_heads=heads)).eval()
+    made = AGGREGATORS[name](DIM, num_outputs, AggregatorConfig(name=name, num_heads=heads)).eval()
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.mul_(1.5)  # so that attention is not nearly even

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from wsi_dbps.core.errors import ConfigError
-from wsi_dbps.models.aggregators import AGGREGATORS
-from wsi_dbps.models.encoders import batch_norms
+from wsi_dbps.models.aggregators.build import AGGREGATORS
+from wsi_dbps.models.encoders.norms import batch_norms
 from wsi_dbps.models.settings import PRESETS, EncoderConfig
 from wsi_dbps.models.slide_model import SlideModel, evaluation_mode
 
@@ -527,7 +527,7 @@ def test_frozen_batch_norm_keeps_its_statistics(make_bag) -> None:
 
 
 def test_letting_batch_norm_train_says_what_it_does() -> None:
-    from wsi_dbps.models.encoders import build_encoder
+    from wsi_dbps.models.encoders.build import build_encoder
 
     with pytest.warns(UserWarning, match="running statistics will follow the salient patches only"):
         build_encoder(EncoderConfig(name="resnet18", pretrained=False, batch_norm="train"))

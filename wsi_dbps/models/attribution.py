@@ -9,7 +9,7 @@ import torch
 from wsi_dbps.models.bag import BagOutput, Explained
 
 if TYPE_CHECKING:
-    from wsi_dbps.models.aggregators import Aggregator
+    from wsi_dbps.models.aggregators.base import Aggregator
     from wsi_dbps.models.spill import EmbeddingSpill
 
 _PART: Final = 4096

@@ -18,10 +18,11 @@ from wsi_dbps.core.errors import ConfigError
 from wsi_dbps.dbps.buffers import Chunk, perturbed
 from wsi_dbps.dbps.ranking import gumbel, log_scores
 from wsi_dbps.dbps.selectors import UnscoredSelector, build_selector
-from wsi_dbps.models.aggregators import AGGREGATORS
+from wsi_dbps.models.aggregators.build import AGGREGATORS
 from wsi_dbps.models.attribution import with_attribution
 from wsi_dbps.models.bag import BagOutput, Chosen, Explained, SubsalientEmbeddings, SubsalientPixels
-from wsi_dbps.models.encoders import batch_norms, build_encoder
+from wsi_dbps.models.encoders.build import build_encoder
+from wsi_dbps.models.encoders.norms import batch_norms
 from wsi_dbps.models.position import POSITIONS
 from wsi_dbps.models.spill import EmbeddingSpill
 from wsi_dbps.models.within_memory import WithinMemory
