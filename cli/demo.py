@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from wsi_dbps_cli import tile, train
+from wsi_dbps_cli import tile
 
 from wsi_dbps.workflows.atlas import atlas
 from wsi_dbps.workflows.evaluate import evaluate
@@ -16,6 +16,7 @@ from wsi_dbps.workflows.faithfulness import faithfulness
 from wsi_dbps.workflows.heatmap import heatmap
 from wsi_dbps.workflows.localise import localise
 from wsi_dbps.workflows.predict import predict
+from wsi_dbps.workflows.train import train
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -93,7 +94,7 @@ def _whole_way(out: Path, slides: int, seed: int, epochs: int | None) -> None:
     resume = (run / "run.json").exists()
     flags = "".join(f" --set {change}" for change in changes) + " --resume" * resume
     _say(f"train {cohort} --caches {caches} --out {run} --config {config}{flags}")
-    train.command(cohort, caches, run, config=config, set_=changes, resume=resume)
+    print(train(cohort, caches, run, config=config, set=changes, resume=resume).summary)
     validation, truth, atlas_out = out / "validation", out / "truth", out / "atlas"
     for part, folder in (("test", predictions), ("val", validation)):
         _say(f"predict {run} {cohort} --caches {caches} --split {part} --out {folder}")

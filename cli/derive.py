@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from enum import StrEnum
 from functools import wraps
+from types import GenericAlias
 from typing import Annotated, Any, Protocol, get_args, get_origin, get_type_hints
 
 import typer
@@ -66,7 +67,7 @@ def derived(**shown: Any) -> Callable[[Callable[..., None]], Callable[..., None]
             command(**values, **({} if cls is None else {"options": cls(**fields)}))
 
         # typer reads the one or the other
-        called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        called.__signature__ = inspect.Signature(parameters)
         called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         del called.__wrapped__  # type: ignore[attr-defined]
         return called
@@ -90,8 +91,8 @@ def _annotation(name: str, kind: OptionType, default: Any, shown: dict[str, Any]
     names, extra = ((shown,), {}) if isinstance(shown, str) else ((), shown)
     if not names and not (kind.type is bool and default):
         names = (flag,)
-    value = _enum(kind.type) if choices(kind.type) else kind.type
-    value = list[value] if kind.many else value
+    value: Any = _enum(kind.type) if choices(kind.type) else kind.type
+    value = GenericAlias(list, value) if kind.many else value
     value = value | None if kind.optional else value
     low, high = kind.range
     return Annotated[value, typer.Option(*names, help=kind.help, min=low, max=high, **extra)]

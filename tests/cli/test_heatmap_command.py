@@ -14,23 +14,17 @@ from PIL import Image
 from wsi_dbps.drawing.closeup import FOOT_PX
 from wsi_dbps.formats.attention import read_attention
 
-QUICK = [
-    *("encoder.name=small_gn", "encoder.dim=16", "aggregator.num_heads=2", "training.epochs=1", "training.device=cpu"),
-    *("selection.num_salient=3", "selection.num_subsalient=6", "selection.num_kept=12"),
-]
 ALL = [part for name in ("png", "ome-tiff", "geojson", "sheet", "csv") for part in ("--format", name)]
 
 
 @pytest.fixture(scope="module")
-def predicted(small_cohort, tmp_path_factory) -> tuple[Path, Path, Path, Path]:
+def predicted(trained, tmp_path_factory) -> tuple[Path, Path, Path, Path]:
     """(run, cohort.csv, caches, predictions with evidence)"""
-    from wsi_dbps_cli import predict, train
-    from wsi_dbps_cli.options import Split
+    from wsi_dbps.workflows.predict import predict
 
-    manifest, caches = small_cohort
-    run, pred = (tmp_path_factory.mktemp("drawn") / name for name in ("run", "pred"))
-    train.command(manifest, caches, run, set_=QUICK)
-    predict.command([run], manifest, caches, pred, split=Split.TEST)
+    manifest, caches, run = trained
+    pred = tmp_path_factory.mktemp("drawn") / "pred"
+    predict(run, manifest, caches, pred)
     for path in (pred / "attention").glob("*.h5"):
         attention = read_attention(path)
         n = len(attention.coords_N2)

@@ -23,17 +23,6 @@ QUICK = [
 ]
 
 
-@pytest.fixture(scope="module")
-def trained(small_cohort, tmp_path_factory) -> tuple[Path, Path, Path]:
-    """(cohort.csv, caches, run)"""
-    from wsi_dbps_cli import train
-
-    manifest, caches = small_cohort
-    run = tmp_path_factory.mktemp("trained") / "run"
-    train.command(manifest, caches, run, set_=QUICK[1::2])
-    return manifest, caches, run
-
-
 def altered(manifest: Path, target: Path, change) -> Path:
     """A copy of a manifest beside it, each row passed through `change`."""
     with open(manifest, newline="") as file:

@@ -146,8 +146,12 @@ def _about(pred: Path, failed: tuple[str, ...]) -> dict[str, Any]:
     """Keys of localisation.json that are there where there is something to say."""
     from wsi_dbps.formats.predictions import made_with
 
-    model = made_with(pred).get("checkpoint_fingerprint")
-    return {"failed": list(failed)} * bool(failed) | {"checkpoint_fingerprint": model} * bool(model)
+    about: dict[str, Any] = {}
+    if failed:
+        about["failed"] = list(failed)
+    if model := made_with(pred).get("checkpoint_fingerprint"):
+        about["checkpoint_fingerprint"] = model
+    return about
 
 
 def _reasons(pred: Path, predicted: Predictions, failed: tuple[str, ...]) -> dict[str, str]:
