@@ -394,8 +394,8 @@ def print_plan(records: Sequence[SlideRecord], spec: CacheSpec) -> int:
             error.add_note(f"while planning slide {record.slide_id}: {record.path}")
             raise
         plan, source = decided.plan, decided.provenance.mpp_source
-        mpp, level = f"{plan.mpp_lv0_um:.4g}", decided.pixels.level
-        cells = (decided.info.vendor, str(plan.slide_lv0), mpp, source, level, len(plan), f"{size:.1f}")
+        mpp, level = f"{plan.grid.mpp_lv0_um:.4g}", decided.pixels.level
+        cells = (decided.info.vendor, str(plan.grid.slide_lv0), mpp, source, level, len(plan), f"{size:.1f}")
         print(row.format(record.slide_id, *cells))
         for note in notes(decided, spec):
             print(f"  {note}")

@@ -27,7 +27,7 @@ from wsi_dbps.core.errors import (
     WsiDbpsError,
 )
 from wsi_dbps.core.files import BusyError, claimed, put_in_place
-from wsi_dbps.core.geometry import Size
+from wsi_dbps.core.geometry import Size, TileGrid
 from wsi_dbps.core.ownership import refuse_another_kind, refuse_to_replace
 from wsi_dbps.core.settings import build, to_dict
 from wsi_dbps.formats.patch_cache import CacheHead, CacheWriter, PatchCache, PixelSource, Provenance, encode_jpeg
@@ -329,8 +329,7 @@ def estimate_bytes(record: SlideRecord, spec: CacheSpec, decided: SlidePlan, *, 
     """Bytes that the slide's patches will take, from `sample` of them."""
     if not len(decided.plan):
         return 0
-    rows = np.unique(np.linspace(0, len(decided.plan) - 1, sample).astype(int))
-    some = replace(decided.plan, origins_lv0=decided.plan.origins_lv0[rows], tissue_N=decided.plan.tissue_N[rows])
+    some = decided.plan.take(np.unique(np.linspace(0, len(decided.plan) - 1, sample).astype(int)))
     with _open(record, spec) as reader:
         sizes = [len(p.jpeg) for p in _patches(reader, replace(decided, plan=some), spec, 1) if isinstance(p, Patch)]
     return round(float(np.mean(sizes or 0)) * len(decided.plan))
@@ -339,16 +338,16 @@ def estimate_bytes(record: SlideRecord, spec: CacheSpec, decided: SlidePlan, *, 
 def notes(decided: SlidePlan, spec: CacheSpec) -> Iterator[str]:
     """What a user should know about a slide before relying on its patches."""
     plan, file_um = decided.plan, decided.info.mpp_um
-    known_um = file_um if file_um is not None and is_plausible(file_um) else plan.mpp_lv0_um
-    if abs(plan.mpp_lv0_um / known_um - 1) > MPP_DISAGREEMENT:
-        yield f"the manifest says {plan.mpp_lv0_um:g} µm/px and the file {file_um:.4g}; the manifest is believed"
+    known_um = file_um if file_um is not None and is_plausible(file_um) else plan.grid.mpp_lv0_um
+    if abs(plan.grid.mpp_lv0_um / known_um - 1) > MPP_DISAGREEMENT:
+        yield f"the manifest says {plan.grid.mpp_lv0_um:g} µm/px and the file {file_um:.4g}; the manifest is believed"
     method = decided.provenance.mask_fingerprint or plan.spec.tissue  # the manifest's word for the slide, or a mask's
     yield from colour_doubts(decided.thumbnail_HWC, decided.mask.mask_HW if method in METHODS else None)
     if method in METHODS:
         yield from tissue_doubts(
             decided.thumbnail_HWC,
-            plan.slide_lv0,
-            plan.mpp_lv0_um,
+            plan.grid.slide_lv0,
+            plan.grid.mpp_lv0_um,
             method,
             drop_pen=plan.spec.drop_pen,
         )
@@ -360,8 +359,8 @@ def notes(decided: SlidePlan, spec: CacheSpec) -> Iterator[str]:
         yield f"{past} of {len(plan)} given tiles reach past the slide's edge; their patches are white there"
     if len(plan):
         return
-    if min(plan.slide_lv0.width, plan.slide_lv0.height) < plan.tile_lv0:
-        yield f"smaller ({plan.slide_lv0} px) than one tile of {plan.tile_lv0:g} px; no patches"
+    if min(plan.grid.slide_lv0.width, plan.grid.slide_lv0.height) < plan.grid.tile_lv0:
+        yield f"smaller ({plan.grid.slide_lv0} px) than one tile of {plan.grid.tile_lv0:g} px; no patches"
     elif not decided.mask.mask_HW.any():
         yield "no tissue found; no patches"
     else:
@@ -434,10 +433,14 @@ def _decide(reader: SlideReader, record: SlideRecord, spec: CacheSpec, given: Gi
     if given is None:
         plan = plan_tiles(mask, mpp_um, tiling)
     else:
-        plan = TilePlan(tiling, info.size_lv0, mpp_um, given.origins_lv0, given.tile_lv0, given.tissue_N)
+        plan = TilePlan(
+            tiling,
+            TileGrid(given.origins_lv0, given.tile_lv0, info.size_lv0, mpp_um, tiling.size_px, tiling.mpp_um),
+            given.tissue_N,
+        )
     pixels = PixelSource("copy", native) if native is not None else _resampled(tiles, info, plan, why)
     level = info.levels[pixels.level]
-    if abs(plan.tile_lv0 - tiling.size_px * level.downsample) < 1e-6 * plan.tile_lv0:
+    if abs(plan.grid.tile_lv0 - tiling.size_px * level.downsample) < 1e-6 * plan.grid.tile_lv0:
         pixels = replace(pixels, level_px=level.size)
     return SlidePlan(info, plan, provenance, picture, mask, tiles, pixels)
 
@@ -487,7 +490,7 @@ def _native_level(
 
 def _resampled(tiles: Sequence[JpegLevel | str], info: SlideInfo, plan: TilePlan, why: str) -> PixelSource:
     """What to read for patches that have to be decoded."""
-    downsample = plan.tile_lv0 / plan.spec.size_px
+    downsample = plan.grid.tile_lv0 / plan.spec.size_px
     if any(isinstance(level, JpegLevel) for level in tiles):
         levels, sources = steps(info, tiles)
         source = sources[best_level(levels, downsample)]
@@ -545,9 +548,9 @@ def _write(beside: Path, reader: SlideReader, decided: SlidePlan, spec: CacheSpe
         writer.finish(
             replace(
                 head,
-                plan=replace(plan, origins_lv0=plan.origins_lv0[keep_N], tissue_N=plan.tissue_N[keep_N]),
+                plan=plan.take(keep_N),
                 quality=as_arrays(measures) if spec.qc else {},
-                dropped_N2=plan.origins_lv0[~keep_N],
+                dropped_N2=plan.grid.origins_lv0[~keep_N],
             )
         )
     finally:
