@@ -139,6 +139,16 @@ def quick_settings():
     }
 
 
+@pytest.fixture(scope="session")
+def trained(small_cohort, quick_settings, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """(cohort.csv, caches, run) of the small cohort; the run is of one epoch, and read only."""
+    from wsi_dbps.workflows.train import train
+
+    run = tmp_path_factory.mktemp("trained") / "run"
+    train(*small_cohort, run, quick_settings)
+    return *small_cohort, run
+
+
 @pytest.fixture
 def make_predictions():
     """Cases of one or two slides with random labels, the scores as far above chance as `skill`."""

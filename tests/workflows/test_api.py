@@ -100,6 +100,19 @@ def test_a_cohort_is_made_of_rows_or_a_data_frame() -> None:
     assert wd.cohort_from_slides(pd.DataFrame(rows)) == cohort
 
 
+def test_a_cohort_is_made_of_records_of_another() -> None:
+    cohort = wd.cohort_from_slides([{"slide_id": "a", "label": "x"}, {"slide_id": "b", "label": "y"}])
+    assert wd.cohort_from_slides(cohort.records[1]) == wd.Cohort((cohort.records[1],), ("y",))
+    assert wd.cohort_from_slides(cohort.records) == cohort
+
+
+@pytest.mark.parametrize("split", [{"split": "train"}, {"fold": "0"}, {}])
+def test_a_slide_to_learn_from_needs_a_label_also_in_a_cohort_without_a_manifest(split, tmp_path: Path) -> None:
+    cohort = wd.cohort_from_slides([{"slide_id": "a", "label": "x", **split}, {"slide_id": "b", **split}])
+    with pytest.raises(wd.ManifestError, match=r"the cohort: slide 'b' is to learn from and has no label \(1 such"):
+        wd.train(cohort, tmp_path, tmp_path / "run")
+
+
 def test_a_wrong_row_is_refused_as_in_a_manifest() -> None:
     with pytest.raises(wd.ManifestError) as refused:
         wd.cohort_from_slides([{"slide_id": "a"}, {"slide_id": "a", "mpp": "x"}])

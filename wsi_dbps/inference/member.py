@@ -102,8 +102,7 @@ class Member:
                 record.slide_id, record.case_id, record.split, record.label, len(cache), probabilities
             ),
             classes=self.checkpoint.classes,
-            coords_N2=cache.coords_N2,
-            tile_lv0=cache.tile_lv0,
+            grid=cache.grid,
             logits_NR=output.attention_RN.T.contiguous().numpy(),
             weights_N=output.weights_N.numpy(),
             role_N=role_N,

@@ -150,13 +150,14 @@ def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def _versions() -> dict[str, str]:
-    import timm
+    from importlib.metadata import version
+
     import torch
 
     return {
         "wsi_dbps": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "timm": timm.__version__,
+        "timm": version("timm"),  # importing it takes as long as an epoch of a small run
         "platform": platform.platform(),
     }

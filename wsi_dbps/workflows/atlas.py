@@ -171,7 +171,7 @@ def _draw(out: Path, of: SlideCourse, label: str | None, cache: PatchCache | Fea
         out / f"{of.slide_id}.atlas.png",
         f"{of.slide_id}, {label or 'no label'}: "
         f"{(of.times_N > 0).sum():,} of {len(of.times_N):,} tiles ever salient in {len(of.epochs_V)} visits",
-        *(cache.thumbnail(), cache.slide_lv0, cache.mpp_lv0_um, cache.coords_N2, cache.tile_lv0),
+        *(cache.thumbnail(), cache.grid),
         *(of.first_N, of.last_N, of.times_N),
         num_epochs=num_epochs,
     )

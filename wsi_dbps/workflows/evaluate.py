@@ -126,10 +126,17 @@ def _write(found: EvaluateResult, options: EvaluateOptions, **about: Any) -> Non
     from wsi_dbps.core.output_folder import output_folder
     from wsi_dbps.report.report import write_metrics, write_report
 
-    shown = {"heatmaps": options.heatmaps, "truth": options.truth, "atlas": options.atlas}
     with output_folder(found.folder, "evaluate", ("metrics.json", "report.html")):
         write_metrics(found.metrics, found.folder / "metrics.json")
-        write_report(found.report, found.predictions, found.metrics, **about, **shown)
+        write_report(
+            found.report,
+            found.predictions,
+            found.metrics,
+            heatmaps=options.heatmaps,
+            truth=options.truth,
+            atlas=options.atlas,
+            **about,
+        )
 
 
 def _checked_folders(given: Sequence[Path], options: EvaluateOptions) -> tuple[list[Path], list[Path]]:
