@@ -63,7 +63,7 @@ def command(
                 out / f"{slide_id}.atlas.png",
                 f"{slide_id}, {labels.get(slide_id) or 'no label'}: "
                 f"{(of.times_N > 0).sum():,} of {len(of.times_N):,} tiles ever salient in {len(of.epochs_V)} visits",
-                *(cache.thumbnail(), cache.slide_lv0, cache.mpp_lv0_um, cache.coords_N2, cache.tile_lv0),
+                *(cache.thumbnail(), cache.grid),
                 *(of.first_N, of.last_N, of.times_N),
                 num_epochs=epochs[-1]["epoch"],
             )

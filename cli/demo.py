@@ -163,8 +163,8 @@ def _compare(manifest: Path, caches: Path, folder: Path) -> Comparison:
 
     def of(record: SlideRecord) -> tuple[float | None, float | None]:
         attention = read_attention(attention_path(folder, record.slide_id))
-        lesion = read_lesion(record, PatchCache(caches / f"{record.slide_id}.h5").slide_lv0)
-        share_N = lesion_shares(lesion, attention.coords_N2, attention.tile_lv0)
+        lesion = read_lesion(record, PatchCache(caches / f"{record.slide_id}.h5").grid.slide_lv0)
+        share_N = lesion_shares(lesion, attention.grid)
         scores_N = baseline.patch_scores(test[record.slide_id])
         return patch_auroc(attention.weights_N, share_N), patch_auroc(scores_N, share_N)
 

@@ -143,7 +143,7 @@ def draw(
             attention = kept or predictor.kept_or_new(record, out)
             cache = predictor.cache(record)
             if set(how.formats) - {Format.CSV} or how.overlay_level is not None or how.crops:
-                attention = with_tile_side(attention, cache)
+                attention = with_tile_side(attention.with_slide(cache.grid), cache)
             draw_formats(out, attention, cache, how)
             if how.overlay_level is not None or how.crops:
                 draw_close(out, attention, cache, record, how)
@@ -160,7 +160,7 @@ def with_tile_side(attention: SlideAttention, cache: BagFile) -> SlideAttention:
 
     from wsi_dbps.formats.features import FeatureFile
 
-    if math.isfinite(attention.tile_lv0) or not isinstance(cache, FeatureFile):
+    if math.isfinite(attention.grid.tile_lv0) or not isinstance(cache, FeatureFile):
         return attention
     step_lv0 = cache.step_lv0()
     print(
@@ -168,7 +168,7 @@ def with_tile_side(attention: SlideAttention, cache: BagFile) -> SlideAttention:
         "wide, the smallest distance between two",
         file=sys.stderr,
     )
-    return replace(attention, tile_lv0=step_lv0)
+    return replace(attention, grid=attention.grid.with_tile(step_lv0))
 
 
 def draw_formats(out: Path, attention: SlideAttention, cache: BagFile, how: Drawing) -> None:
@@ -189,20 +189,17 @@ def draw_formats(out: Path, attention: SlideAttention, cache: BagFile, how: Draw
         write_scores(named("csv"), attention)
     if set(how.formats) <= {Format.CSV}:
         return
-    slide_lv0 = cache.slide_lv0
     if Format.GEOJSON in how.formats:
-        write_geojson(named("geojson"), attention, slide_lv0)
+        write_geojson(named("geojson"), attention)
     if Format.OME_TIFF in how.formats:
-        place = (slide_lv0, cache.mpp_lv0_um)
-        write_value_map(named("ome.tiff"), attention, *place, smooth_um=how.smooth_um)
+        write_value_map(named("ome.tiff"), attention, smooth_um=how.smooth_um)
         one = chosen_map(attention, how.values.value, how.scale)
-        write_coloured_map(named("rgb.ome.tiff"), attention, one, *place, smooth_um=how.smooth_um)
+        write_coloured_map(named("rgb.ome.tiff"), attention, one, smooth_um=how.smooth_um)
     if Format.SHEET in how.formats:
         assert isinstance(cache, PatchCache)  # `draw` has refused runs on features
-        draw_sheet(named("sheet.png"), attention, cache.patches, cache.mpp_lv0_um)
+        draw_sheet(named("sheet.png"), attention, cache.patches)
     if Format.PNG in how.formats:
-        picture = (cache.thumbnail(), slide_lv0, cache.mpp_lv0_um)
-        draw_overlay(named("png"), attention, *picture, smooth_um=how.smooth_um, scale=how.scale)
+        draw_overlay(named("png"), attention, cache.thumbnail(), smooth_um=how.smooth_um, scale=how.scale)
 
 
 def draw_close(out: Path, attention: SlideAttention, cache: BagFile, record: SlideRecord, how: Drawing) -> None:
@@ -218,12 +215,11 @@ def draw_close(out: Path, attention: SlideAttention, cache: BagFile, record: Sli
     level, one = how.overlay_level or 0, chosen_map(attention, how.values.value, how.scale)
     with open_slide(record.file, str(cache.attrs.get("reader", "auto"))) as slide:
         info, expected = slide.info, cache.attrs.get("slide_fingerprint")
-        if info.size_lv0 != cache.slide_lv0 or (expected is not None and expected != info.fingerprint):
+        if info.size_lv0 != attention.grid.slide_lv0 or (expected is not None and expected != info.fingerprint):
             raise SpecMismatchError(f"{record.file}: is not the file that {cache.path} was made from; mend the path")
-        smooth_lv0 = how.smooth_um / cache.mpp_lv0_um
         what = (slide.read, info.levels, level)
         if how.crops:
-            draw_crops(out, *what, how.crops, attention, one, cache.mpp_lv0_um, smooth_lv0=smooth_lv0)
+            draw_crops(out, *what, how.crops, attention, one, smooth_um=how.smooth_um)
         else:
             path = drawn_path(out, record.slide_id, f"level{level}.png")
-            draw_level(path, *what, attention, one, cache.mpp_lv0_um, smooth_lv0=smooth_lv0)
+            draw_level(path, *what, attention, one, smooth_um=how.smooth_um)

@@ -231,12 +231,12 @@ def _hdf5(path: Path) -> dict[str, str]:
     if kind is None and (facts := coordinate_facts(path)):
         return facts
     cache = PatchCache(path)
-    a = cache.attrs
+    a, grid = cache.attrs, cache.grid
     return {
         "what": f"patch cache (version {a['format_version']}, wsi-dbps {a['wsi_dbps_version']})",
-        "slide": f"{cache.slide_id}, {cache.slide_lv0} px at {cache.mpp_lv0_um:.4g} µm/px (from the {a['mpp_source']})",
+        "slide": f"{cache.slide_id}, {grid.slide_lv0} px at {grid.mpp_lv0_um:.4g} µm/px (from the {a['mpp_source']})",
         "scanner": f"{a['vendor']}, read by {a['reader']}",
-        "patches": f"{len(cache)} of {cache.size_px} px at {a['mpp_patch']:g} µm/px, {cache.num_bytes / 1e6:.1f} MB",
+        "patches": f"{len(cache)} of {grid.size_px} px at {grid.mpp_um:g} µm/px, {cache.num_bytes / 1e6:.1f} MB",
         "jpeg": "the scanner's" if a["jpeg_origin"] == "scanner" else f"quality {a['jpeg_quality']}",
         "spec": str(a["spec"]),
         "fingerprint": cache.fingerprint,

@@ -11,9 +11,6 @@ from wsi_dbps_cli.options import CohortCsv, Columns, Score, check_same_model, on
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from wsi_dbps.cohort.cohort import SlideRecord
-    from wsi_dbps.core.geometry import Size
-
 
 def command(
     pred: Annotated[
@@ -61,14 +58,13 @@ def command(
     predicted = read_predicted(pred)
     evaluated, validation = parts(predicted, read_predicted(val) if val else None)
 
-    def frame(record: SlideRecord) -> tuple[Size, float]:
-        return slide_frame(record, caches)
-
-    slides, unknown = locate_slides(evaluated, pred, whole, frame, score.value, lesion)
+    slides, unknown = locate_slides(evaluated, pred, whole, score.value, lesion, caches=caches)
     percentile = None
     if validation is not None:
         check_validation(evaluated, validation)
-        percentile = best_percentile(locate_slides(validation, val or pred, whole, frame, score.value, lesion)[0])
+        percentile = best_percentile(
+            locate_slides(validation, val or pred, whole, score.value, lesion, caches=caches)[0]
+        )
         if percentile is None and val is not None:
             raise PredictionError(f"{val}: no slide has annotated lesion, so no threshold can be chosen on them")
     found = summarise(slides, unknown, score.value, percentile=percentile, config=config)
@@ -93,28 +89,6 @@ def command(
     print(f"{', '.join(said) or 'nothing to measure'} over {len(slides)} slides: {path}")
     for reason in found["reasons"].values():
         print(f"  {reason}")
-
-
-def slide_frame(record: SlideRecord, caches: Path | None) -> tuple[Size, float]:
-    """A slide's size and µm per pixel at level 0: from its cache or features, or else from the slide file itself.
-
-    Raises:
-        CacheError: If the folder has no such cache, or features that do not say.
-        SlideError: If the slide cannot be opened.
-        MissingMppError: If nothing says how large a pixel is.
-    """
-    from wsi_dbps.core.errors import SlideError
-    from wsi_dbps.formats.features import open_bag
-    from wsi_dbps.slides.open import open_slide
-    from wsi_dbps.tiling.plan import resolve_mpp
-
-    if caches is not None:
-        cache = open_bag(caches, record.slide_id, mpp_lv0_um=record.mpp_um, slide=record.file)
-        return cache.slide_lv0, cache.mpp_lv0_um
-    if record.file is None:
-        raise SlideError(f"{record.slide_id}: neither --caches nor a path in the manifest say how large the slide is")
-    with open_slide(record.file) as slide:
-        return slide.info.size_lv0, resolve_mpp(record.slide_id, record.mpp_um, slide.info.mpp_um)[0]
 
 
 def _estimate(found: Mapping[str, float], value: str) -> str:

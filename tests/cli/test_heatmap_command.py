@@ -33,7 +33,7 @@ def predicted(small_cohort, tmp_path_factory) -> tuple[Path, Path, Path, Path]:
     predict.command([run], manifest, caches, pred, split=Split.TEST)
     for path in (pred / "attention").glob("*.h5"):
         attention = read_attention(path)
-        n = len(attention.coords_N2)
+        n = len(attention.grid.origins_lv0)
         evidence = np.stack([np.linspace(1, -1, n), np.linspace(-1, 1, n)], axis=1)
         replace(attention, evidence_NC=evidence.astype(np.float32)).write(path)
     return run, manifest, caches, pred

@@ -17,6 +17,7 @@ from wsi_dbps.cohort.cohort import Cohort
 from wsi_dbps.cohort.manifest import read_manifest, write_manifest
 from wsi_dbps.core.errors import PredictionError
 from wsi_dbps.core.files import write_json, write_text
+from wsi_dbps.core.geometry import TileGrid
 from wsi_dbps.core.settings import to_toml
 from wsi_dbps.formats.attention import SlideAttention, read_attention
 from wsi_dbps.formats.patch_cache import PatchCache
@@ -47,7 +48,7 @@ def scene(small_cohort, tmp_path):
         rows = []
         for record in (record for record in records if record.split == split):
             cache, positive = PatchCache(small_cohort[1] / f"{record.slide_id}.h5"), record.label == "1 coarse"
-            inside = (cache.coords_N2 < 96).all(axis=1)
+            inside = (cache.grid.origins_lv0 < 96).all(axis=1)
             weights = np.where(inside, 4.0, 1.0) + 0.01 * np.arange(len(cache))
             p = 0.9 if positive else 0.2
             row = Prediction(record.slide_id, record.case_id, split, record.label, len(cache), (1 - p, p))
@@ -56,8 +57,7 @@ def scene(small_cohort, tmp_path):
                 slide_id=record.slide_id,
                 prediction=row,
                 classes=CLASSES,
-                coords_N2=cache.coords_N2,
-                tile_lv0=cache.tile_lv0,
+                grid=TileGrid(cache.grid.origins_lv0, cache.grid.tile_lv0, cache.grid.slide_lv0, 4.0),
                 logits_NR=np.log(weights)[:, None].astype(np.float32),
                 weights_N=(weights / weights.sum()).astype(np.float32),
                 role_N=np.zeros(len(cache), np.uint8),
@@ -77,6 +77,13 @@ def test_attention_on_the_corner_is_located(scene, small_cohort, wsi_dbps) -> No
     assert found["dice"]["threshold"] == 0.75  # 9 of 36 tiles are lesion
     assert found["dice_fixed"]["threshold"] == 0.9
     assert [row["lesion_share"] for row in found["slides"]] == [0, 0.25, 0, 0.25]
+    for path in (scene / "pred" / "attention").glob("*.h5"):  # version 1, which does not say size and mpp of its slide
+        with h5py.File(path, "r+") as file:
+            file.attrs["format_version"] = 1
+            del file.attrs["slide_size"], file.attrs["mpp_level0"]
+    localise = ("localise", scene / "pred", scene / "cohort.csv", "--val", scene / "val", "--bootstrap", 50)
+    assert wsi_dbps(*localise, "--out", scene / "by_slides")[0] == 0
+    assert json.loads((scene / "by_slides" / "localisation.json").read_text()) == found
     code, _, _ = wsi_dbps(
         *("localise", scene / "pred", scene / "cohort.csv", "--caches", small_cohort[1], "--val", scene / "val"),
         *("--bootstrap", 50, "--out", scene / "by_caches"),
@@ -113,7 +120,7 @@ def test_attention_of_another_prediction_or_without_tile_size_is_refused(scene, 
     attention = read_attention(path)
     replace(attention, prediction=replace(attention.prediction, probabilities=(0.7, 0.3))).write(path)
     assert f"{path}: is not of the prediction in predictions.csv; predict again" in refused(wsi_dbps, scene)
-    replace(attention, tile_lv0=float("nan")).write(path)
+    replace(attention, grid=attention.grid.with_tile(float("nan"))).write(path)
     assert f"{path}: the features do not say how large a tile is" in refused(wsi_dbps, scene)
 
 

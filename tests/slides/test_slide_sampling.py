@@ -91,14 +91,14 @@ def test_every_patch_shows_the_place_its_plan_says(fiducial_slide, mpp: float) -
     level = best_level(fiducial_slide.info.levels, mpp / MPP_LV0)
     assert len(plan) >= 2
     rows = np.unique([0, len(plan) - 1, *np.random.default_rng(0).integers(0, len(plan), 24)])
-    for x, y in plan.origins_lv0[rows].tolist():
-        patch = read_box(fiducial_slide, level, (x, y, x + plan.tile_lv0, y + plan.tile_lv0), Size(64, 64))
-        half = plan.tile_lv0 / 2
+    for x, y in plan.grid.origins_lv0[rows].tolist():
+        patch = read_box(fiducial_slide, level, (x, y, x + plan.grid.tile_lv0, y + plan.grid.tile_lv0), Size(64, 64))
+        half = plan.grid.tile_lv0 / 2
         # the code is a staircase of 16 px, which costs 32 / side, and OpenSlide rounds down where it blends two pixels
         blended = fiducial_slide.info.reader == "openslide" and level > 0
         error = np.abs(decode_centre(patch) - [x + half, y + half])
-        assert error.max() <= 1 + 32 / plan.tile_lv0 + 0.5 * blended
-        assert np.abs(decode_size(patch) - plan.tile_lv0).max() <= 4 + 256 / plan.tile_lv0 + 4 * blended
+        assert error.max() <= 1 + 32 / plan.grid.tile_lv0 + 0.5 * blended
+        assert np.abs(decode_size(patch) - plan.grid.tile_lv0).max() <= 4 + 256 / plan.grid.tile_lv0 + 4 * blended
 
 
 def test_every_native_pixel_is_in_its_place(fiducial_slide, fiducial: np.ndarray) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from wsi_dbps.cohort.cohort import SlideRecord
 from wsi_dbps.core.errors import SlideError
-from wsi_dbps.core.geometry import Size, pyramid_levels
+from wsi_dbps.core.geometry import Size, TileGrid, pyramid_levels
 from wsi_dbps.core.settings import build
 from wsi_dbps.formats.patch_cache import PatchCache
 from wsi_dbps.formats.spec import CacheSpec, TilingSpec
@@ -164,10 +164,10 @@ def test_our_own_cache_gives_the_same_patches_again(record: SlideRecord, tmp_pat
     outcome, again = tile(record, tmp_path / "again", tmp_path / "first", codec=codec)
     assert len(np.unique(first.tissue_N)) > 1
     assert jpegs(again) == jpegs(first)
-    np.testing.assert_array_equal(again.coords_N2, first.coords_N2)
+    np.testing.assert_array_equal(again.grid.origins_lv0, first.grid.origins_lv0)
     np.testing.assert_array_equal(again.tissue_N, first.tissue_N)
     assert (outcome.pixel_path, outcome.level) == (first_outcome.pixel_path, first_outcome.level)
-    assert (again.size_px, again.tile_lv0) == (first.size_px, pytest.approx(first.tile_lv0))
+    assert (again.grid.size_px, again.grid.tile_lv0) == (first.grid.size_px, pytest.approx(first.grid.tile_lv0))
     assert again.attrs["mpp_patch"] == pytest.approx(first.attrs["mpp_patch"])
     assert again.spec["tiling"]["mpp_um"] == pytest.approx(first.attrs["mpp_patch"])
     assert again.spec["tiling"]["overlap_px"] == tiling.get("overlap_px", 0)
@@ -200,19 +200,19 @@ def test_given_tiles_on_the_scanners_grid_are_copied(record: SlideRecord, tmp_pa
     write(tmp_path / "theirs", ON_GRID)
     outcome, cache = tile(record, tmp_path / "out", tmp_path / "theirs", codec="copy")
     assert (outcome.pixel_path, cache.attrs["jpeg_origin"], outcome.notes) == ("copy", "scanner", ())
-    assert cache.coords_N2.tolist() == [list(place) for place in ON_GRID]
-    assert (cache.size_px, cache.tile_lv0, cache.attrs["mpp_patch"]) == (TILE, TILE, 0.25)
+    assert cache.grid.origins_lv0.tolist() == [list(place) for place in ON_GRID]
+    assert (cache.grid.size_px, cache.grid.tile_lv0, cache.grid.mpp_um) == (TILE, TILE, 0.25)
     _, whole = tile(
         record, tmp_path / "whole", codec="copy", tiling={"mpp_um": 0.25, "size_px": TILE, "tissue": "none"}
     )
-    theirs = dict(zip(map(tuple, whole.coords_N2.tolist()), jpegs(whole), strict=True))
+    theirs = dict(zip(map(tuple, whole.grid.origins_lv0.tolist()), jpegs(whole), strict=True))
     assert jpegs(cache) == [theirs[place] for place in ON_GRID]
 
 
 def test_clams_patch_size_counts_pixels_of_its_level(record: SlideRecord, tmp_path: Path) -> None:
     write_clam(tmp_path, [(256, 0), (5, 200)], size_px=32, level=1)
     _, cache = tile(record, tmp_path / "out", tmp_path, quality=100)
-    assert (cache.size_px, cache.tile_lv0, cache.attrs["mpp_patch"]) == (32, 128, 1.0)
+    assert (cache.grid.size_px, cache.grid.tile_lv0, cache.grid.mpp_um) == (32, 128, 1.0)
     assert cache.attrs["spec"] == json.dumps(cache.spec, sort_keys=True)
     asked = {"mpp_um": 1.0, "size_px": 32, "overlap_px": 0, "tissue": "none", "drop_pen": False, "min_tissue": 0.0}
     assert cache.spec["tiling"] == asked
@@ -239,7 +239,7 @@ def test_a_patch_is_white_beyond_the_slides_edge_and_its_pixels_within(place, si
     grey = np.full((SLIDE.height, SLIDE.width, 3), 100, np.uint8)
     image = np.random.default_rng(0).integers(0, 255, grey.shape, np.uint8) if shrink == 1 else grey
     spec, tile_lv0 = TilingSpec(size_px=size_px), size_px * shrink
-    plan = TilePlan(spec, SLIDE, 0.25, np.array([place]), tile_lv0, np.ones(1, np.float32))
+    plan = TilePlan(spec, TileGrid(np.array([place]), tile_lv0, SLIDE, 0.25), np.ones(1, np.float32))
     patch = patch_pixels(MemoryReader([image], mpp_um=0.25), 0, plan, 0)
     x, y = place
     width, height = (
@@ -282,7 +282,7 @@ def test_given_tiles_off_the_scanners_grid_are_decoded_and_copy_refuses_them(rec
 def test_a_tile_a_little_larger_than_the_scanners_is_not_taken_for_it(record: SlideRecord, tmp_path: Path) -> None:
     write_trident(tmp_path, [(0, 0)], tile_lv0=65)
     outcome, cache = tile(record, tmp_path / "out", tmp_path)
-    assert (outcome.pixel_path, cache.tile_lv0) == ("tiles", 65)
+    assert (outcome.pixel_path, cache.grid.tile_lv0) == ("tiles", 65)
 
 
 def test_a_cache_of_other_coordinates_is_refused_and_of_the_same_kept(record: SlideRecord, tmp_path: Path) -> None:
@@ -359,7 +359,7 @@ def test_trident_computes_our_tiles_side(record: SlideRecord, tmp_path: Path, mp
     with h5py.File(cache.path) as file:
         attrs = dict(file["coords"].attrs)
     theirs = (10 / attrs["target_magnification"]) / (10 / attrs["level0_magnification"]) * attrs["patch_size"]
-    assert theirs == pytest.approx(cache.tile_lv0)
+    assert theirs == pytest.approx(cache.grid.tile_lv0)
     assert round(theirs) == attrs["patch_size_level0"]
 
 

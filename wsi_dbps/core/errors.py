@@ -9,6 +9,7 @@
     ├── CacheError             a patch cache that is missing, damaged or of another version
     │   └── SpecMismatchError  a cache made with other settings or from another slide file, or an export
     │                          made with other settings or from another cache
+    ├── UnknownGridError       the size or mpp of a slide, which a file does not say
     ├── CheckpointError        a checkpoint that is missing, damaged or does not fit
     ├── TrainingError          training cannot start or go on
     │   └── StoppedError       training was told to end, and has saved its state
@@ -52,6 +53,10 @@ class CacheError(WsiDbpsError):
 
 class SpecMismatchError(CacheError):
     """A patch cache made with other settings or from another slide file, or an export of another cache."""
+
+
+class UnknownGridError(WsiDbpsError):
+    """The size or mpp of a slide or its patches is needed, and the file at hand does not say it."""
 
 
 class CheckpointError(WsiDbpsError):

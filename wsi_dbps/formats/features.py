@@ -20,7 +20,7 @@ import simplejpeg
 
 from wsi_dbps.core.digests import digest
 from wsi_dbps.core.errors import CacheError, SpecMismatchError
-from wsi_dbps.core.geometry import Size
+from wsi_dbps.core.geometry import Size, TileGrid
 from wsi_dbps.formats.hdf5 import h5_written_whole
 from wsi_dbps.formats.patch_cache import PatchCache
 from wsi_dbps.formats.spec import FORMAT as CACHE_FORMAT
@@ -79,7 +79,7 @@ def features_written(path: Path, cache: PatchCache, dim: int, made: Mapping[str,
     with h5_written_whole(path, size=size) as file, h5py.File(cache.path, "r", locking=False) as source:
         rows = file.create_dataset("features", (len(cache), dim), np.float32)
         rows.attrs.update(name=cache.slide_id, encoder=made["encoder"], savetodir=".")
-        file["coords"] = cache.coords_N2
+        file["coords"] = cache.grid.origins_lv0
         file["coords"].attrs.update(source["coords"].attrs)
         if "thumbnail" in source:
             source.copy("thumbnail", file)
@@ -106,13 +106,13 @@ def stamp_written(path: Path, cache: PatchCache, dim: int, made: Mapping[str, st
     about = {**made, "cache_fingerprint": cache.fingerprint, "slide_id": cache.slide_id}
     with h5_written_whole(path, size=len(cache) * (dim * 2 + 8)) as file:
         rows = file.create_dataset("feats", (len(cache), dim), np.float16)
-        file["coords"] = (cache.coords_N2 * cache.mpp_lv0_um).astype(np.float32)
+        file["coords"] = (cache.grid.origins_lv0 * cache.grid.mpp_lv0_um).astype(np.float32)
         file.attrs.update(
             stamp_version=STAMP_VERSION,
             extractor=made["encoder"],
             unit="um",
-            tile_size_um=cache.tile_lv0 * cache.mpp_lv0_um,
-            tile_size_px=cache.size_px,
+            tile_size_um=cache.grid.tile_lv0 * cache.grid.mpp_lv0_um,
+            tile_size_px=cache.grid.size_px,
             code_hash="",
             feat_type="tile",
             wsi_dbps=json.dumps(about),
@@ -303,13 +303,30 @@ class FeatureFile:
         return f"{name} {self.attrs['encoder_fingerprint']}" if self.attrs.get("format") == FORMAT else name
 
     @property
-    def coords_N2(self) -> npt.NDArray[np.int64]:  # noqa: N802
-        """(N, 2) top-left corners (x, y) in level-0 pixels, read anew each time.
+    def grid(self) -> TileGrid:
+        """Where the patches lie, read anew each time.
+
+        What the file does not say of slide and patches the manifest or the slide file does, which is opened when it is
+        asked for; the tile side is NaN where the file does not say.
 
         Raises:
-            CacheError: If they are in µm and the slide's mpp is not known, or cannot be read.
+            CacheError: If the coordinates are in µm and the slide's mpp is not known, or cannot be read.
             SlideError: If the slide file is needed for that and cannot be opened.
         """
+        origins_lv0, tile_lv0 = self._origins_lv0(), self._tile_lv0()
+        sizes = [self.attrs[name] for name in ("patch_size_px", "patch_size", "tile_size_px") if name in self.attrs]
+        size_px = int(sizes[0]) if sizes and _is_length(sizes[0]) else None
+
+        def mpp_um() -> float:
+            if "mpp_patch" in self.attrs:
+                return float(self.attrs["mpp_patch"])
+            if size_px is None:
+                raise CacheError(f"{self.path}: does not say what its features were made from")
+            return tile_lv0 * self._mpp_lv0() / size_px
+
+        return TileGrid(origins_lv0, tile_lv0, self._slide_lv0, self._mpp_lv0, size_px, mpp_um)
+
+    def _origins_lv0(self) -> npt.NDArray[np.int64]:
         try:
             with h5py.File(self.path, "r", locking=False) as file:
                 coords: npt.NDArray[Any] = file["coords"][:].reshape(-1, 2)
@@ -321,13 +338,7 @@ class FeatureFile:
             raise CacheError(f"{self.path}: does not say the unit of its coordinates; make the features with STAMP 2")
         return coords.astype(np.int64)
 
-    @property
-    def tile_lv0(self) -> float:
-        """Tile side in level-0 pixels; NaN where the file does not say.
-
-        Raises:
-            CacheError: If it is in µm and the slide's mpp is not known.
-        """
+    def _tile_lv0(self) -> float:
         if "tile_size_um" in self.attrs:
             return float(self.attrs["tile_size_um"]) / self._mpp_for_um()
         return float(self.attrs.get("patch_size_level0", np.nan))
@@ -366,8 +377,7 @@ class FeatureFile:
                 return Size(*(int(side) for side in np.concatenate([np.ravel(self.attrs[name]) for name in names])))
         return None
 
-    @property
-    def slide_lv0(self) -> Size:
+    def _slide_lv0(self) -> Size:
         """The slide's size in level-0 pixels, as the file has it, or else the slide.
 
         Raises:
@@ -380,8 +390,7 @@ class FeatureFile:
             return self._of_slide.size_lv0
         raise CacheError(f"{self.path}: does not say how large its slide is; {_ADD_PATH}")
 
-    @property
-    def mpp_lv0_um(self) -> float:
+    def _mpp_lv0(self) -> float:
         """µm per level-0 pixel, as the file has it, or else the manifest, or else the slide.
 
         Raises:
@@ -401,7 +410,7 @@ class FeatureFile:
         Raises:
             CacheError: If all tiles lie in one place.
         """
-        steps = [np.diff(np.unique(places)) for places in self.coords_N2.T]
+        steps = [np.diff(np.unique(places)) for places in self._origins_lv0().T]
         if not any(len(step) for step in steps):
             raise CacheError(f"{self.path}: neither says how large its tiles are, nor has two of them to tell it by")
         return float(min(step.min() for step in steps if len(step)))

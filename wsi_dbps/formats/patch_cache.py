@@ -19,7 +19,7 @@ import simplejpeg
 from wsi_dbps.core import files
 from wsi_dbps.core.digests import digest
 from wsi_dbps.core.errors import CacheError
-from wsi_dbps.core.geometry import Size
+from wsi_dbps.core.geometry import Size, TileGrid
 from wsi_dbps.formats.spec import FORMAT, FORMAT_VERSION, MAX_JPEG_SIDE, REQUIRED_ATTRIBUTES
 from wsi_dbps.formats.stored import why_not_stored
 
@@ -196,7 +196,7 @@ class CacheWriter:
         plan, provenance, spec, pixels = head.plan, head.provenance, head.spec, head.pixels
         aligned = {"alignment_threshold": self._room, "alignment_interval": self._room} if self.num_bytes else {}
         with h5py.File(beside, "w", locking=False, libver=("v110", "v110"), **aligned) as file:
-            coords = file.create_dataset("coords", data=plan.origins_lv0.astype(np.int64))
+            coords = file.create_dataset("coords", data=plan.grid.origins_lv0.astype(np.int64))
             coords.attrs.update(_interop_attributes(plan, provenance, pixels))
             file["tissue"] = plan.tissue_N.astype(np.float32)
             file["thumbnail"] = np.frombuffer(head.thumbnail, np.uint8)
@@ -216,13 +216,13 @@ class CacheWriter:
                 slide_fingerprint=provenance.slide_fingerprint,
                 vendor=provenance.vendor,
                 reader=provenance.reader,
-                slide_size=np.array([plan.slide_lv0.width, plan.slide_lv0.height], np.int64),
-                mpp_level0=plan.mpp_lv0_um,
+                slide_size=np.array([plan.grid.slide_lv0.width, plan.grid.slide_lv0.height], np.int64),
+                mpp_level0=plan.grid.mpp_lv0_um,
                 mpp_patch=plan.spec.mpp_um,
                 mpp_source=provenance.mpp_source,
                 mask_fingerprint=provenance.mask_fingerprint,
                 patch_size_px=plan.spec.size_px,
-                patch_size_level0=plan.tile_lv0,
+                patch_size_level0=plan.grid.tile_lv0,
                 jpeg_origin="scanner" if pixels.path == "copy" else "encoded",
                 jpeg_quality=spec["quality"],
                 pixel_path=pixels.path,
@@ -232,7 +232,7 @@ class CacheWriter:
                 icc_applied=head.icc_applied,
                 spec=json.dumps(spec, sort_keys=True),
                 spec_fingerprint=digest(spec),
-                fingerprint=_fingerprint(spec, provenance, plan.mpp_lv0_um),
+                fingerprint=_fingerprint(spec, provenance, plan.grid.mpp_lv0_um),
                 wsi_dbps_version=__version__,
             )
             patches = file.create_group("patches")
@@ -260,22 +260,23 @@ def _interop_attributes(plan: TilePlan, provenance: Provenance, pixels: PixelSou
     other tiles, so its attributes are left out, and it stops at the missing `patch_level`. Folders are ".", as the
     same slide gives the same bytes anywhere; no reader uses them.
     """
-    spec, level0_magnification = plan.spec, round(10 / plan.mpp_lv0_um)
+    spec, level0_magnification = plan.spec, round(10 / plan.grid.mpp_lv0_um)
     attributes = {
         "patch_size": spec.size_px,
-        "patch_size_level0": round(plan.tile_lv0),
+        "patch_size_level0": round(plan.grid.tile_lv0),
         "level0_magnification": level0_magnification,
-        "target_magnification": level0_magnification * spec.size_px / plan.tile_lv0,
+        "target_magnification": level0_magnification * spec.size_px / plan.grid.tile_lv0,
         "overlap": spec.overlap_px,
-        "level0_width": plan.slide_lv0.width,
-        "level0_height": plan.slide_lv0.height,
+        "level0_width": plan.grid.slide_lv0.width,
+        "level0_height": plan.grid.slide_lv0.height,
         "name": provenance.slide_id,
         "savetodir": ".",
     }
     if (level := pixels.level_px) is not None:
+        slide = plan.grid.slide_lv0
         attributes |= {
             "patch_level": pixels.level,
-            "downsample": np.array([plan.slide_lv0.width / level.width, plan.slide_lv0.height / level.height]),
+            "downsample": np.array([slide.width / level.width, slide.height / level.height]),
             "level_dim": np.array([level.width, level.height], np.int64),
             "downsampled_level_dim": np.array([level.width, level.height], np.int64),
             "save_path": ".",
@@ -305,12 +306,13 @@ class PatchCache:
                 self._place, num_bytes = data.id.get_offset(), data.size
                 if data.ndim != 1 or data.dtype != np.uint8:
                     raise CacheError(f"{path}: /patches/data holds {data.dtype} {data.shape}, not bytes; {_REPAIR}")
-                self.coords_N2: npt.NDArray[np.int64]
+                self.grid: TileGrid
+                """Where the patches lie."""
                 self.tissue_N: npt.NDArray[np.float32]
                 self._crc32: npt.NDArray[np.uint32] | None = None
                 if (n := len(file["coords"])) * _LEAST_JPEG_BYTES > num_bytes:
                     raise CacheError(f"{path}: {n} patches in {num_bytes} bytes cannot be; {_REPAIR}")
-                self.coords_N2 = self._read(file, "coords", (n, 2)).astype(np.int64)
+                self.grid = self._grid(self._read(file, "coords", (n, 2)).astype(np.int64))
                 self.tissue_N = self._read(file, "tissue", (n,), "f").astype(np.float32)
                 offsets: npt.NDArray[np.int64] = self._read(file, "patches/offsets", (n + 1,)).astype(np.int64)
                 if "patches/crc32" in file:
@@ -350,12 +352,18 @@ class PatchCache:
             most = MAX_JPEG_SIDE if name == "patch_size_px" else np.finfo(np.float64).max
             if not fitting or not ((values > 0) & (values <= most)).all():
                 raise CacheError(f"{self.path}: {name} is {self.attrs[name]!r}; {_REPAIR}")
-        expected = self.size_px * (self.attrs["mpp_patch"] / self.mpp_lv0_um)
-        if not abs(self.tile_lv0 - expected) <= _SIZE_TOLERANCE * expected:
+        expected = self.attrs["patch_size_px"] * (self.attrs["mpp_patch"] / self.attrs["mpp_level0"])
+        if not abs((found := self.attrs["patch_size_level0"]) - expected) <= _SIZE_TOLERANCE * expected:
             raise CacheError(
-                f"{self.path}: patch_size_level0 is {self.tile_lv0:g}, and by patch_size_px, mpp_patch and mpp_level0 "
+                f"{self.path}: patch_size_level0 is {found:g}, and by patch_size_px, mpp_patch and mpp_level0 "
                 f"it would be {expected:g}; {_REPAIR}"
             )
+
+    def _grid(self, origins_lv0: npt.NDArray[np.int64]) -> TileGrid:
+        a = self.attrs
+        size = Size(*(int(side) for side in a["slide_size"]))
+        tile_lv0, mpp_lv0_um, mpp_um = (float(a[name]) for name in ("patch_size_level0", "mpp_level0", "mpp_patch"))
+        return TileGrid(origins_lv0, tile_lv0, size, mpp_lv0_um, int(a["patch_size_px"]), mpp_um)
 
     def _read(
         self, file: h5py.File, name: str, shape: tuple[int | None, ...], kinds: str = "iu", most: int | None = None
@@ -377,45 +385,24 @@ class PatchCache:
     def _check_values(self, ends: npt.NDArray[np.int64], num_bytes: int) -> None:
         if ends[0] != 0 or ends[-1] != num_bytes or (np.diff(ends) < 0).any():
             raise CacheError(f"{self.path}: {_MISFIT}; {_REPAIR}")
-        off_N = ((self.coords_N2 < 0) | (self.coords_N2 >= self.attrs["slide_size"])).any(axis=1)
+        origins_lv0, size = self.grid.origins_lv0, self.grid.slide_lv0
+        off_N = ((origins_lv0 < 0) | (origins_lv0 >= (size.width, size.height))).any(axis=1)
         if off_N.any():
             row = int(off_N.argmax())
-            x, y = self.coords_N2[row].tolist()
-            raise CacheError(
-                f"{self.path}: patch {row} lies at ({x}, {y}), off the slide of {self.slide_lv0}; {_REPAIR}"
-            )
+            x, y = origins_lv0[row].tolist()
+            raise CacheError(f"{self.path}: patch {row} lies at ({x}, {y}), off the slide of {size}; {_REPAIR}")
         if not ((self.tissue_N >= 0) & (self.tissue_N <= 1 + 1e-3)).all():
             raise CacheError(f"{self.path}: /tissue has values outside 0 .. 1; {_REPAIR}")
         if not isinstance(self.spec, dict):
             raise CacheError(f"{self.path}: spec is {self.attrs['spec']!r:.100}, not settings; {_REPAIR}")
 
     def __len__(self) -> int:
-        return len(self.coords_N2)
+        return len(self.grid)
 
     @property
     def slide_id(self) -> str:
         """Whose patches these are."""
         return str(self.attrs["slide_id"])
-
-    @property
-    def slide_lv0(self) -> Size:
-        """The slide's size in level-0 pixels."""
-        return Size(*(int(side) for side in self.attrs["slide_size"]))
-
-    @property
-    def mpp_lv0_um(self) -> float:
-        """µm per level-0 pixel."""
-        return float(self.attrs["mpp_level0"])
-
-    @property
-    def tile_lv0(self) -> float:
-        """Tile side in level-0 pixels; not always whole."""
-        return float(self.attrs["patch_size_level0"])
-
-    @property
-    def size_px(self) -> int:
-        """Patch side."""
-        return int(self.attrs["patch_size_px"])
 
     @property
     def fingerprint(self) -> str:
@@ -435,7 +422,7 @@ class PatchCache:
             why: What decided it, JSON-able: it becomes part of the fingerprint.
         """
         some = copy(self)
-        some.coords_N2, some.tissue_N, some._rows = self.coords_N2[keep_N], self.tissue_N[keep_N], self._rows[keep_N]
+        some.grid, some.tissue_N, some._rows = self.grid.take(keep_N), self.tissue_N[keep_N], self._rows[keep_N]
         some._starts, some._ends = self._starts[keep_N], self._ends[keep_N]
         some._crc32 = self._crc32[keep_N] if self._crc32 is not None else None
         some._fingerprint = digest([self._fingerprint, why])
@@ -472,7 +459,8 @@ class PatchCache:
         Raises:
             CacheError: If a patch cannot be read or decoded.
         """
-        out = np.empty((len(ids), self.size_px, self.size_px, 3), np.uint8)
+        side_px = self.grid.size_px
+        out = np.empty((len(ids), side_px, side_px, 3), np.uint8)
         for row, (i, jpeg) in enumerate(zip(ids, self.jpegs(ids), strict=True)):
             try:
                 pixels = simplejpeg.decode_jpeg(jpeg, buffer=out[row], strict=False)

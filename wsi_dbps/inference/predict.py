@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from wsi_dbps.bags.bags import BagFile
     from wsi_dbps.cohort.cohort import Cohort, SlideRecord
     from wsi_dbps.core.files import PathLike
+    from wsi_dbps.core.geometry import TileGrid
     from wsi_dbps.models.slide_model import SlideModel
     from wsi_dbps.training.checkpoint import Checkpoint
 
@@ -266,8 +267,7 @@ class Member:
                 record.slide_id, record.case_id, record.split, record.label, len(cache), probabilities
             ),
             classes=self.checkpoint.classes,
-            coords_N2=cache.coords_N2,
-            tile_lv0=cache.tile_lv0,
+            grid=cache.grid,
             logits_NR=output.attention_RN.T.contiguous().numpy(),
             weights_N=output.weights_N.numpy(),
             role_N=role_N,
@@ -298,7 +298,7 @@ def together(members: Sequence[SlideAttention]) -> SlideAttention:
     first = members[0]
     if len(members) == 1:
         return first
-    check_same_patches(first.slide_id, [member.coords_N2 for member in members])
+    check_same_patches(first.slide_id, [member.grid for member in members])
 
     def mean(field: str) -> npt.NDArray[np.float32]:
         stacked = np.stack([getattr(member, field) for member in members])
@@ -321,13 +321,13 @@ def together(members: Sequence[SlideAttention]) -> SlideAttention:
     )
 
 
-def check_same_patches(slide_id: str, coords: Sequence[npt.NDArray[np.int64]]) -> None:
+def check_same_patches(slide_id: str, grids: Sequence[TileGrid]) -> None:
     """Refuse runs that cannot be held against each other patch by patch.
 
     Raises:
-        PredictionError: If the (N, 2) corners differ.
+        PredictionError: If the corners of their tiles differ.
     """
-    if not all(np.array_equal(other_N2, coords[0]) for other_N2 in coords[1:]):
+    if not all(np.array_equal(other.origins_lv0, grids[0].origins_lv0) for other in grids[1:]):
         raise PredictionError(f"{slide_id}: the runs take different patches of it; take each alone")
 
 

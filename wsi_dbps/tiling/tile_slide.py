@@ -138,8 +138,7 @@ def estimate_bytes(decided: SlidePlan, *, sample: int = 8) -> int:
     plan = decided.plan
     if not len(plan):
         return 0
-    rows = np.unique(np.linspace(0, len(plan) - 1, sample).astype(int))
-    some = replace(plan, origins_lv0=plan.origins_lv0[rows], tissue_N=plan.tissue_N[rows])
+    some = plan.take(np.unique(np.linspace(0, len(plan) - 1, sample).astype(int)))
     with open_record(decided.record, decided.spec) as reader:
         patches = slide_patches(reader, replace(decided, plan=some), 1)
         sizes = [len(patch.jpeg) for patch in patches if isinstance(patch, Patch)]
@@ -203,9 +202,9 @@ def _write(beside: Path, reader: SlideReader, decided: SlidePlan, threads: int) 
         writer.finish(
             replace(
                 head,
-                plan=replace(plan, origins_lv0=plan.origins_lv0[keep_N], tissue_N=plan.tissue_N[keep_N]),
+                plan=plan.take(keep_N),
                 quality=as_arrays(measures) if spec.qc else {},
-                dropped_N2=plan.origins_lv0[~keep_N],
+                dropped_N2=plan.grid.origins_lv0[~keep_N],
             )
         )
     finally:
