@@ -94,7 +94,7 @@ def _row_now(outcome: Tiled | Kept | Failed, known: dict[str, str] | None, cache
         "reader": str(attrs["reader"]),
         "pixels": str(attrs.get("pixel_path", "")),
         "level": "" if level is None else str(level),
-        "mpp": f"{attrs['mpp_patch']:.6g}",
+        "mpp": f"{cache.grid.mpp_um:.6g}",
         "patches": str(len(cache)),
         "dropped": str(dropped),
         "bytes": str(cache.num_bytes),

@@ -39,8 +39,8 @@ class PlannedSlide:
     @property
     def text(self) -> str:
         """The slide's row of the table, and its notes below."""
-        mpp, megabytes = f"{self.tiles.mpp_lv0_um:.4g}", f"{self.num_bytes / 1e6:.1f}"
-        size = str(self.tiles.slide_lv0)
+        mpp, megabytes = f"{self.tiles.grid.mpp_lv0_um:.4g}", f"{self.num_bytes / 1e6:.1f}"
+        size = str(self.tiles.grid.slide_lv0)
         row = (self.slide_id, self.vendor, size, mpp, self.mpp_source, self.level, len(self.tiles), megabytes)
         return "\n".join([_ROW.format(*row), *(f"  {note}" for note in self.notes)])
 
