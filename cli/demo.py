@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from wsi_dbps_cli import tile
 from wsi_dbps_cli.derive import finish
+from wsi_dbps_cli.ending import ending_in_one_line
 
 from wsi_dbps.workflows.atlas import atlas
 from wsi_dbps.workflows.evaluate import evaluate
@@ -17,6 +17,7 @@ from wsi_dbps.workflows.faithfulness import faithfulness
 from wsi_dbps.workflows.heatmap import heatmap
 from wsi_dbps.workflows.localise import localise
 from wsi_dbps.workflows.predict import predict
+from wsi_dbps.workflows.tile import tile
 from wsi_dbps.workflows.train import train
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ def _whole_way(out: Path, slides: int, seed: int, epochs: int | None) -> None:
     write_text(config, SETTINGS.format(seed=seed))
 
     _say(f"tile {cohort} --out {caches} --mpp {MPP_UM:g} --size {SIZE_PX}")
-    tile.command(cohort, caches, mpp=MPP_UM, size=SIZE_PX)
+    with ending_in_one_line():
+        finish(tile(cohort, caches, mpp=MPP_UM, size=SIZE_PX))
     changes = [] if epochs is None else [f"training.epochs={epochs}"]
     resume = (run / "run.json").exists()
     flags = "".join(f" --set {change}" for change in changes) + " --resume" * resume

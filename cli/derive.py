@@ -6,7 +6,6 @@ import inspect
 import os
 from collections.abc import Callable
 from enum import StrEnum
-from functools import wraps
 from types import GenericAlias
 from typing import Annotated, Any, Protocol, get_args, get_origin, get_type_hints
 
@@ -60,16 +59,16 @@ def derived(**shown: Any) -> Callable[[Callable[..., None]], Callable[..., None]
             default = _default(cls, name, kind)
             parameters.append(_parameter(name, _annotation(name, kind, default, shown.get(name, {})), default))
 
-        @wraps(command)
         def called(**given: Any) -> None:
             values = {name: _plain(value) for name, value in given.items()}
             fields = {name: values.pop(name) for name in declared}
             command(**values, **({} if cls is None else {"options": cls(**fields)}))
 
+        derived_command: Any = called
+        derived_command.__name__, derived_command.__doc__ = command.__name__, command.__doc__
         # typer reads the one or the other
-        called.__signature__ = inspect.Signature(parameters)
-        called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        del called.__wrapped__  # type: ignore[attr-defined]
+        derived_command.__signature__ = inspect.Signature(parameters)
+        derived_command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return called
 
     return decorate

@@ -1,4 +1,4 @@
-"""`wsi-dbps embed`: cached patches become features."""
+"""`wsi-dbps embed`: compute features of cached patches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def command(
 
     They are written in a layout that TRIDENT and CLAM read and `wsi-dbps train` takes.
 
-    Features of a slide that are there already, from the same cache, encoder, precision and batch, are kept; a killed
-    run goes on.
+    Features of a slide that are there already, from the same cache, encoder, precision and batch, are kept; a run
+    that was killed continues.
     """
     finish(embed(cohort, caches, out, options))

@@ -1,4 +1,4 @@
-"""`wsi-dbps export`: cached patches become files for other tools."""
+"""`wsi-dbps export`: write cached patches to files for other tools."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ def command(
 ) -> None:
     """Write cached patches to files that other tools read.
 
-    Each keeps its place on the slide.
+    The place of each patch on its slide is written too.
 
-    A slide that is exported already, from the same cache with the same settings, is kept; a killed run goes on.
+    A slide that is exported already, from the same cache with the same settings, is kept; a run that was killed
+    continues.
     """
     finish(export(caches, out, format_, options, labels=labels))

@@ -1,4 +1,4 @@
-"""`wsi-dbps plan`: what a run would need in memory and time, and settings that fit."""
+"""`wsi-dbps plan`: estimate what a run needs in memory and time, and find settings that fit."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ def command(
 ) -> None:
     """Estimate time and memory of a run, and settings that fit.
 
-    Measures for a few seconds what patches cost on the device.
+    The cost of a patch is measured on the device, for a few seconds.
     """
     finish(plan(cohort, caches, vram, options=options))

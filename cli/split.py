@@ -1,4 +1,4 @@
-"""`wsi-dbps split`: cases are dealt to train, val and test, or to folds."""
+"""`wsi-dbps split`: divide the cases of a cohort into train, val and test, or into folds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`wsi-dbps train`: caches and labels become a run folder with a trained model."""
+"""`wsi-dbps train`: train a model on caches and labels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def command(
 ) -> None:
     """Train a model end to end with dual-buffer selection.
 
-    Learns from the `train` slides, chooses the best epoch on the `val` slides; the `test` slides are never opened.
+    The model learns from the `train` slides, and the best epoch is chosen on the `val` slides; the `test` slides are
+    never opened.
 
     On several GPUs: torchrun --nproc-per-node=N -m wsi_dbps_cli.main train ...
     """

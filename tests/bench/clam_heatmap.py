@@ -34,7 +34,7 @@ import h5py
 import numpy as np
 
 from wsi_dbps.formats.patch_cache import PatchCache
-from wsi_dbps.models.encoders import build_encoder
+from wsi_dbps.models.encoders.build import build_encoder
 from wsi_dbps.models.settings import EncoderConfig
 from wsi_dbps.training.checkpoint import load_checkpoint
 

@@ -20,7 +20,7 @@ from wsi_dbps.dbps.drop import draw_kept
 from wsi_dbps.formats.features import FeatureFile
 from wsi_dbps.formats.spec import CacheSpec, TilingSpec
 from wsi_dbps.inference.embed import embed
-from wsi_dbps.models.encoders import build_encoder
+from wsi_dbps.models.encoders.build import build_encoder
 from wsi_dbps.models.settings import AggregatorConfig, EncoderConfig, SelectionConfig
 from wsi_dbps.models.slide_model import SlideModel
 from wsi_dbps.synth.pyramid import write_aperio

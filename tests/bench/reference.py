@@ -82,8 +82,9 @@ def peak_mb() -> float:
 
 def ours(options: argparse.Namespace, pixels: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
     """One step of this package."""
+    from wsi_dbps.models.bag import TensorBag
     from wsi_dbps.models.settings import AggregatorConfig, EncoderConfig, SelectionConfig
-    from wsi_dbps.models.slide_model import SlideModel, TensorBag
+    from wsi_dbps.models.slide_model import SlideModel
     from wsi_dbps.training.optimizer import build_optimizer
     from wsi_dbps.training.settings import OptimizerConfig
 

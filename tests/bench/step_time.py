@@ -19,8 +19,9 @@ import torch
 from torch import nn
 
 from wsi_dbps.dbps.drop import draw_kept, num_kept
+from wsi_dbps.models.bag import TensorBag
 from wsi_dbps.models.device import pick_device
-from wsi_dbps.models.slide_model import SlideModel, TensorBag
+from wsi_dbps.models.slide_model import SlideModel
 from wsi_dbps.training.augment import augment
 from wsi_dbps.training.optimizer import build_optimizer
 from wsi_dbps.training.settings import RunConfig, build_run_config

@@ -14,7 +14,7 @@ import torch
 
 from wsi_dbps.formats.attention import read_attention
 from wsi_dbps.formats.features import FeatureFile, open_bag
-from wsi_dbps.models.encoders import build_encoder
+from wsi_dbps.models.encoders.build import build_encoder
 from wsi_dbps.models.settings import EncoderConfig
 
 QUICK = [
@@ -30,6 +30,16 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "small.pth"
     torch.save(build_encoder(EncoderConfig(name="small_gn")).backbone.state_dict(), path)
     return path
+
+
+@pytest.fixture(scope="module")
+def embedded(small_cohort, weights, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Features of the small cohort by `weights`; read only."""
+    from wsi_dbps.workflows.embed import embed
+
+    out = tmp_path_factory.mktemp("embedded") / "features"
+    assert not embed(*small_cohort, out, encoder="small_gn", weights=weights, device="cpu").failed
+    return out
 
 
 def test_from_caches_over_features_to_heatmaps(small_cohort, weights, tmp_path, wsi_dbps) -> None:
@@ -81,14 +91,12 @@ def as_another_tool(layout: str, ours: Path, theirs: Path) -> None:
 
 @pytest.mark.parametrize("layout", ["trident", "clam", "stamp"])
 def test_heatmaps_of_other_tools_features_take_what_they_lack_from_the_slide(
-    small_cohort, weights, tmp_path, wsi_dbps, layout
+    small_cohort, embedded, tmp_path, wsi_dbps, layout
 ) -> None:
-    manifest, caches = small_cohort
-    embed = ("embed", manifest, "--caches", caches, "--out", tmp_path / "ours", "--encoder", "small_gn")
-    assert wsi_dbps(*embed, "--weights", weights)[0] == 0
+    manifest, _ = small_cohort
     folder, run, pred, maps = (tmp_path / name for name in ("theirs", "run", "pred", "maps"))
     folder.mkdir()
-    for path in (tmp_path / "ours").glob("*.h5"):
+    for path in embedded.glob("*.h5"):
         as_another_tool(layout, path, folder / path.name)
     if layout == "trident":  # a slide without tissue, as TRIDENT writes it, is no part of training
         with h5py.File(folder / "slide_19.h5", "w") as file:
@@ -173,12 +181,11 @@ def test_pt_is_read_as_clams_training_reads_it(small_cohort, weights, tmp_path, 
     assert (code, "slide_03.pt: there already, without our" in err) == (1, True)
 
 
-def test_stamps_layout_is_read_as_stamp_reads_it(small_cohort, weights, tmp_path, wsi_dbps) -> None:
+def test_stamps_layout_is_read_as_stamp_reads_it(small_cohort, weights, embedded, tmp_path, wsi_dbps) -> None:
     manifest, caches = small_cohort
     embed = ("embed", manifest, "--caches", caches, "--encoder", "small_gn", "--weights", weights, "--out")
-    assert wsi_dbps(*embed, tmp_path / "ours")[0] == 0
     assert wsi_dbps(*embed, tmp_path / "stamp", "--format", "stamp")[0] == 0
-    ours = FeatureFile(tmp_path / "ours" / "slide_03.h5")
+    ours = FeatureFile(embedded / "slide_03.h5")
     with h5py.File(tmp_path / "stamp" / "slide_03.h5") as file:
         feats, coords, attrs = file["feats"][:], file["coords"][:], dict(file.attrs)
     assert (feats.dtype, coords.dtype) == (np.float16, np.float32)
@@ -190,7 +197,7 @@ def test_stamps_layout_is_read_as_stamp_reads_it(small_cohort, weights, tmp_path
     theirs = FeatureFile(tmp_path / "stamp" / "slide_03.h5", mpp_lv0_um=1.0)
     assert np.array_equal(theirs.coords_N2, ours.coords_N2)
     assert "0 slides embedded (0 patches), 20 kept" in wsi_dbps(*embed, tmp_path / "stamp", "--format", "stamp")[1]
-    code, _, err = wsi_dbps(*embed, tmp_path / "ours", "--format", "stamp")
+    code, _, err = wsi_dbps(*embed, embedded, "--format", "stamp")
     assert (code, "slide_00.h5 was made otherwise: layout is 'ours' in it, 'stamp' asked" in err) == (1, True)
 
 
@@ -218,11 +225,9 @@ def test_weights_that_hold_more_than_tensors_are_refused_without_advice_to_load_
     assert "False" not in err
 
 
-def test_features_given_to_embed_are_told_apart(small_cohort, weights, tmp_path, wsi_dbps) -> None:
-    manifest, caches = small_cohort
-    embed = ("embed", manifest, "--encoder", "small_gn", "--weights", weights)
-    assert wsi_dbps(*embed, "--caches", caches, "--out", tmp_path / "f")[0] == 0
-    code, _, err = wsi_dbps(*embed, "--caches", tmp_path / "f", "--out", tmp_path / "g")
+def test_features_given_to_embed_are_told_apart(small_cohort, weights, embedded, tmp_path, wsi_dbps) -> None:
+    embed = ("embed", small_cohort[0], "--encoder", "small_gn", "--weights", weights)
+    code, _, err = wsi_dbps(*embed, "--caches", embedded, "--out", tmp_path / "g")
     assert code == 1
     assert "slide_00.h5: holds features already; give --caches a folder of patch caches" in err
 

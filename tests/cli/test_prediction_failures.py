@@ -9,7 +9,6 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from wsi_dbps_cli.main import app
 
 from wsi_dbps.core.errors import PredictionError
 from wsi_dbps.core.files import write_text
@@ -278,16 +277,3 @@ def test_a_folder_of_folds_is_evaluated_and_compared_as_its_folds(trained, tmp_p
     assert (code, "8 labelled cases" in out) == (0, True)
     code, _, err = wsi_dbps("compare", tmp_path / "folds", tmp_path / "folds", "--val-a", tmp_path / "folds" / "fold0")
     assert (code, "holds folds, each with a threshold of its own" in err) == (2, True)
-
-
-def test_the_help_of_every_command_begins_with_a_sentence_that_is_shown_whole(wsi_dbps) -> None:
-    code, out, _ = wsi_dbps("--help")
-    listed = dict(line.split(None, 1) for line in out.partition("Commands:")[2].splitlines() if line.strip())
-    commands = {command.name: command.callback for command in app.registered_commands}
-    assert (code, set(listed)) == (0, set(commands))
-    for name, callback in commands.items():
-        first, *rest = (callback.__doc__ or "").splitlines()
-        assert listed[name] == first.strip()
-        assert first.endswith(".")
-        assert len(first) <= 60
-        assert not rest or not rest[0].strip()

@@ -14,8 +14,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from wsi_dbps.core.errors import ConfigError
-from wsi_dbps.models.aggregators import CrossAttention
-from wsi_dbps.models.encoders import batch_norms, build_encoder, load_weights_file
+from wsi_dbps.models.aggregators.cross_attention import CrossAttention
+from wsi_dbps.models.encoders.build import build_encoder
+from wsi_dbps.models.encoders.norms import batch_norms
+from wsi_dbps.models.encoders.weights_file import load_weights_file
 from wsi_dbps.models.settings import EncoderConfig, SelectionConfig, with_preset
 
 
@@ -158,7 +160,7 @@ def test_without_a_network_weights_are_asked_for_once_and_one_line_says_so(tmp_p
     script = """
 from wsi_dbps.core.errors import ConfigError
 from wsi_dbps.models.settings import EncoderConfig
-from wsi_dbps.models.encoders import build_encoder
+from wsi_dbps.models.encoders.build import build_encoder
 try:
     build_encoder(EncoderConfig(name="resnet18"))
 except ConfigError as error:

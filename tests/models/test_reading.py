@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsi_dbps.models.aggregators import AGGREGATORS
+from wsi_dbps.models.aggregators.build import AGGREGATORS
 from wsi_dbps.models.settings import AggregatorConfig
 from wsi_dbps.models.spill import IN_MEMORY, EmbeddingSpill
 
@@ -17,9 +17,9 @@ def draws(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def aggregator(name, heads=4, num_classes=3):
+def aggregator(name, heads=4, num_outputs=3):
     torch.manual_seed(0)
-    made = AGGREGATORS[name](DIM, num_classes, AggregatorConfig(name=name, num_heads=heads)).eval()
+    made = AGGREGATORS[name](DIM, num_outputs, AggregatorConfig(name=name, num_heads=heads)).eval()
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.mul_(1.5)  # so that attention is not nearly even
@@ -83,7 +83,6 @@ def test_explaining_changes_no_prediction_and_accounts_for_all_of_it(make_model,
     model, bag = make_model(predict_selector=selector), make_bag(30)
     plain, explained = model.predict(bag, draws()), model.predict(bag, draws(), explain=True)
     assert torch.equal(plain.logits_C, explained.logits_C)
-    assert plain.evidence_NC is None
     chosen = torch.cat([explained.selection.salient_M, explained.selection.subsalient_S])
     total_C = explained.evidence_NC[chosen].sum(dim=0)
     assert torch.allclose(total_C, explained.logits_C - explained.empty_logits_C, atol=1e-5)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from wsi_dbps.core.errors import ConfigError
-from wsi_dbps.models.aggregators import AGGREGATORS
-from wsi_dbps.models.encoders import batch_norms
+from wsi_dbps.models.aggregators.build import AGGREGATORS
+from wsi_dbps.models.encoders.norms import batch_norms
 from wsi_dbps.models.settings import PRESETS, EncoderConfig
 from wsi_dbps.models.slide_model import SlideModel, evaluation_mode
 
@@ -48,11 +48,9 @@ def test_every_size_of_bag_gives_one_kind_of_result(
         assert len(chosen.selection.subsalient_S) == s
         assert torch.equal(chosen.salient_pixels_MCPP, bag.pixels[chosen.selection.salient_M])
         if subsalient_grad == "none":
-            assert len(chosen.subsalient_SD) == s
-            assert chosen.subsalient_pixels_SCPP is None
+            assert len(chosen.subsalient.embeddings_SD) == s
         else:
-            assert len(chosen.subsalient_SD) == 0
-            assert torch.equal(chosen.subsalient_pixels_SCPP, bag.pixels[chosen.selection.subsalient_S])
+            assert torch.equal(chosen.subsalient.pixels_SCPP, bag.pixels[chosen.selection.subsalient_S])
         logits = model([chosen])
         assert logits.shape == (1, 2)
         assert torch.isfinite(logits).all()
@@ -155,7 +153,7 @@ def test_dual_attention_is_the_published_sequence_of_poolings(make_model) -> Non
 def test_the_gradient_reaches_salient_pixels_only(make_model, make_bag) -> None:
     model, bag = make_model(), make_bag(20)
     chosen = model.select(bag, torch.arange(20), draws())
-    assert not chosen.subsalient_SD.requires_grad
+    assert not chosen.subsalient.embeddings_SD.requires_grad
     pixels: list[torch.Tensor] = []
 
     def follow(salient: torch.Tensor) -> torch.Tensor:
@@ -205,11 +203,11 @@ def test_the_exact_gradient_is_that_of_plain_autograd_over_all_selected(
     gradient = gradients(model, found)
 
     torch.manual_seed(1)
-    parts = [p for c in chosen for p in c.subsalient_pixels_SCPP.split(len(c.salient_pixels_MCPP)) if len(p)]
+    parts = [p for c in chosen for p in c.subsalient.pixels_SCPP.split(len(c.salient_pixels_MCPP)) if len(p)]
     embedded = torch.cat([model.encoder(shaken(part)) for part in parts])  # nothing is let go here
     salient = model.encoder(torch.cat([shaken(c.salient_pixels_MCPP) for c in chosen]))
     split = [
-        model._with_position(part, None if position == "none" else bag.positions[ids])
+        model._position.added(part, bag.positions[ids])
         for bag, ids, part in zip(
             [*bags, *bags],
             [c.selection.salient_M for c in chosen] + [c.selection.subsalient_S for c in chosen],
@@ -485,7 +483,7 @@ def test_too_little_memory_for_a_chunk_changes_no_result(make_model, make_bag, s
     def results(model: SlideModel) -> tuple:
         chosen = model.select(bag, kept, draws())
         output = model.predict(bag, draws())
-        return chosen.selection, chosen.subsalient_SD, output.selection, output.logits_C, output.attention_RN
+        return chosen.selection, chosen.subsalient.embeddings_SD, output.selection, output.logits_C, output.attention_RN
 
     free = make_model(selector=selector, predict_selector=selector, chunk_size=8)
     cramped = make_model(selector=selector, predict_selector=selector, chunk_size=8)
@@ -529,7 +527,7 @@ def test_frozen_batch_norm_keeps_its_statistics(make_bag) -> None:
 
 
 def test_letting_batch_norm_train_says_what_it_does() -> None:
-    from wsi_dbps.models.encoders import build_encoder
+    from wsi_dbps.models.encoders.build import build_encoder
 
     with pytest.warns(UserWarning, match="running statistics will follow the salient patches only"):
         build_encoder(EncoderConfig(name="resnet18", pretrained=False, batch_norm="train"))

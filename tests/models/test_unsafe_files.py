@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from wsi_dbps.core.errors import CheckpointError, ConfigError
-from wsi_dbps.models.encoders import load_weights_file
+from wsi_dbps.models.encoders.weights_file import load_weights_file
 from wsi_dbps.training.checkpoint import load_checkpoint
 
 SAID = "it holds Python objects other than tensors, which could run code; save its tensors alone (.safetensors)"

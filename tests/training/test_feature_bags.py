@@ -18,7 +18,7 @@ from wsi_dbps.formats.patch_filter import PatchFilter
 from wsi_dbps.inference.embed import embed
 from wsi_dbps.inference.predict import predict
 from wsi_dbps.inference.predictor import Predictor
-from wsi_dbps.models.encoders import build_encoder
+from wsi_dbps.models.encoders.build import build_encoder
 from wsi_dbps.models.settings import EncoderConfig
 from wsi_dbps.training.checkpoint import load_checkpoint
 from wsi_dbps.training.loop import train

@@ -178,7 +178,7 @@ def test_a_cache_damaged_in_the_middle_of_an_epoch_is_named_and_the_run_goes_on_
 
 def test_weights_that_are_no_numbers_are_named(cohort, caches, tmp_path, make_config) -> None:
     from wsi_dbps.core.errors import TrainingError
-    from wsi_dbps.models.encoders import SmallEncoder
+    from wsi_dbps.models.encoders.small import SmallEncoder
 
     state = SmallEncoder().state_dict()
     name = next(iter(state))

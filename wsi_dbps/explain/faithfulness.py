@@ -222,10 +222,8 @@ def _member(member: Member, record: SlideRecord, config: FaithfulnessConfig) -> 
     )
 
 
-def _score(
-    weights_N: torch.Tensor, evidence_NC: torch.Tensor | None, predicted: int, kind: str
-) -> npt.NDArray[np.float64]:
-    if kind == "attention" or evidence_NC is None:
+def _score(weights_N: torch.Tensor, evidence_NC: torch.Tensor, predicted: int, kind: str) -> npt.NDArray[np.float64]:
+    if kind == "attention":
         return weights_N.double().numpy()
     others = [c for c in range(evidence_NC.shape[1]) if c != predicted]
     return (evidence_NC[:, predicted] - evidence_NC[:, others].mean(dim=1)).double().numpy()

@@ -45,7 +45,7 @@ class SlideAttention:
     cache_fingerprint: str
     checkpoint_fingerprint: str
     evidence_NC: npt.NDArray[np.float32] | None = None
-    """(N, C) signed contribution of each patch to each class logit (`wsi_dbps.models.aggregators.Reading`): of the
+    """(N, C) signed contribution of each patch to each class logit (`wsi_dbps.models.aggregators.base.Reading`): of the
     patches in the buffers they sum to `class_logits_C - empty_logits_C`; of the others it is what each would add."""
     class_logits_C: npt.NDArray[np.float32] | None = None
     """(C,) the logits behind the prediction."""

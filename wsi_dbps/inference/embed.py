@@ -22,7 +22,8 @@ from wsi_dbps.formats.features import FeatureFile, are_kept, features_written, s
 from wsi_dbps.formats.patch_cache import PatchCache
 from wsi_dbps.formats.patch_filter import PatchFilter
 from wsi_dbps.models.device import pick_device, pick_precision
-from wsi_dbps.models.encoders import PatchEncoder, build_encoder
+from wsi_dbps.models.encoders.base import PatchEncoder
+from wsi_dbps.models.encoders.build import build_encoder
 from wsi_dbps.training.checkpoint import Checkpoint
 
 if TYPE_CHECKING:

@@ -92,13 +92,10 @@ class Member:
         cache = bag.cache
         output = self.model.predict(bag, slide_draws(record), explain=True)
         self.check_finite(output.logits_C)
-        assert output.evidence_NC is not None
-        assert output.empty_logits_C is not None
-        assert output.embedding_D is not None
         role_N = np.zeros(len(cache), np.uint8)
         role_N[output.selection.salient_M] = ROLES.index("salient")
         role_N[output.selection.subsalient_S] = ROLES.index("recycled")
-        probabilities = tuple(float(p) for p in output.logits_C.double().softmax(dim=0))
+        probabilities = tuple(self.checkpoint.task.predictions(output.logits_C).tolist())
         return SlideAttention(
             slide_id=record.slide_id,
             prediction=Prediction(

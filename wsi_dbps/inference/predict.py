@@ -107,9 +107,5 @@ def check_labels(checkpoint: Checkpoint, cohort: Cohort) -> None:
     """
     if not len(cohort):
         raise PredictionError("no slide to predict: the cohort, or the split asked for, is empty")
-    unknown: Sequence[SlideRecord] = [r for r in cohort.records if r.label not in (None, *checkpoint.classes)]
-    if unknown:
-        raise PredictionError(
-            f"{checkpoint.path}: has classes {', '.join(checkpoint.classes)}, but slide {unknown[0].slide_id} is "
-            f"labelled {unknown[0].label!r} ({len(unknown)} such slides); mend the labels, or leave them empty"
-        )
+    if misfit := checkpoint.task.misfit(cohort.records):
+        raise PredictionError(f"{checkpoint.path}: {misfit}")

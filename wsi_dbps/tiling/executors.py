@@ -51,8 +51,12 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def on_cluster(address: str) -> Callable[[int], AbstractContextManager[Executor]]:
+def on_cluster(address: str, *, timeout_s: float = 10.0) -> Callable[[int], AbstractContextManager[Executor]]:
     """The workers of a dask cluster as an executor, however many there are, while it has a scheduler.
+
+    Args:
+        address: Of the scheduler.
+        timeout_s: How long it may take to answer.
 
     Raises:
         ConfigError: If dask.distributed is not installed, or no scheduler answers; from the executor, if it no longer
@@ -63,7 +67,7 @@ def on_cluster(address: str) -> Callable[[int], AbstractContextManager[Executor]
     except ImportError:
         raise ConfigError("--dask needs dask.distributed: pip install 'wsi-dbps[dask]'") from None
     try:
-        client = Client(address, timeout=10, set_as_default=False)
+        client = Client(address, timeout=timeout_s, set_as_default=False)
     except OSError as error:
         raise ConfigError(f"--dask {address}: no scheduler answers ({' '.join(str(error).split())})") from None
 

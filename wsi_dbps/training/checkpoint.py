@@ -22,12 +22,14 @@ from wsi_dbps.core.errors import CheckpointError, torch_said
 from wsi_dbps.core.files import write_text, written_whole
 from wsi_dbps.core.settings import build, to_dict
 from wsi_dbps.models.slide_model import SlideModel
+from wsi_dbps.tasks.by_name import DEFAULT_TASK, stored_task
 from wsi_dbps.training.settings import RunConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from wsi_dbps.core.files import PathLike
+    from wsi_dbps.tasks.task import Task
 
 FORMAT: Final = "wsi-dbps checkpoint"
 FORMAT_VERSION: Final = 1
@@ -45,7 +47,9 @@ class Checkpoint:
     """Epochs done."""
     model_state: dict[str, torch.Tensor]
     loop_state: dict[str, Any]
-    """Optimizer, scaler and history; empty in best.pt."""
+    """What `Trainer.state_dict` holds besides the model; empty in best.pt."""
+    task: Task
+    """What the slides were asked."""
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that identify the file's content."""
@@ -54,7 +58,7 @@ class Checkpoint:
     def build_model(self, device: torch.device) -> SlideModel:
         """The model with its weights, in evaluation mode."""
         c = self.config
-        model = SlideModel(len(self.classes), c.encoder, c.aggregator, c.selection, load_weights=False)
+        model = SlideModel(self.task.num_outputs, c.encoder, c.aggregator, c.selection, load_weights=False)
         try:
             model.load_state_dict(self.model_state)
         except RuntimeError as error:
@@ -71,8 +75,9 @@ def save_checkpoint(
     patch_kind: PatchKind | FeatureKind,
     epoch: int,
     loop_state: Mapping[str, Any],
+    task: str = DEFAULT_TASK,
 ) -> None:
-    """Write a checkpoint, whole or not at all.
+    """Write a checkpoint atomically; the default task is not written, as in files of earlier versions.
 
     Raises:
         OutputError: If it cannot be written; an older one of the same name stays.
@@ -86,7 +91,7 @@ def save_checkpoint(
         "epoch": epoch,
         "model": model.state_dict(),
         "loop": dict(loop_state),
-    }
+    } | ({} if task == DEFAULT_TASK else {"task": task})
     buffer = io.BytesIO()
     torch.save(content, buffer)
     with written_whole(path) as partial:
@@ -120,6 +125,7 @@ def load_checkpoint(path: PathLike) -> Checkpoint:
             epoch=content["epoch"],
             model_state=dict(content["model"]),
             loop_state=content["loop"],
+            task=stored_task(path, content.get("task", DEFAULT_TASK), content["classes"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(

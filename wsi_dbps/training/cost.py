@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from wsi_dbps.core.errors import ConfigError, TrainingError
 from wsi_dbps.dbps.drop import num_kept
+from wsi_dbps.dbps.selectors import build_selector
 from wsi_dbps.training.settings import as_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from wsi_dbps.dbps.selectors import Workload
     from wsi_dbps.training.settings import RunConfig
 
 _COPIES: Final = 4
@@ -91,17 +93,14 @@ def memory(config: RunConfig, num_patches: Sequence[int], cost: Calibration) -> 
     """
     s, batch = config.selection, config.training.batch_slides
     kept = sorted((_kept(n, config) for n in num_patches), reverse=True)[:batch]
-    salient = [_salient(n, config) for n in kept]
-    recycled = [_recycled(n, m, config) for n, m in zip(kept, salient, strict=True)]
+    works = [_workload(n, config) for n in kept]
+    salient = sum(work.num_salient for work in works)
     exact = s.subsalient_grad == "exact"
-    # Pixels: those chosen for every bag; of the last one the buffer and the chunk, twice while they are joined.
-    held = (sum(salient) + (sum(recycled) if exact else 0)) * cost.pixel_bytes
-    chunk = min(s.chunk_size, kept[0])
-    selecting = held + 2 * (salient[0] + chunk) * cost.pixel_bytes + chunk * cost.forward_bytes
-    pooled = len(kept) * (max(recycled) * cost.pooled_bytes + cost.bag_bytes)
-    if exact:  # the old, the joined and the new buffer of recycled pixels meet
-        selecting += 2 * max(recycled) * cost.pixel_bytes
-    learning = 2 * held + sum(salient) * cost.gradient_bytes + pooled + cost.workspace_bytes
+    # Pixels: those chosen for every bag; of the last one the buffers and the chunk, twice while they are joined.
+    held = (salient + (sum(work.num_subsalient for work in works) if exact else 0)) * cost.pixel_bytes
+    selecting = held + 2 * works[0].num_pixels * cost.pixel_bytes + min(s.chunk_size, kept[0]) * cost.forward_bytes
+    pooled = len(kept) * (works[0].num_subsalient * cost.pooled_bytes + cost.bag_bytes)
+    learning = 2 * held + salient * cost.gradient_bytes + pooled + cost.workspace_bytes
     if exact:  # autograd holds one more copy of the gradient until every part is through
         learning += cost.fixed_bytes // _COPIES
     fixed = cost.fixed_bytes + (cost.fixed_bytes // _COPIES if config.training.ema else 0)
@@ -122,18 +121,13 @@ def need(config: RunConfig, train: Sequence[int], val: Sequence[int], cost: Cali
         val: N of every validation slide.
         cost: Measured.
     """
-    s = config.selection
     forward = gradient = read = 0
     for n in train:
-        kept = _kept(n, config)
-        salient = _salient(kept, config)
-        recycled = _recycled(kept, salient, config)
-        exact = s.subsalient_grad == "exact"
-        scored = kept if s.selector in ("streaming", "global", "sampled") else 0
-        again = recycled if exact or s.selector == "random" else 0
-        forward += scored + again
-        gradient += salient + (recycled if exact else 0)
-        read += scored + (0 if s.selector == "streaming" else salient + again)
+        work = _workload(_kept(n, config), config)
+        exact = work.num_subsalient if config.selection.subsalient_grad == "exact" else 0
+        forward += work.num_encoded + exact
+        gradient += work.num_salient + exact
+        read += work.num_read
     forward, read = forward + sum(val), read + sum(val)
     device = forward * cost.forward_seconds + gradient * cost.gradient_seconds
     reading = read * cost.read_seconds
@@ -148,13 +142,9 @@ def _kept(num_patches: int, config: RunConfig) -> int:
     return num_kept(num_patches, s.num_salient, rate=s.drop_rate, count=s.num_kept)
 
 
-def _salient(kept: int, config: RunConfig) -> int:
-    return kept if config.selection.selector == "all" else min(config.selection.num_salient, kept)
-
-
-def _recycled(kept: int, salient: int, config: RunConfig) -> int:
-    most = config.selection.most_subsalient
-    return kept - salient if most is None else min(most, kept - salient)
+def _workload(kept: int, config: RunConfig) -> Workload:
+    s = config.selection
+    return build_selector(s.selector, s).workload(kept, keep_pixels=s.subsalient_grad == "exact")
 
 
 # ---- the search

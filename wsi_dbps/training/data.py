@@ -2,62 +2,68 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from wsi_dbps.bags.bags import CacheBag, FeatureKind, PatchKind, PatchReader, open_cache, patch_kind
-from wsi_dbps.cohort.cohort import SPLITS, ordered_classes
-from wsi_dbps.cohort.labels import check_classes
+from wsi_dbps.cohort.cohort import SPLITS
 from wsi_dbps.core.errors import CacheError, ConfigError, TrainingError
+from wsi_dbps.tasks.classification import Classification
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from wsi_dbps.bags.bags import BagFile
     from wsi_dbps.cohort.cohort import Cohort, SlideRecord
     from wsi_dbps.formats.patch_filter import PatchFilter
     from wsi_dbps.models.settings import EncoderConfig
+    from wsi_dbps.tasks.task import Task
     from wsi_dbps.training.settings import LoopConfig
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run learns from and what it chooses its best epoch by."""
+    """What a run learns from, what it chooses its best epoch by, and what the slides are asked."""
 
     train: tuple[CacheBag, ...]
     val: tuple[CacheBag, ...]
-    classes: tuple[str, ...]
-    """Labels of these two parts, in the order of the logits."""
+    task: Task
     kind: PatchKind | FeatureKind
     left_out: tuple[str, ...]
     """Slides whose cache holds no patch."""
 
     def targets(self, bags: Sequence[CacheBag]) -> torch.Tensor:
-        """(B,) class index of each bag."""
-        return torch.tensor([self.classes.index(str(bag.record.label)) for bag in bags])
+        """(B, ...) target of each bag."""
+        return self.task.targets([bag.record for bag in bags])
 
     def order(self, generator: torch.Generator) -> list[int]:
-        """The training slides in random order, every class spread evenly over it.
+        """The training slides in random order, with every stratum of the task spread evenly over the epoch.
 
-        Batches of few slides then hold the classes in like shares. Else the chance of a batch moves the bias of the
-        logits at each step, which drowned what the slides differ by: training from random weights stayed at chance.
+        Small batches then hold the classes in similar proportions. If they were shuffled freely, the random class
+        proportions of each batch would move the bias of the logits at every step; this drowned the differences between
+        slides, and training from random weights stayed at chance level.
         """
-        targets_B = self.targets(self.train)
-        order = torch.randperm(len(targets_B), generator=generator)
-        place_B = torch.empty(len(targets_B), dtype=torch.float64)
-        for index in range(len(self.classes)):
-            of_class = order[targets_B[order] == index]
-            shift = (index + 0.5) / len(self.classes)  # so that equal classes alternate
-            place_B[of_class] = (torch.arange(len(of_class), dtype=torch.float64) + shift) / max(1, len(of_class))
+        strata_B = self.task.strata(self.targets(self.train))
+        order = torch.randperm(len(strata_B), generator=generator)
+        place_B = torch.empty(len(strata_B), dtype=torch.float64)
+        num_strata = int(strata_B.max()) + 1
+        for stratum in range(num_strata):
+            members = order[strata_B[order] == stratum]
+            shift = (stratum + 0.5) / num_strata  # so that strata of equal size alternate
+            place_B[members] = (torch.arange(len(members), dtype=torch.float64) + shift) / max(1, len(members))
         return place_B.argsort().tolist()
 
-    def class_weights(self) -> torch.Tensor:
-        """(C,) weights inverse to each class's number of training slides, 1 on average over the slides."""
-        counts = torch.bincount(self.targets(self.train), minlength=len(self.classes))
-        return len(self.train) / (len(self.classes) * counts)
+
+def check_labels(cohort: Cohort, loop: LoopConfig) -> None:
+    """Check that the labels of a cohort can be learnt at all, before any file is opened.
+
+    Raises:
+        ManifestError: If they cannot be classes (`Classification.check`).
+    """
+    Classification.check(cohort.records, loop.classes)
 
 
 def load_data(
@@ -66,61 +72,68 @@ def load_data(
     """Open the caches, or features, of the train and val slides; other records are dropped before any file is touched.
 
     Raises:
-        ManifestError: If labels cannot be classes (`check_classes`).
+        ManifestError: If labels cannot be classes (`check_labels`).
         TrainingError: If a part is empty or lacks a class that is needed, or the settings name other classes.
         CacheError: If a cache is missing, damaged, or holds patches of another kind than the first.
     """
-    check_classes(cohort.part(*SPLITS).records, loop.classes or ())
+    check_labels(cohort.part(*SPLITS), loop)
     bags: dict[str, list[CacheBag]] = {"train": [], "val": []}
     left_out: list[str] = []
     kind: PatchKind | FeatureKind | None = None
     wanted = cohort.part("train", "val").records
     for record in wanted:
-        try:
-            cache = open_cache(caches, record, kind, patch_filter)
-        except CacheError as error:
-            if not isinstance(error.__context__, FileNotFoundError):  # it has been found, or other words say what to do
-                raise
-            raise _missing(caches, wanted, record) or error from None
+        cache = _opened(caches, record, kind, patch_filter, wanted)
         if len(cache):
             kind = kind or patch_kind(cache)
             bags[str(record.split)].append(CacheBag(record, cache, reader))
         else:
             left_out.append(record.slide_id)
-    train, val = tuple(bags["train"]), tuple(bags["val"])
     for part, found in bags.items():
-        if not found and not any(record.split == part for record in wanted):
-            raise TrainingError(
-                f"the manifest has no slide in split {part}; `wsi-dbps split COHORT.csv --out split.csv` writes one "
-                "with splits, or give --fold if it has a fold column"
-            )
         if not found:
-            raise TrainingError(
-                f"no slide of split {part} has a patch: {', '.join(left_out[:3])}{', ...' * (len(left_out) > 3)}; look "
-                "at the contact sheet of `wsi-dbps tile`, and at the settings of [patches]"
-            )
-    in_train, in_val = (Counter(str(bag.record.label) for bag in part) for part in (train, val))
-    if len(in_train) < 2:
-        raise TrainingError(f"every train slide is {next(iter(in_train))!r}; training needs two classes or more")
-    if unseen := [label for label in in_val if label not in in_train]:
-        raise TrainingError(f"val holds class {unseen[0]!r}, of which train has no slide")
-    classes = loop.classes or ordered_classes(in_train)
-    if set(classes) != set(in_train):
-        raise TrainingError(
-            f"[training] classes = {', '.join(classes)}, but the train slides are labelled "
-            f"{', '.join(ordered_classes(in_train))}; name each of these once"
-        )
-    if loop.monitor == "auroc" and (absent := [label for label in classes if label not in in_val]):
-        raise TrainingError(
-            f"val has no slide of class {absent[0]!r}, so it has no AUROC; mend the label if it is misspelt, split "
-            "anew, or set training.monitor = 'loss'"
-        )
+            raise _empty_part(part, wanted, left_out)
+    train, val = tuple(bags["train"]), tuple(bags["val"])
+    task = Classification.fitted(
+        [bag.record for bag in train],
+        [bag.record for bag in val],
+        classes=loop.classes,
+        balanced=loop.class_weights == "balanced",
+        monitor=loop.monitor,
+    )
     assert kind is not None
-    return TrainingData(train, val, classes, kind, tuple(left_out))
+    return TrainingData(train, val, task, kind, tuple(left_out))
+
+
+def _opened(
+    caches: Path,
+    record: SlideRecord,
+    kind: PatchKind | FeatureKind | None,
+    patch_filter: PatchFilter,
+    wanted: Sequence[SlideRecord],
+) -> BagFile:
+    """A slide's cache or features; if the file is missing, the error counts all that are missing."""
+    try:
+        return open_cache(caches, record, kind, patch_filter)
+    except CacheError as error:
+        if not isinstance(error.__context__, FileNotFoundError):  # the file exists, or the message says what to do
+            raise
+        raise _missing(caches, wanted, record) or error from None
+
+
+def _empty_part(part: str, wanted: Sequence[SlideRecord], left_out: Sequence[str]) -> TrainingError:
+    """Why a split has no bag: no slide is in it, or none of its slides has a patch."""
+    if not any(record.split == part for record in wanted):
+        return TrainingError(
+            f"the manifest has no slide in split {part}; `wsi-dbps split COHORT.csv --out split.csv` writes one "
+            "with splits, or give --fold if it has a fold column"
+        )
+    return TrainingError(
+        f"no slide of split {part} has a patch: {', '.join(left_out[:3])}{', ...' * (len(left_out) > 3)}; look "
+        "at the contact sheet of `wsi-dbps tile`, and at the settings of [patches]"
+    )
 
 
 def _missing(caches: Path, wanted: Sequence[SlideRecord], failed: SlideRecord) -> CacheError | None:
-    """The error that says how many slides have no file at all, where that is what failed."""
+    """The error that counts the slides without any file, if the failed slide is one of them."""
     there = {path.stem for path in caches.rglob("*")}
     missing = [record.slide_id for record in wanted if record.slide_id not in there]
     if failed.slide_id not in missing:

@@ -69,9 +69,9 @@ def plan(cohort: Cohort, caches: PathLike, config: RunConfig, budget_bytes: int)
         raise ConfigError(
             f"{caches}: holds features; `plan` measures the encoding of pixels, name a folder of patch caches"
         )
-    model = SlideModel(len(data.classes), config.encoder, config.aggregator, config.selection, load_weights=False).to(
-        device
-    )
+    model = SlideModel(
+        data.task.num_outputs, config.encoder, config.aggregator, config.selection, load_weights=False
+    ).to(device)
     cost = calibrate(model, config, data.kind.size_px, pick_precision(config.training.precision, device))
     cost = replace(cost, read_seconds=read_seconds(max(data.train, key=lambda bag: bag.num_patches)))
     reader.close()

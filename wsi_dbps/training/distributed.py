@@ -12,7 +12,7 @@ import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import torch
 from torch import distributed
@@ -96,6 +96,10 @@ class World:
             ) from None
 
 
+ALONE: Final = World()
+"""A run in one process."""
+
+
 @contextmanager
 def joined(wait_minutes: float) -> Iterator[World]:
     """The processes that torchrun started together with this one; without torchrun, this one alone.
@@ -105,7 +109,7 @@ def joined(wait_minutes: float) -> Iterator[World]:
     """
     size = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
     if size == 1:
-        yield World()
+        yield ALONE
         return
     if distributed.is_initialized():  # by a caller that joins once for several runs
         yield World(distributed.get_rank(), size, int(os.environ.get("LOCAL_RANK", "0")))

@@ -4,29 +4,44 @@ from __future__ import annotations
 
 import csv
 import io
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wsi_dbps.cohort.labels import check_classes
 from wsi_dbps.core.files import write_text
 from wsi_dbps.core.output_folder import output_folder
+from wsi_dbps.training.data import check_labels
 from wsi_dbps.training.distributed import joined, stopped
-from wsi_dbps.training.loop import TrainingResult, train
+from wsi_dbps.training.loop import TrainingResult, to_stderr, train
 from wsi_dbps.training.stopping import told_to_stop
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from wsi_dbps.cohort.cohort import Cohort
     from wsi_dbps.core.files import PathLike
     from wsi_dbps.training.settings import RunConfig
 
 
-def train_folds(cohort: Cohort, caches: PathLike, out: PathLike, config: RunConfig) -> tuple[TrainingResult, ...]:
+def train_folds(
+    cohort: Cohort,
+    caches: PathLike,
+    out: PathLike,
+    config: RunConfig,
+    *,
+    say: Callable[[str], None] = to_stderr,
+) -> tuple[TrainingResult, ...]:
     """Train with each fold as the test split, into OUT/fold0, OUT/fold1 ..., and write OUT/folds.csv, a row per fold.
 
     A fold that was begun goes on, and one that is finished is left as it is: calling it again after an interruption is
     all it takes. folds.csv grows with each fold.
+
+    Args:
+        cohort: With labels and a `fold` column.
+        caches: As `train`.
+        out: Folder of all folds.
+        config: As `train`.
+        say: As `train`.
 
     Raises:
         ManifestError: If the cohort has no usable `fold` column.
@@ -36,7 +51,7 @@ def train_folds(cohort: Cohort, caches: PathLike, out: PathLike, config: RunConf
     caches, out = Path(caches), Path(out)
     num_folds = max(cohort.folds().values(), default=0) + 1
     splits = [cohort.with_fold(fold) for fold in range(num_folds)]
-    check_classes(cohort.records, config.training.classes or ())
+    check_labels(cohort, config.training)
     results: list[TrainingResult] = []
     # joined once: processes cannot part and meet again
     with (
@@ -49,8 +64,8 @@ def train_folds(cohort: Cohort, caches: PathLike, out: PathLike, config: RunConf
                 raise stopped(out, f"between two folds; {fold} of {num_folds} are done", world, stopping)
             run = out / f"fold{fold}"
             if world.rank == 0:
-                print(f"fold {fold}, {fold + 1} of {num_folds}: {run}", file=sys.stderr, flush=True)
-            results.append(train(split, caches, run, config, resume=(run / "run.json").exists()))
+                say(f"fold {fold}, {fold + 1} of {num_folds}: {run}")
+            results.append(train(split, caches, run, config, resume=(run / "run.json").exists(), say=say))
             if world.rank == 0:
                 _write(out / "folds.csv", [_row(k, result) for k, result in enumerate(results)])
     return tuple(results)
@@ -62,8 +77,7 @@ def _row(fold: int, result: TrainingResult) -> dict[str, Any]:
         "fold": fold,
         "best_epoch": best["epoch"],
         "epochs": len(result.history),
-        "val_auroc": best["val_auroc"],
-        "val_loss": best["val_loss"],
+        **{name: best[name] for name in sorted(best) if name.startswith("val_")},
         "seconds": round(sum(row["seconds"] for row in result.history), 3),
     }
 

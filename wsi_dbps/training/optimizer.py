@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from wsi_dbps.core.errors import ConfigError
-from wsi_dbps.models.encoders import PatchEncoder
+from wsi_dbps.models.encoders.base import PatchEncoder
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from wsi_dbps.models.encoders import Projector
+    from wsi_dbps.models.encoders.base import Projector
     from wsi_dbps.models.slide_model import SlideModel
     from wsi_dbps.training.settings import OptimizerConfig
 

@@ -124,7 +124,7 @@ def _plain(config: RunConfig) -> dict[str, Any]:
 def _inputs(config: RunConfig, data: TrainingData) -> dict[str, Any]:
     return {
         "settings": _plain(config),
-        "classes": list(data.classes),
+        "classes": list(data.task.classes),
         "patches": asdict(data.kind),
         "caches": {
             part: [[bag.record.slide_id, bag.record.label, bag.cache.fingerprint] for bag in bags]

@@ -7,15 +7,13 @@ which a kill can tear. One small file per epoch is written atomically, and repla
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from wsi_dbps.core.files import written_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-
-CURVES: Final = ("train_loss", "val_loss", "val_auroc", "lr")
 
 
 def write_events(folder: Path, row: Mapping[str, Any]) -> None:
@@ -30,7 +28,8 @@ def write_events(folder: Path, row: Mapping[str, Any]) -> None:
         from tensorboard.summary.writer.record_writer import RecordWriter
     except ImportError:
         return
-    values = [Summary.Value(tag=name, simple_value=row[name]) for name in CURVES if row[name] is not None]
+    curves = [name for name in row if name in ("train_loss", "lr") or name.startswith("val_")]
+    values = [Summary.Value(tag=name, simple_value=row[name]) for name in curves if row[name] is not None]
     events = (
         Event(wall_time=time.time(), file_version="brain.Event:2"),
         Event(wall_time=time.time(), step=row["epoch"], summary=Summary(value=values)),

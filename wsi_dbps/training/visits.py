@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from wsi_dbps.bags.bags import CacheBag
+    from wsi_dbps.models.bag import Chosen
     from wsi_dbps.models.settings import SelectionConfig
-    from wsi_dbps.models.slide_model import Chosen, SlideModel
+    from wsi_dbps.models.slide_model import SlideModel
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,6 @@ class Visit:
         selection = chosen.selection
         kept_N = np.zeros(self.bag.num_patches, bool)
         kept_N[self.kept_N.numpy()] = True
-        none = np.zeros((len(selection.salient_M) + len(selection.subsalient_S), 0), np.float32)
-        logits_RK = chosen.logits_RK
         return VisitRecord(
             slide_id=self.bag.record.slide_id,
             place=self.place,
@@ -56,7 +55,7 @@ class Visit:
             kept_N=kept_N,
             salient_M=selection.salient_M.numpy(),
             recycled_S=selection.subsalient_S.numpy(),
-            logits_KR=none if logits_RK is None else logits_RK.float().cpu().numpy().T,
+            logits_KR=chosen.logits_RK.float().cpu().numpy().T,
         )
 
 

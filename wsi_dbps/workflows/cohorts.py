@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from wsi_dbps.cohort.cohort import Cohort
 
@@ -23,7 +24,7 @@ SlidesFolder = Annotated[
     Path | None, "Folder in which slide files are found by slide_id, where the manifest has no path."
 ]
 Fold = Annotated[int | None, "Take splits from the fold column, with this fold as test."]
-Device = Annotated[str, "auto (the first GPU, else the CPU), cpu, cuda, cuda:1, mps ..."]
+Device = Annotated[str, "Where to compute: auto (the first GPU, else the CPU), cpu, cuda, cuda:1, mps ..."]
 
 
 def as_cohort(
@@ -55,6 +56,90 @@ def as_cohort(
         return cohort
     renamed = parse_columns(list(columns)) if not hasattr(columns, "keys") else dict(columns)
     return read_manifest(cohort, columns=renamed, need_path=need_path, need_label=need_label, join=join, slides=slides)
+
+
+def read_cohort(
+    path: PathLike,
+    *,
+    columns: Sequence[str] | Mapping[str, str] = (),
+    slides: PathLike | None = None,
+    join: PathLike | None = None,
+) -> Cohort:
+    """The cohort of a manifest: a CSV file with a row per slide; see docs/formats/manifest.md.
+
+    Args:
+        path: The CSV file; paths in it are relative to its folder.
+        columns: Our column names to the manifest's, where they differ: `{"slide_id": "FILENAME"}`.
+        slides: A folder in which slide files are found by slide_id, where the manifest has no path.
+        join: A table with a row per case, whose columns (such as labels) each slide of the case gets.
+
+    Raises:
+        ManifestError: Listing every problem with its line.
+    """
+    return as_cohort(path, columns, slides=slides, join=join)
+
+
+def cohort_from_slides(slides: Any) -> Cohort:
+    """A cohort without a manifest: from slide files, or from a table with the columns of a manifest.
+
+    Without a `slide_id`, a slide is called by its file's name without the ending; without a `case_id`, it is its own
+    case. The checks are those of a manifest.
+
+    Args:
+        slides: A path or URL of a slide, or several; rows as mappings (`{"path": "a.svs", "label": "tumor"}`); or a
+            pandas DataFrame. Paths are relative to the current folder; None and NaN are empty cells.
+
+    Raises:
+        ManifestError: Listing every problem with its line in the table, the first slide being line 2.
+
+    Examples:
+        >>> cohort_from_slides(["scans/a.svs", "scans/b.svs"]).records[1].slide_id
+        'b'
+        >>> cohort_from_slides([{"slide_id": "a", "label": "x"}, {"slide_id": "b", "label": "y"}]).classes
+        ('x', 'y')
+    """
+    from tempfile import TemporaryDirectory
+
+    from wsi_dbps.core.errors import ManifestError
+
+    with TemporaryDirectory() as folder:
+        manifest = Path(folder) / "slides.csv"
+        _write_rows(manifest, [_row_of(each) for each in _rows_of(slides)])
+        try:
+            return as_cohort(manifest)
+        except ManifestError as error:
+            raise ManifestError(str(error).replace(str(manifest), "the table of slides")) from None
+
+
+def _rows_of(slides: Any) -> list[Any]:
+    """One item per slide."""
+    if hasattr(slides, "to_dict"):  # a pandas DataFrame
+        return list(slides.to_dict("records"))
+    return [slides] if isinstance(slides, (str, os.PathLike, dict)) else list(slides)
+
+
+def _row_of(slide: Any) -> dict[str, str]:
+    """The cells of a slide's row, paths made absolute."""
+    row = {"path": os.fspath(slide)} if isinstance(slide, (str, os.PathLike)) else dict(slide)
+    cells = {str(name): "" if value is None or _is_nan(value) else str(value) for name, value in row.items()}
+    for name in ("path", "mask", "annotations"):
+        if cells.get(name) and "://" not in cells[name]:
+            cells[name] = str(Path(cells[name]).absolute())
+    return cells
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _write_rows(path: Path, rows: list[dict[str, str]]) -> None:
+    import csv
+
+    names = list(dict.fromkeys(name for row in rows for name in row)) or ["slide_id"]
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names, restval="", quoting=csv.QUOTE_ALL)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def cohort_part(

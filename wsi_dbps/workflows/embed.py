@@ -28,14 +28,16 @@ class EmbedOptions:
     encoder: Annotated[
         str | None, f"A timm model, hf-hub:owner/model, or small_gn; {EncoderConfig.name} if not given."
     ] = None
-    weights: Annotated[Path | None, "Local weights file of it, in place of timm's."] = None
-    weights_match: Annotated[Match, "As encoder.weights_match in docs/settings.md."] = EncoderConfig.weights_match
-    run: Annotated[Path | None, "A run folder, whose tuned encoder is taken instead."] = None
+    weights: Annotated[Path | None, "Local file with the encoder's weights, instead of timm's."] = None
+    weights_match: Annotated[Match, "How tensors of the file find the encoder's: by name, or in order, by shape."] = (
+        EncoderConfig.weights_match
+    )
+    run: Annotated[Path | None, "Run folder, whose trained encoder is used instead."] = None
     format: Annotated[Layout, "h5: for this tool and TRIDENT. pt: CLAM's pt_files and h5_files. stamp: STAMP's."] = "h5"
     batch: Annotated[int, "Patches encoded at once. The last bits of the features depend on it.", Range(min=1)] = 256
     precision: Annotated[Precision, "auto: bf16 where the GPU has it, else fp32."] = "auto"
     device: Device = "auto"
-    overwrite: Annotated[bool, "Make anew what is there already."] = False
+    overwrite: Annotated[bool, "Compute again features that are there already."] = False
     columns: Columns = ()
 
 

@@ -27,10 +27,10 @@ ExportFormat = Literal["jpeg", "png", "tar"]
 class ExportOptions:
     """The options of `export`."""
 
-    max: Annotated[int | None, "At most N patches of each slide, drawn at random.", Range(min=1)] = None
-    seed: Annotated[int, "Random seed for that draw.", Range(min=0)] = 0
+    max: Annotated[int | None, "Export at most N patches of each slide, drawn at random.", Range(min=1)] = None
+    seed: Annotated[int, "Random seed for drawing patches.", Range(min=0)] = 0
     columns: Columns = ()
-    overwrite: Annotated[bool, "Export again what is there already."] = False
+    overwrite: Annotated[bool, "Export again slides that are exported already."] = False
 
 
 @dataclass(frozen=True)

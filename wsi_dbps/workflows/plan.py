@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class PlanOptions:
     """The options of `plan`."""
 
-    config: Annotated[Path | None, "Settings in TOML; see docs/settings.md."] = None
+    config: Annotated[Path | None, "File of settings in TOML; see docs/settings.md."] = None
     set: SetOption = ()
     device: Device = "auto"
     columns: Columns = ()

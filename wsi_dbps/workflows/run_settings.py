@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from wsi_dbps.core.files import PathLike
 
-SetOption = Annotated[tuple[str, ...], "Change one: selection.num_salient=8. May be repeated."]
+SetOption = Annotated[tuple[str, ...], "Change one setting: selection.num_salient=8. May be repeated."]
 
 
 def run_tables(

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 class SplitOptions:
     """The options of `split`."""
 
-    folds: Annotated[int | None, "Deal to this many folds instead of train, val and test."] = None
-    val: Annotated[float, "Share of cases for validation."] = 0.2
-    test: Annotated[float, "Share of cases for testing."] = 0.2
+    folds: Annotated[int | None, "Divide the cases into this many folds instead of train, val and test."] = None
+    val: Annotated[float, "Fraction of the cases for validation."] = 0.2
+    test: Annotated[float, "Fraction of the cases for testing."] = 0.2
     seed: Annotated[int, "Random seed for shuffling."] = 0
     columns: Columns = ()
     join: Annotated[Path | None, "Table with a row per case, such as STAMP's clini table: its columns are added."] = (

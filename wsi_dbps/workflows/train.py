@@ -25,14 +25,16 @@ if TYPE_CHECKING:
 class TrainOptions:
     """The options of `train`."""
 
-    config: Annotated[Path | None, "Settings in TOML; see docs/settings.md."] = None
+    config: Annotated[Path | None, "File of settings in TOML; see docs/settings.md."] = None
     set: SetOption = ()
     fold: Fold = None
     folds: Annotated[
-        str | None, "all: train every fold in turn, into RUN/fold0 ...; goes on by itself where it was stopped."
+        str | None, "all: train every fold in turn, into RUN/fold0 ...; run again, it continues where it was stopped."
     ] = None
-    resume: Annotated[bool, "Go on from the folder's last.pt, with the settings of its run."] = False
-    device: Annotated[str | None, "auto (the first GPU, else the CPU), cpu, cuda, cuda:1 ...: training.device."] = None
+    resume: Annotated[bool, "Continue from the folder's last.pt, with the settings of its run."] = False
+    device: Annotated[
+        str | None, "The setting training.device: auto (the first GPU, else the CPU), cpu, cuda, cuda:1 ..."
+    ] = None
     columns: Columns = ()
 
 

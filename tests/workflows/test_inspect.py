@@ -1,4 +1,4 @@
-"""`wsi-dbps inspect` says what files of ours and of other tools are."""
+"""`inspect` says what files of ours and of other tools are."""
 
 from __future__ import annotations
 
@@ -11,21 +11,39 @@ import pytest
 import torch
 
 from wsi_dbps.synth.pyramid import write_aperio
+from wsi_dbps.workflows.inspect import inspect
 
 
-@pytest.fixture
-def facts(wsi_dbps):
+def facts(path: Path) -> dict[str, str]:
     """What inspect says of one file, by name."""
-
-    def of(path: Path) -> dict[str, str]:
-        code, out, err = wsi_dbps("inspect", path)
-        assert (code, err, out.splitlines()[0]) == (0, "", str(path))
-        return {line[2:15].strip(): line[15:] for line in out.splitlines()[1:]}
-
-    return of
+    (told,) = inspect(path).files
+    assert told.problem is None
+    return dict(told.facts)
 
 
-def test_a_manifest_is_told_by_its_slides_classes_and_splits(small_cohort, facts) -> None:
+def problem(path: Path) -> str:
+    """Why inspect cannot use a file."""
+    (told,) = inspect(path).files
+    assert not told.facts
+    return told.problem or ""
+
+
+def test_the_command_prints_facts_and_problems_and_ends_with_1_if_a_file_cannot_be_used(
+    small_cohort, tmp_path: Path, wsi_dbps
+) -> None:
+    manifest = small_cohort[0]
+    code, out, err = wsi_dbps("inspect", manifest)
+    assert (code, err, out.splitlines()[:2]) == (0, "", [str(manifest), "  what         cohort manifest"])
+    code, out, err = wsi_dbps("inspect", tmp_path / "no.csv", manifest)
+    assert (code, err) == (1, "")
+    assert out.splitlines()[:2] == [
+        f"{tmp_path / 'no.csv'}",
+        f"  cannot be used: {tmp_path / 'no.csv'}: no such manifest",
+    ]
+    assert f"{manifest}\n  what         cohort manifest" in out
+
+
+def test_a_manifest_is_told_by_its_slides_classes_and_splits(small_cohort) -> None:
     assert facts(small_cohort[0]) == {
         "what": "cohort manifest",
         "slides": "20 of 20 cases",
@@ -36,19 +54,16 @@ def test_a_manifest_is_told_by_its_slides_classes_and_splits(small_cohort, facts
     }
 
 
-def test_a_manifest_that_cannot_be_split_says_why(tmp_path: Path, facts, wsi_dbps) -> None:
+def test_a_manifest_that_cannot_be_split_says_why(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text("slide_id\tcase_id\tlabel\tsite\na\tp\tx\tUlm\nb\tp\ty\tUlm\n")
     found = facts(tmp_path / "a.tsv")
     assert (found["classes"], found["more columns"]) == ("x (1), y (1)", "site")
     assert found["note"].startswith("`split` and `train` refuse it: case 'p' has slides with different labels")
     (tmp_path / "b.csv").write_text("PATIENT,FILE\np,a\n")
-    code, out, _ = wsi_dbps("inspect", tmp_path / "b.csv")
-    assert code == 1
-    assert "cannot be used" in out
-    assert "no column slide_id; found: 'PATIENT', 'FILE'" in out
+    assert "no column slide_id; found: 'PATIENT', 'FILE'" in problem(tmp_path / "b.csv")
 
 
-def test_a_size_of_pixels_that_tile_refuses_is_said(tmp_path: Path, facts) -> None:
+def test_a_size_of_pixels_that_tile_refuses_is_said(tmp_path: Path) -> None:
     """Of a TIFF for print: 72 dots per inch are 352.8 µm."""
     write_aperio(tmp_path / "a.svs", np.full((64, 64, 3), 200, np.uint8), mpp_um=352.8, tile_px=64)
     assert facts(tmp_path / "a.svs")["mpp"] == (
@@ -57,7 +72,7 @@ def test_a_size_of_pixels_that_tile_refuses_is_said(tmp_path: Path, facts) -> No
     )
 
 
-def test_coordinates_of_trident_clam_and_hs2p_are_told_apart(tmp_path: Path, facts) -> None:
+def test_coordinates_of_trident_clam_and_hs2p_are_told_apart(tmp_path: Path) -> None:
     for name, attrs in {
         "trident": {"patch_size": 256, "patch_size_level0": 512.0, "name": "a"},
         "clam": {"patch_size": 256, "patch_level": 1, "name": "b"},
@@ -87,7 +102,7 @@ def test_coordinates_of_trident_clam_and_hs2p_are_told_apart(tmp_path: Path, fac
     assert found["tiles"] == "5; their size is in c.coordinates.meta.json"
 
 
-def test_features_of_clam_trident_and_stamp_are_told_apart(tmp_path: Path, facts) -> None:
+def test_features_of_clam_trident_and_stamp_are_told_apart(tmp_path: Path) -> None:
     layouts = {
         "TRIDENT": ("features", {"patch_size_level0": 512}, {}),
         "CLAM": ("features", {}, {}),
@@ -107,19 +122,14 @@ def test_features_of_clam_trident_and_stamp_are_told_apart(tmp_path: Path, facts
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.npz", "a.coordinates.npz"])
-def test_json_and_arrays_of_no_tool_are_named(tmp_path: Path, wsi_dbps, name: str) -> None:
-    assert wsi_dbps("inspect", tmp_path / name)[1].endswith(f"cannot be used: {tmp_path / name}: no such file\n")
+def test_json_and_arrays_of_no_tool_are_named(tmp_path: Path, name: str) -> None:
+    assert problem(tmp_path / name) == f"{tmp_path / name}: no such file"
     (tmp_path / name).write_text("[1, 2]")
-    code, out, _ = wsi_dbps("inspect", tmp_path / name)
-    assert code == 1
-    assert f"cannot be used: {tmp_path / name}: not a file of coordinates of hs2p: " in out
+    assert problem(tmp_path / name).startswith(f"{tmp_path / name}: not a file of coordinates of hs2p: ")
 
 
-def test_folders_of_ours_say_what_is_in_them(small_cohort, tmp_path: Path, facts, wsi_dbps) -> None:
-    manifest, _ = small_cohort
-    code, _, _ = wsi_dbps("tile", manifest, "--out", tmp_path / "caches", "--mpp", 1, "--size", 32)
-    assert code == 0
-    found = facts(tmp_path / "caches")
+def test_folders_of_ours_say_what_is_in_them(small_cohort, tmp_path: Path) -> None:
+    found = facts(small_cohort[1])
     assert (found["what"], "20 .h5" in found["files"]) == ("folder of files that wsi-dbps wrote", True)
     assert found["use"].endswith("slide_00.h5")
     for fold in (0, 1):
@@ -128,11 +138,10 @@ def test_folders_of_ours_say_what_is_in_them(small_cohort, tmp_path: Path, facts
     found = facts(tmp_path / "folds")
     assert (found["what"], found["folds"]) == ("runs of `train --folds all`", "fold0, fold1")
     (tmp_path / "other").mkdir()
-    code, out, _ = wsi_dbps("inspect", tmp_path / "other")
-    assert (code, "a folder that inspect knows nothing of; name a file in it" in out) == (1, True)
+    assert problem(tmp_path / "other").endswith("a folder that inspect knows nothing of; name a file in it")
 
 
-def test_annotations_and_metrics_are_told(tmp_path: Path, facts) -> None:
+def test_annotations_and_metrics_are_told(tmp_path: Path) -> None:
     ring = [[0, 0], [9, 0], [9, 9], [0, 0]]
     area = {
         "type": "Feature",
@@ -147,10 +156,8 @@ def test_annotations_and_metrics_are_told(tmp_path: Path, facts) -> None:
     assert facts(tmp_path / "metrics.json")["what"] == "metrics (written by wsi-dbps)"
 
 
-def test_an_hdf5_file_whose_format_is_an_array_is_one_line(wsi_dbps, tmp_path) -> None:
+def test_an_hdf5_file_whose_format_is_an_array_is_one_line(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "odd.h5", "w") as file:
         file.attrs["format"] = np.zeros((3, 3))
-    code, out, err = wsi_dbps("inspect", tmp_path / "odd.h5")
-    assert code in (1, 2)
-    assert "odd.h5: " in out + err
-    assert "Traceback" not in err
+    assert problem(tmp_path / "odd.h5").startswith(f"{tmp_path / 'odd.h5'}: ")
+    assert "\n" not in problem(tmp_path / "odd.h5")

@@ -1,0 +1,1 @@
+"""Tasks: what a slide is asked. Targets, loss, metrics and predictions, one file per task."""
