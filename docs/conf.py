@@ -36,7 +36,7 @@ myst_heading_anchors = 4
 smartquotes = False  # or --option gets a dash
 napoleon_numpy_docstring = False
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": True, "show-inheritance": True, "ignore-module-all": True}
+autodoc_default_options = {"members": True, "ignore-module-all": True}
 autodoc_preserve_defaults = True
 add_module_names = False
 suppress_warnings = ["ref.python"]  # two packages may each have a class of one name
@@ -74,13 +74,17 @@ def headed(title: str, line: str = "=") -> str:
 
 
 def public_api() -> str:
-    """A page of every name in `wsi_dbps.__all__`."""
-    text = headed("Public API") + "What ``import wsi_dbps`` offers.\n\n"
+    """A page of every name in `wsi_dbps.__all__`, by kind."""
+    kinds = {"Functions": "function", "Classes": "class", "Errors": "exception", "Other": "data"}
+    sections = dict.fromkeys(kinds, "")
     for name in getattr(wsi_dbps, "__all__", ()):
         found = getattr(wsi_dbps, name)
-        kind = "class" if inspect.isclass(found) else "function" if callable(found) else "data"
-        text += f".. auto{kind}:: wsi_dbps.{name}\n\n"
-    return text
+        is_error = inspect.isclass(found) and issubclass(found, Exception)
+        kind = "Errors" if is_error else "Classes" if inspect.isclass(found) else "Functions"
+        kind = kind if callable(found) else "Other"
+        sections[kind] += f".. auto{kinds[kind]}:: wsi_dbps.{name}\n\n"
+    text = headed("Public API") + "What ``import wsi_dbps`` offers.\n\n"
+    return text + "".join(headed(kind, "-") + names for kind, names in sections.items() if names)
 
 
 def packages() -> dict[str, str]:
