@@ -280,7 +280,7 @@ def test_the_exact_gradient_reaches_salient_and_subsalient_pixels(make_model, ma
         assert (part.grad.flatten(1).abs().sum(1) > 0).all()
 
 
-def test_exact_with_concat_is_selection_of_m_plus_s_without_recycling(make_model, make_bag) -> None:
+def test_exact_with_concat_is_selection_of_m_plus_s_salient_patches(make_model, make_bag) -> None:
     """One attention over both buffers does not tell them apart: exact DBPS (M, S) is IPS (M + S)."""
     bag, losses, found = make_bag(30), [], []
     for selection in ({"subsalient_grad": "exact"}, {"num_salient": 7, "num_subsalient": 0}):
