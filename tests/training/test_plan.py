@@ -207,7 +207,7 @@ def test_a_budget_is_refused_where_it_cannot_be_measured(make_config, cohort, ca
         make_config(training={"vram": "12 apples"})
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.gpu
 def test_a_run_on_a_gpu_stops_when_it_needs_more_than_its_budget(make_config, cohort, caches, tmp_path) -> None:
     with pytest.raises(TrainingError, match=r"more than training\.vram"):
         train(cohort, caches, tmp_path / "run", make_config(training={"epochs": 1, "device": "cuda", "vram": "1M"}))
