@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from wsi_dbps.core.errors import PredictionError, UnknownGridError
+from wsi_dbps.core.errors import PredictionError, UnknownGridError, one_line
 from wsi_dbps.core.geometry import Size, TileGrid
 from wsi_dbps.formats.hdf5 import h5_written_whole
 from wsi_dbps.formats.predictions import Prediction
@@ -186,7 +186,7 @@ def read_attention(path: PathLike) -> SlideAttention:
     except FileNotFoundError:
         raise PredictionError(f"{path}: no such attention file; run `wsi-dbps predict` first") from None
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        said = " ".join(str(error).split())[:200]
+        said = one_line(error)
         raise PredictionError(f"{path}: not a readable attention file: {said}; predict again") from None
 
 

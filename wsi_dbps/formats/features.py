@@ -19,7 +19,7 @@ import numpy as np
 import simplejpeg
 
 from wsi_dbps.core.digests import digest
-from wsi_dbps.core.errors import CacheError, SpecMismatchError
+from wsi_dbps.core.errors import CacheError, SpecMismatchError, one_line
 from wsi_dbps.core.geometry import Size, TileGrid
 from wsi_dbps.formats.hdf5 import h5_written_whole
 from wsi_dbps.formats.patch_cache import PatchCache
@@ -213,7 +213,7 @@ class FeatureFile:
         except FileNotFoundError:
             raise CacheError(f"{path}: no such file of features") from None
         except _DAMAGED as error:
-            raise CacheError(f"{path}: not a readable file of features: {_line(error)}; {_AGAIN}") from None
+            raise CacheError(f"{path}: not a readable file of features: {one_line(error)}; {_AGAIN}") from None
         ours = self.attrs.get("format") == FORMAT
         self._fingerprint = str(self.attrs["fingerprint"]) if ours else sampled_fingerprint(path)
 
@@ -331,7 +331,7 @@ class FeatureFile:
             with h5py.File(self.path, "r", locking=False) as file:
                 coords: npt.NDArray[Any] = file["coords"][:].reshape(-1, 2)
         except _DAMAGED as error:
-            raise CacheError(f"{self.path}: /coords cannot be read: {_line(error)}; {_AGAIN}") from None
+            raise CacheError(f"{self.path}: /coords cannot be read: {one_line(error)}; {_AGAIN}") from None
         if self.attrs.get("unit") == "um":
             coords = np.rint(coords.astype(np.float64) / self._mpp_for_um())
         elif self._key == "feats":
@@ -429,7 +429,7 @@ class FeatureFile:
                 picture: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(jpeg)
                 return picture
         except _DAMAGED as error:
-            raise CacheError(f"{self.path}: the thumbnail is damaged: {_line(error)}; {_AGAIN}") from None
+            raise CacheError(f"{self.path}: the thumbnail is damaged: {one_line(error)}; {_AGAIN}") from None
         if self._slide is None:
             raise CacheError(f"{self.path}: has no thumbnail to draw on; {_ADD_PATH}")
         with open_slide(self._slide) as reader:
@@ -456,7 +456,7 @@ class FeatureFile:
                     found = read(start, int(rows[last - 1]) + 1)
                     out[order[first:last]] = found[rows[first:last] - start]
         except _DAMAGED as error:
-            raise CacheError(f"{self.path}: features cannot be read: {_line(error)}; {_AGAIN}") from None
+            raise CacheError(f"{self.path}: features cannot be read: {one_line(error)}; {_AGAIN}") from None
         if not (finite := np.isfinite(out).all(axis=1)).all():
             raise CacheError(f"{self.path}: the features of patch {ids[int(finite.argmin())]} are not finite; {_AGAIN}")
         return out
@@ -555,7 +555,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import h5py
 import numpy as np
 
-from wsi_dbps.core.errors import SlideError
+from wsi_dbps.core.errors import SlideError, one_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,7 +44,7 @@ def coordinate_facts(path: Path) -> dict[str, str] | None:
     except _DAMAGED as error:
         if path.suffix not in (".json", ".npz"):
             return None
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        said = one_line(f"{type(error).__name__}: {error}")
         raise SlideError(f"{path}: not a file of coordinates of hs2p: {said}") from None
 
 

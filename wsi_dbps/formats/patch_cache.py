@@ -18,7 +18,7 @@ import simplejpeg
 
 from wsi_dbps.core import files
 from wsi_dbps.core.digests import digest
-from wsi_dbps.core.errors import CacheError
+from wsi_dbps.core.errors import CacheError, one_line
 from wsi_dbps.core.geometry import Size, TileGrid
 from wsi_dbps.formats.spec import FORMAT, FORMAT_VERSION, MAX_JPEG_SIDE, REQUIRED_ATTRIBUTES
 from wsi_dbps.formats.stored import why_not_stored
@@ -323,7 +323,7 @@ class PatchCache:
         except PermissionError as error:
             raise CacheError(f"{path}: cannot be read: {error.strerror}") from None
         except _HDF5_ERRORS as error:
-            raise CacheError(f"{path}: not a readable patch cache: {_line(error)}; {_REPAIR}") from None
+            raise CacheError(f"{path}: not a readable patch cache: {one_line(error)}; {_REPAIR}") from None
         if self._place is None and num_bytes:
             raise CacheError(f"{path}: /patches/data is not one contiguous block; {_REPAIR}")
         if (cut := (self._place or 0) + num_bytes - length) > 0:
@@ -465,7 +465,7 @@ class PatchCache:
             try:
                 pixels = simplejpeg.decode_jpeg(jpeg, buffer=out[row], strict=False)
             except ValueError as error:
-                raise CacheError(f"{self.path}: patch {i} is damaged: {_line(error)}; {_REPAIR}") from None
+                raise CacheError(f"{self.path}: patch {i} is damaged: {one_line(error)}; {_REPAIR}") from None
             if pixels.shape != out.shape[1:]:
                 raise CacheError(f"{self.path}: patch {i} has shape {pixels.shape}, not {out.shape[1:]}; {_REPAIR}")
         return out
@@ -479,7 +479,7 @@ class PatchCache:
                 raise ValueError(f"{width} x {height} px, at most {_MOST_PIXELS} px can be")
             picture: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(jpeg)
         except ValueError as error:
-            raise CacheError(f"{self.path}: the thumbnail is damaged: {_line(error)}; {_REPAIR}") from None
+            raise CacheError(f"{self.path}: the thumbnail is damaged: {one_line(error)}; {_REPAIR}") from None
         return picture
 
     def tissue_mask(self) -> npt.NDArray[np.bool_]:
@@ -494,7 +494,7 @@ class PatchCache:
                 rows = self._num_stored
                 found = {name: self._read(file, f"qc/{name}", (rows,), "f").astype(np.float32) for name in names}
         except _HDF5_ERRORS as error:
-            raise CacheError(f"{self.path}: /qc cannot be read: {_line(error)}; {_REPAIR}") from None
+            raise CacheError(f"{self.path}: /qc cannot be read: {one_line(error)}; {_REPAIR}") from None
         return {name: values[self._rows] for name, values in found.items()}
 
     def dropped(self) -> npt.NDArray[np.int64]:
@@ -505,20 +505,16 @@ class PatchCache:
                     return np.empty((0, 2), np.int64)
                 return self._read(file, "dropped", (None, 2), most=_MOST_PIXELS).astype(np.int64)
         except _HDF5_ERRORS as error:
-            raise CacheError(f"{self.path}: /dropped cannot be read: {_line(error)}; {_REPAIR}") from None
+            raise CacheError(f"{self.path}: /dropped cannot be read: {one_line(error)}; {_REPAIR}") from None
 
     def _dataset(self, name: str, shape: tuple[int | None, ...]) -> npt.NDArray[np.uint8]:
         try:
             with h5py.File(self.path, "r", locking=False) as file:
                 return self._read(file, name, shape, most=_MOST_PIXELS).astype(np.uint8)
         except _HDF5_ERRORS as error:
-            raise CacheError(f"{self.path}: /{name} cannot be read: {_line(error)}; {_REPAIR}") from None
+            raise CacheError(f"{self.path}: /{name} cannot be read: {one_line(error)}; {_REPAIR}") from None
 
 
 def _plain(value: Any) -> Any:
     """An attribute as Python's own number or text, which reads well in a message; arrays as they are."""
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

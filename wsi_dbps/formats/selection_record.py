@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from wsi_dbps.core.errors import CheckpointError
+from wsi_dbps.core.errors import CheckpointError, one_line
 from wsi_dbps.core.files import written_whole
 
 if TYPE_CHECKING:
@@ -106,9 +106,7 @@ def read_selection_record(path: Path) -> tuple[VisitRecord, ...]:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such selection record; train with training.record = true") from None
     except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise CheckpointError(
-            f"{path}: not a readable selection record: {' '.join(str(error).split())[:200]}"
-        ) from None
+        raise CheckpointError(f"{path}: not a readable selection record: {one_line(error)}") from None
 
 
 def _split(array: npt.NDArray[Any], lengths: npt.NDArray[np.int64]) -> list[npt.NDArray[Any]]:

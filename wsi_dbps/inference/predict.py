@@ -15,7 +15,7 @@ from wsi_dbps.bags.bags import CacheBag, PatchReader, open_cache
 from wsi_dbps.cohort.each_slide import each_slide
 from wsi_dbps.cohort.labels import mixed_cases
 from wsi_dbps.core.digests import digest, file_digest
-from wsi_dbps.core.errors import CacheError, CheckpointError, PredictionError, WsiDbpsError
+from wsi_dbps.core.errors import CacheError, CheckpointError, PredictionError, WsiDbpsError, one_line
 from wsi_dbps.core.files import write_json
 from wsi_dbps.core.output_folder import output_folder
 from wsi_dbps.core.settings import to_dict
@@ -213,7 +213,7 @@ class Member:
         except (CheckpointError, torch.OutOfMemoryError):
             raise
         except (WsiDbpsError, RuntimeError, TypeError, ValueError, AttributeError, KeyError) as error:
-            said = " ".join(str(error).split())[:200]
+            said = one_line(error)
             raise CheckpointError(f"{path}: no model can be built from it: {said}; train again") from None
         for name, values in model.state_dict().items():
             if values.is_floating_point() and not torch.isfinite(values).all():

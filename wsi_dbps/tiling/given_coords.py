@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from wsi_dbps.core.digests import digest
-from wsi_dbps.core.errors import SlideError
+from wsi_dbps.core.errors import SlideError, one_line
 from wsi_dbps.core.geometry import Size
 from wsi_dbps.formats.spec import FORMAT, MAX_JPEG_SIDE, UPSAMPLING_TOLERANCE, TilingSpec
 from wsi_dbps.formats.stored import MOST_ROWS, why_not_stored
@@ -125,7 +125,7 @@ def read_coords(path: Path, info: SlideInfo) -> GivenCoords:
     except KeyError as error:
         raise SlideError(f"coordinates {path}: not in it: {error.args[0]}; {_AGAIN}") from None
     except _DAMAGED as error:
-        said = " ".join(str(error).split())[:200]
+        said = one_line(error)
         raise SlideError(f"coordinates {path}: cannot be used: {said}; {_AGAIN}") from None
     if slide_lv0 not in (None, info.size_lv0):
         raise SlideError(f"coordinates {path}: of a slide of {slide_lv0} px, and this one has {info.size_lv0}")

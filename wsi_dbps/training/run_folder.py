@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from wsi_dbps.cohort.manifest import write_manifest
-from wsi_dbps.core.errors import CheckpointError
+from wsi_dbps.core.errors import CheckpointError, one_line
 from wsi_dbps.core.files import write_json, write_text
 from wsi_dbps.core.settings import build, to_dict, to_toml
 from wsi_dbps.core.version import __version__
@@ -101,7 +101,7 @@ def _begun(run: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{run}: no run to resume here; leave --resume out to begin one") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        why = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        why = one_line(f"{type(error).__name__} {error}")
         raise CheckpointError(
             f"{path}: is damaged ({why}); put back an intact copy, or begin another run in another --out folder"
         ) from None

@@ -15,7 +15,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from wsi_dbps.core.errors import UnreadableSlideError
+from wsi_dbps.core.errors import UnreadableSlideError, one_line
 from wsi_dbps.core.geometry import Level, Region, Size
 from wsi_dbps.slides.jpeg_tiles import JpegLevel, TileError
 from wsi_dbps.slides.source import ByteRanges
@@ -139,7 +139,7 @@ class TileReader:
             )
         except (TileError, ValueError) as error:
             place = (column * tiles.tile_px, row * tiles.tile_px)
-            said = " ".join(str(error).split())[:200]
+            said = one_line(error)
             raise UnreadableSlideError(f"{self._path}: cannot decode level {source.level} at {place}: {said}") from None
         return pixels
 
