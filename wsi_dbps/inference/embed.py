@@ -18,7 +18,8 @@ from wsi_dbps.core.files import written_whole
 from wsi_dbps.core.output_folder import output_folder
 from wsi_dbps.core.ownership import refuse_to_replace
 from wsi_dbps.core.progress import Progress
-from wsi_dbps.formats.features import FeatureFile, are_kept, features_written, stamp_written
+from wsi_dbps.formats.features import FeatureFile, are_kept, features_written
+from wsi_dbps.formats.other_features import stamp_written
 from wsi_dbps.formats.patch_cache import PatchCache
 from wsi_dbps.formats.patch_filter import PatchFilter
 from wsi_dbps.models.device import pick_device, pick_precision
