@@ -154,6 +154,8 @@ def test_a_patch_damaged_in_the_middle_of_an_epoch_is_named_and_the_run_goes_on_
 
 def test_weights_that_are_no_numbers_are_named(cohort, caches, tmp_path, make_config) -> None:
     pass
+
+
 def test_weights_of_a_file_that_are_no_numbers_are_named(cohort, caches, tmp_path, make_config) -> None:
     from wsi_dbps.models.encoders.small import SmallEncoder
 

@@ -12,6 +12,7 @@ from wsi_dbps.bags.bags import PatchReader
 from wsi_dbps.core.digests import digest
 from wsi_dbps.core.errors import CacheError, PredictionError
 from wsi_dbps.formats.attention import ROLES, SlideAttention, attention_path, read_attention
+from wsi_dbps.formats.reuse import differences, refuse_others
 from wsi_dbps.inference.member import Member
 from wsi_dbps.models.device import pick_device
 
@@ -80,11 +81,16 @@ class Predictor:
         """
         path = attention_path(folder, record.slide_id)
         attention = read_attention(path)
-        if attention.checkpoint_fingerprint != self.fingerprint:
-            asked = ", ".join(str(member.checkpoint.path) for member in self.members)
-            raise PredictionError(f"{path}: comes from another checkpoint than {asked}; predict again")
-        if attention.cache_fingerprint != self.cache(record).fingerprint:
-            raise PredictionError(f"{path}: comes from another cache of the slide; predict again")
+        checkpoints = ", ".join(str(member.checkpoint.path) for member in self.members)
+        differ = differences(
+            {"checkpoint": attention.checkpoint_fingerprint, "cache": attention.cache_fingerprint},
+            {"checkpoint": self.fingerprint, "cache": self.cache(record).fingerprint},
+            words={
+                "checkpoint": f"comes from another checkpoint than {checkpoints}",
+                "cache": "comes from another cache of the slide",
+            },
+        )
+        refuse_others(str(path), differ, "predict again", raised=PredictionError)
         return attention
 
     def kept_or_new(self, record: SlideRecord, folder: Path) -> SlideAttention:
