@@ -53,7 +53,7 @@ def test_importing_the_package_loads_nothing_heavy(code: str) -> None:
 
 @pytest.mark.parametrize("command", [name for name in WORKFLOWS if name != "inspect"])
 def test_defaults_of_options_pass_their_own_checks(command: str) -> None:
-    from wsi_dbps.workflows.options import options_with
+    from wsi_dbps.core.options import options_with
 
     options = getattr(wd, f"{command.capitalize()}Options")
     assert options_with(options(), {}) == options()
@@ -62,7 +62,7 @@ def test_defaults_of_options_pass_their_own_checks(command: str) -> None:
 def test_choices_of_options_are_those_of_the_settings_that_they_are_for() -> None:
     from typing import get_args, get_type_hints
 
-    from wsi_dbps.formats.export import ExportSpec
+    from wsi_dbps.export.export import ExportSpec
     from wsi_dbps.models.settings import EncoderConfig
     from wsi_dbps.training.settings import LoopConfig
     from wsi_dbps.workflows import embed, export

@@ -10,8 +10,7 @@ from wsi_dbps.core.errors import ConfigError, SlideError
 from wsi_dbps.formats.patch_cache import PatchCache
 from wsi_dbps.formats.spec import CacheSpec
 from wsi_dbps.slides.open import open_slide
-from wsi_dbps.workflows.plan_tiling import plan_tiling
-from wsi_dbps.workflows.tile import TileOptions, chosen_slides, tile, tile_slide
+from wsi_dbps.workflows.tile import TileOptions, chosen_slides, plan_tiling, tile, tile_slide
 
 
 @pytest.fixture

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import platform
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from wsi_dbps.cohort.manifest import write_manifest
 from wsi_dbps.core.errors import CheckpointError, one_line
 from wsi_dbps.core.files import write_json, write_text
+from wsi_dbps.core.options import to_stderr
 from wsi_dbps.core.settings import build, to_dict, to_toml
 from wsi_dbps.core.version import __version__
 from wsi_dbps.formats.reuse import differences
@@ -18,9 +20,11 @@ from wsi_dbps.training.settings import RunConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from wsi_dbps.cohort.cohort import Cohort
+    from wsi_dbps.core.files import PathLike
+    from wsi_dbps.core.options import Say
+    from wsi_dbps.training.checkpoint import Checkpoint
     from wsi_dbps.training.data import TrainingData
 
 
@@ -165,3 +169,15 @@ def _versions() -> dict[str, str]:
         "timm": version("timm"),  # importing it takes as long as an epoch of a small run
         "platform": platform.platform(),
     }
+
+
+def warn_of_more_to_come(run: PathLike, checkpoint: Checkpoint, say: Say = to_stderr) -> None:
+    """Say so if the run's training has not ended, as far as its history tells: its best epoch may be yet to come."""
+    run = Path(run)
+    if not (run / "history.csv").is_file():
+        return
+    loop = checkpoint.config.training
+    epochs = len((run / "history.csv").read_text(encoding="utf-8").splitlines()) - 1
+    out_of_patience = loop.patience is not None and epochs - checkpoint.epoch >= loop.patience
+    if epochs < loop.epochs and not out_of_patience:
+        say(f"{run} has trained {epochs} of {loop.epochs} epochs; its best so far, epoch {checkpoint.epoch}, is taken")

@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
+from wsi_dbps.core.options import options_with, to_stderr
 from wsi_dbps.core.settings import settings
-from wsi_dbps.workflows.options import options_with, to_stderr
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from wsi_dbps.cohort.cohort import SlideRecord
     from wsi_dbps.core.files import PathLike
+    from wsi_dbps.core.options import Say
     from wsi_dbps.explain.selection_atlas import SlideCourse
     from wsi_dbps.formats.features import FeatureFile
     from wsi_dbps.formats.patch_cache import PatchCache
     from wsi_dbps.formats.patch_filter import PatchFilter
-    from wsi_dbps.workflows.options import Say
 
 NUM_SLIDES: Final = 8
 """Slides that are drawn where none are named."""

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
+from wsi_dbps.core.options import options_with, to_stderr
 from wsi_dbps.core.settings import settings
-from wsi_dbps.workflows.options import options_with, to_stderr
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from wsi_dbps.core.files import PathLike
+    from wsi_dbps.core.options import Say
     from wsi_dbps.explain.colour_baseline import BesideColour
-    from wsi_dbps.workflows.options import Say
 
 SIDE_PX: Final = 2048
 """Side of a synthetic slide at level 0, which has 0.5 µm per pixel."""
@@ -145,7 +145,7 @@ def _steps(out: Path, options: DemoOptions) -> list[tuple[str, Callable[[], str 
     changed = [] if options.epochs is None else [f"training.epochs={options.epochs}"]
     resume = (run / "run.json").exists()
     flags = "".join(f" --set {change}" for change in changed) + " --resume" * resume
-    shown = {"val": val, "heatmaps": maps, "truth": truth, "atlas": pictures}
+    shown: dict[str, Any] = {"val": val, "heatmaps": maps, "truth": truth, "atlas": pictures}
     return [
         (f"making {options.slides} slides in {out / 'slides'}", lambda: _make(out, options)),
         (

@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from wsi_dbps.core.errors import ConfigError
+from wsi_dbps.core.options import options_with, to_stderr
 from wsi_dbps.core.settings import build, settings
+from wsi_dbps.formats.run_folders import check_same_model, check_truth_of, paths_of, prediction_folders
 from wsi_dbps.workflows.cohorts import Columns, as_cohort
-from wsi_dbps.workflows.options import options_with, to_stderr
-from wsi_dbps.workflows.runs import check_same_model, check_truth_of, paths_of, prediction_folders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from wsi_dbps.core.files import PathLike
+    from wsi_dbps.core.options import Say
     from wsi_dbps.formats.predictions import Predictions
     from wsi_dbps.metrics.metrics import Metrics
     from wsi_dbps.report.runs import Leak, RunRecord
-    from wsi_dbps.workflows.options import Say
 
 
 @settings

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from wsi_dbps.core.errors import ConfigError, PredictionError
+from wsi_dbps.core.options import Range, options_with, to_stderr
 from wsi_dbps.core.settings import settings
+from wsi_dbps.formats.run_folders import member_runs, one_fold, paths_of
 from wsi_dbps.workflows.cohorts import Columns, Device, Fold, Split, cohort_part, one_slide
-from wsi_dbps.workflows.options import Range, options_with, to_stderr
-from wsi_dbps.workflows.runs import member_runs, one_fold, paths_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from wsi_dbps.bags.bags import BagFile
     from wsi_dbps.cohort.cohort import Cohort, SlideRecord
     from wsi_dbps.core.files import PathLike
+    from wsi_dbps.core.options import Say
     from wsi_dbps.formats.attention import SlideAttention
     from wsi_dbps.inference.predictor import Predictor
-    from wsi_dbps.workflows.options import Say
 
 Format = Literal["png", "ome-tiff", "geojson", "sheet", "csv"]
 """What is drawn."""

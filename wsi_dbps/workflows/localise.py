@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from wsi_dbps.core.options import options_with, to_stderr
 from wsi_dbps.core.settings import build, settings
+from wsi_dbps.formats.run_folders import check_same_model, one_fold
 from wsi_dbps.workflows.cohorts import Columns, as_cohort, cohort_name
-from wsi_dbps.workflows.options import options_with, to_stderr
-from wsi_dbps.workflows.runs import check_same_model, one_fold
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from wsi_dbps.cohort.cohort import Cohort
     from wsi_dbps.core.files import PathLike
+    from wsi_dbps.core.options import Say
     from wsi_dbps.explain.localisation import Located, LocatedSlide
     from wsi_dbps.formats.predictions import Predictions
-    from wsi_dbps.workflows.options import Say
 
 Score = Literal["attention", "evidence"]
 """What a tile is scored by: attention weights, or attribution (called evidence)."""

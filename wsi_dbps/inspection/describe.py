@@ -49,7 +49,7 @@ def _folder(path: Path) -> dict[str, str]:
     """A folder of folds, or one that a command of ours has written to."""
     from wsi_dbps.core.errors import SlideError
     from wsi_dbps.core.ownership import RECORD, record_lines
-    from wsi_dbps.workflows.runs import fold_runs
+    from wsi_dbps.formats.run_folders import fold_runs
 
     folds = [fold for fold in fold_runs(path).values() if (fold / "run.json").exists()]
     predicted = [fold for fold in fold_runs(path).values() if (fold / "predict.json").exists()]
