@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -15,7 +16,6 @@ import numpy as np
 from wsi_dbps.core.errors import ConfigError, SpecMismatchError
 from wsi_dbps.core.files import write_json, write_text
 from wsi_dbps.core.geometry import Size
-from wsi_dbps.core.processes import new_interpreters
 from wsi_dbps.synth.spec import TissueSpec
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def make_cohort(
             if on_slide:
                 on_slide(done, num_slides)
     else:
-        with ProcessPoolExecutor(num_workers, mp_context=new_interpreters()) as pool:
+        with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
             tasks = [
                 pool.submit(make_slide, out / "slides", slide, seed=seed, size_px=size_px, mpp_um=mpp_um, spec=spec)
                 for slide in missing
