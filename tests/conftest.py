@@ -19,6 +19,7 @@ from wsi_dbps.formats.predictions import Prediction, Predictions
 from wsi_dbps.formats.spec import CacheSpec, TilingSpec
 from wsi_dbps.metrics.pooling import pool_cases
 from wsi_dbps.synth.pyramid import write_aperio, write_lossless
+from wsi_dbps.tiling.outcomes import Tiled
 from wsi_dbps.tiling.tile_slide import tile_slide
 
 # The same examples on every machine; HYPOTHESIS_PROFILE=search looks for new ones.
@@ -60,7 +61,7 @@ def small_cohort(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     with open(folder / "cohort.csv", "w", newline="") as file:
         csv.writer(file).writerows([("slide_id", "case_id", "path", "label", "split"), *rows])
     for record in read_manifest(folder / "cohort.csv", need_path=True).records:
-        assert tile_slide(record, SMALL, folder / "caches").error is None
+        assert isinstance(tile_slide(record, SMALL, folder / "caches"), Tiled)
     return folder / "cohort.csv", folder / "caches"
 
 
@@ -121,7 +122,7 @@ def record(slide_path: Path) -> SlideRecord:
 def cache_file(slide_path: Path, make_spec, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The slide's cache; read only."""
     outcome = tile_slide(SlideRecord("a", "p1", slide_path), make_spec(), tmp_path_factory.mktemp("caches"))
-    assert outcome.error is None
+    assert isinstance(outcome, Tiled)
     return outcome.path
 
 

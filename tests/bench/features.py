@@ -24,6 +24,7 @@ from wsi_dbps.models.encoders import build_encoder
 from wsi_dbps.models.settings import AggregatorConfig, EncoderConfig, SelectionConfig
 from wsi_dbps.models.slide_model import SlideModel
 from wsi_dbps.synth.pyramid import write_aperio
+from wsi_dbps.tiling.outcomes import Tiled
 from wsi_dbps.tiling.tile_slide import tile_slide
 
 
@@ -39,7 +40,7 @@ def bench_embed(folder: Path, patches: int, size: int) -> None:
     write_aperio(folder / "a.svs", image, mpp_um=1.0, tile_px=256, quality=90)
     record = SlideRecord(slide_id="a", case_id="a", path=folder / "a.svs")
     spec = CacheSpec(tiling=TilingSpec(mpp_um=1.0, size_px=size, tissue="none", min_tissue=0.0))
-    assert tile_slide(record, spec, folder / "caches").error is None
+    assert isinstance(tile_slide(record, spec, folder / "caches"), Tiled)
     config = EncoderConfig(name="resnet18", pretrained=False)
     torch.manual_seed(0)
     encoder = build_encoder(config).eval()

@@ -220,7 +220,7 @@ def drawn_at(tmp_path, *rings) -> Path:
     return path
 
 
-@pytest.mark.parametrize("num", [1500, 20_000])
+@pytest.mark.parametrize("num", [1500, 6000])
 def test_an_outline_that_crosses_itself_too_often_is_refused_with_the_limit(tmp_path, num) -> None:
     ring = np.random.default_rng(0).uniform(0, 5000, (num, 2)).round(1).tolist()
     path = drawn_at(tmp_path, ring)
@@ -243,14 +243,14 @@ def comb(num: int, *, turned: bool) -> list[list[float]]:
 def test_areas_may_cross_each_other_up_to_a_limit(tmp_path) -> None:
     few = read_annotations(drawn_at(tmp_path, comb(20, turned=False), comb(20, turned=True)))
     assert len(few) == 2
-    many = drawn_at(tmp_path, comb(1000, turned=False), comb(1000, turned=True))
+    many = drawn_at(tmp_path, comb(400, turned=False), comb(400, turned=True))
     with pytest.raises(SlideError, match=r"cross more than 200,000 times, the limit \(MAX_CROSSINGS_OF_AREAS in"):
         read_annotations(many)
 
 
 def test_neither_many_vertices_nor_many_neighbours_are_taken_for_crossings(tmp_path) -> None:
-    angle = np.linspace(0, 2 * np.pi, 50_000, endpoint=False)
+    angle = np.linspace(0, 2 * np.pi, 20_000, endpoint=False)
     circle = (1000 * np.stack([np.cos(angle), np.sin(angle)], axis=1)).tolist()
-    squares = [[[x, y], [x + 1, y], [x + 1, y + 1], [x, y + 1]] for x in range(40) for y in range(40)]
+    squares = [[[x, y], [x + 1, y], [x + 1, y + 1], [x, y + 1]] for x in range(20) for y in range(20)]
     figure_of_eight = [[0, 0], [10, 10], [10, 0], [0, 10]]
-    assert len(read_annotations(drawn_at(tmp_path, circle, *squares, figure_of_eight))) == 1602
+    assert len(read_annotations(drawn_at(tmp_path, circle, *squares, figure_of_eight))) == 402

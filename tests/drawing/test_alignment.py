@@ -32,6 +32,7 @@ from wsi_dbps.formats.spec import CacheSpec, TilingSpec
 from wsi_dbps.slides.open import open_slide
 from wsi_dbps.synth.fiducial import decode_centre, decode_pixels, fiducial_image
 from wsi_dbps.synth.pyramid import write_lossless
+from wsi_dbps.tiling.outcomes import Tiled
 from wsi_dbps.tiling.tile_slide import tile_slide
 
 
@@ -104,7 +105,7 @@ def tile(mpp_um: float, patch_um: float, overlap: int, folder: Path) -> tuple[Pa
     write_lossless(folder / "s.tiff", fiducial_image(SIDES), mpp_um=mpp_um, tile_px=64, downsamples=(1, 4))
     tiling = TilingSpec(mpp_um=patch_um, size_px=64, overlap_px=overlap, tissue="none", min_tissue=0.0)
     record = SlideRecord("s", "c", folder / "s.tiff")
-    assert tile_slide(record, CacheSpec(tiling=tiling, quality=100), folder).error is None
+    assert isinstance(tile_slide(record, CacheSpec(tiling=tiling, quality=100), folder), Tiled)
     cache = PatchCache(folder / "s.h5")
     last = len(cache) - 1
     return folder / "s.tiff", cache, Scene(attention_of(cache.grid, last), last)

@@ -36,6 +36,7 @@ from wsi_dbps.formats.export import (
     write_labels,
 )
 from wsi_dbps.formats.patch_cache import PatchCache
+from wsi_dbps.tiling.outcomes import Tiled
 from wsi_dbps.tiling.tile_slide import tile_slide
 
 ID = "TCGA-A8 é.8F5C%2E"
@@ -50,7 +51,7 @@ places = st.tuples(slide_ids, st.integers(0, 10**6), st.integers(0, 10**6))
 def many(slide_path: Path, make_spec, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache of more patches than are held at a time, of a slide with an odd id; read only."""
     folder = tmp_path_factory.mktemp("many")
-    assert tile_slide(SlideRecord(ID, "p1", slide_path), make_spec(size_px=32), folder).error is None
+    assert isinstance(tile_slide(SlideRecord(ID, "p1", slide_path), make_spec(size_px=32), folder), Tiled)
     return folder / f"{ID}.h5"
 
 
@@ -389,7 +390,7 @@ def test_the_command_names_a_damaged_cache_and_goes_on(wsi_dbps, cache_file: Pat
 
 
 def test_a_slide_without_patches_is_said_and_gives_nothing(wsi_dbps, blank_path, make_spec, tmp_path: Path) -> None:
-    assert tile_slide(SlideRecord("b", "p", blank_path), make_spec(), tmp_path).error is None
+    assert isinstance(tile_slide(SlideRecord("b", "p", blank_path), make_spec(), tmp_path), Tiled)
     found = wsi_dbps("export", tmp_path / "b.h5", "--out", tmp_path / "out", "--format", "tar")
     assert (found.code, found.err) == (0, f"{tmp_path / 'b.h5'}: no patches, nothing to export\n")
     assert not (tmp_path / "out").exists()
@@ -455,7 +456,7 @@ def test_an_export_of_another_cache_is_refused(
     many: Path, slide_path: Path, make_spec, tmp_path: Path, format_: str
 ) -> None:
     record = SlideRecord(ID, "p1", slide_path)
-    assert tile_slide(record, make_spec(size_px=32, quality=50), tmp_path).error is None
+    assert isinstance(tile_slide(record, make_spec(size_px=32, quality=50), tmp_path), Tiled)
     target = export(many, tmp_path, format_)
     said = refusal(tmp_path / f"{ID}.h5", tmp_path, format_)
     assert said.startswith(f"{target} was made otherwise: cache_fingerprint is '{PatchCache(many).fingerprint}' in it")

@@ -14,6 +14,7 @@ from wsi_dbps.formats.spec import CacheSpec
 from wsi_dbps.slides.icc import profile_name, to_srgb
 from wsi_dbps.slides.open import open_slide
 from wsi_dbps.synth.pyramid import write_aperio
+from wsi_dbps.tiling.outcomes import Tiled
 from wsi_dbps.tiling.tile_slide import tile_slide
 
 TILE = 64
@@ -62,7 +63,7 @@ def tile(folder: Path, icc_profile: bytes | None, **settings) -> tuple[PatchCach
     tiling = {"mpp_um": 0.25, "size_px": TILE, "tissue": "none"}
     spec = build(CacheSpec, {"tiling": tiling, "quality": 95} | settings, "test")
     outcome = tile_slide(SlideRecord("a", "a", slide), spec, folder)
-    assert outcome.error is None, outcome.error
+    assert isinstance(outcome, Tiled), outcome
     return PatchCache(outcome.path), outcome.notes
 
 

@@ -13,7 +13,7 @@ from wsi_dbps.core.geometry import Region
 from wsi_dbps.formats.spec import CacheSpec, TilingSpec
 from wsi_dbps.slides.jpeg_tiles import JpegLevel, jpeg_levels
 from wsi_dbps.slides.open import open_slide
-from wsi_dbps.tiling.tile_slide import plan_slide
+from wsi_dbps.tiling.slide_plan import plan_slide
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (512, 768, 3), dtype=np.uint8)
 

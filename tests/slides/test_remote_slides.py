@@ -22,6 +22,7 @@ from wsi_dbps.slides import source
 from wsi_dbps.slides.open import open_slide
 from wsi_dbps.slides.source import ByteRanges, opened, sampled_fingerprint
 from wsi_dbps.synth.pyramid import write_aperio
+from wsi_dbps.tiling.outcomes import Failed, Tiled
 from wsi_dbps.tiling.tile_slide import tile_slide
 
 pytest.importorskip("aiohttp", reason="fsspec reads http through aiohttp")
@@ -109,7 +110,7 @@ def test_patches_are_those_of_the_local_file(tmp_path: Path, served: str, settin
     local = slide(tmp_path)
     near = tile_slide(SlideRecord("a", "a", local), spec(**settings), tmp_path / "near")
     far = tile_slide(SlideRecord("a", "a", url=f"{served}/a.svs"), spec(**settings), tmp_path / "far")
-    assert (near.error, far.error, far.pixel_path) == (None, None, path)
+    assert (type(near), type(far), far.pixel_path) == (Tiled, Tiled, path)
     one, other = PatchCache(near.path), PatchCache(far.path)
     assert one.jpegs(range(len(one))) == other.jpegs(range(len(other)))
     assert one.fingerprint == other.fingerprint
@@ -147,7 +148,7 @@ def test_a_network_that_fails_fails_the_slide_and_is_no_damaged_tile(tmp_path: P
     Ranges.broken_after = 6_000_000
     record = SlideRecord("a", "a", url=f"{served}/a.svs")
     outcome = tile_slide(record, spec(max_damaged=1.0), tmp_path / "far")
-    assert outcome.error is not None
+    assert isinstance(outcome, Failed)
     assert outcome.error.startswith(f"a: {served}/a.svs: ")
     assert "503" in outcome.error
     assert "\n" not in outcome.error
@@ -207,7 +208,7 @@ def test_a_server_that_sends_whole_files_only_is_said_in_one_line(tmp_path: Path
     Ranges.ranges = way
     said = "the server sends whole files only, not the parts that are asked for (HTTP Range requests); download the"
     outcome = tile_slide(SlideRecord("a", "a", url=f"{served}/a.svs"), spec(), tmp_path / "far")
-    assert outcome.error is not None
+    assert isinstance(outcome, Failed)
     assert outcome.traceback is None
     assert said in outcome.error
     assert "\n" not in outcome.error
@@ -221,7 +222,7 @@ def test_a_server_that_falls_silent_is_given_up_and_said(tmp_path: Path, served:
     monkeypatch.setattr(source, "TIMEOUT_S", 0.5)
     Ranges.silent_after = silent_after
     outcome = tile_slide(SlideRecord("a", "a", url=f"{served}/a.svs"), spec(max_damaged=1.0), tmp_path / "far")
-    assert outcome.error is not None
+    assert isinstance(outcome, Failed)
     assert outcome.traceback is None
     assert outcome.error.startswith(f"a: {served}/a.svs: cannot be ")
     assert "no answer within 0.5 s (TIMEOUT_S in wsi_dbps/slides/source.py); check that the server" in outcome.error

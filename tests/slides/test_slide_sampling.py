@@ -8,7 +8,6 @@ from PIL import Image
 
 from wsi_dbps.core.geometry import Level, Region, Size
 from wsi_dbps.formats.spec import TilingSpec
-from wsi_dbps.slides import sampling
 from wsi_dbps.slides.readers.memory import MemoryReader
 from wsi_dbps.slides.sampling import best_level, read_box, thumbnail
 from wsi_dbps.synth.fiducial import decode_centre, decode_pixels, decode_size
@@ -118,18 +117,16 @@ def test_the_last_column_of_a_level_is_repeated_and_nothing_stretched() -> None:
 
 
 @pytest.mark.parametrize("max_px", [100, 430, 2000])
-def test_a_thumbnail_read_in_bands_is_the_one_read_at_once(fiducial_slide, monkeypatch, max_px: int) -> None:
+def test_a_thumbnail_read_in_bands_is_the_one_read_at_once(fiducial_slide, max_px: int) -> None:
     whole = thumbnail(fiducial_slide, max_px)
-    monkeypatch.setattr(sampling, "_BAND_BYTES", 200_000)
-    banded = thumbnail(fiducial_slide, max_px)
+    banded = thumbnail(fiducial_slide, max_px, band_bytes=200_000)
     between_pixels = fiducial_slide.info.reader == "openslide"  # its level-0 positions fall between a level's pixels
     np.testing.assert_allclose(banded, whole, rtol=0, atol=4 if between_pixels else 0)
 
 
-def test_a_thumbnail_in_bands_holds_little_at_a_time(monkeypatch) -> None:
+def test_a_thumbnail_in_bands_holds_little_at_a_time() -> None:
     slide = Counting([SMOOTH], mpp_um=None)
-    monkeypatch.setattr(sampling, "_BAND_BYTES", 300_000)
-    thumbnail(slide, 200)
+    thumbnail(slide, 200, band_bytes=300_000)
     assert len(slide.regions) >= 5
     assert max(region.width * region.height * 3 for region in slide.regions) < 450_000
 

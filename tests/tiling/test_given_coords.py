@@ -30,9 +30,11 @@ from wsi_dbps.slides.readers.memory import MemoryReader
 from wsi_dbps.slides.source import ByteRanges
 from wsi_dbps.synth.pyramid import write_aperio
 from wsi_dbps.tiling.given_coords import GivenCoords, find_coords, read_coords
+from wsi_dbps.tiling.outcomes import Kept, Tiled
 from wsi_dbps.tiling.pixels import patch_pixels
 from wsi_dbps.tiling.plan import TilePlan
-from wsi_dbps.tiling.tile_slide import SlideOutcome, plan_slide, tile_slide
+from wsi_dbps.tiling.slide_plan import plan_slide
+from wsi_dbps.tiling.tile_slide import tile_slide
 
 SLIDE = Size(720, 528)
 INFO = SlideInfo(pyramid_levels([SLIDE, Size(180, 132)]), 0.25, "aperio", "openslide", "0" * 16)
@@ -134,10 +136,10 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> SlideRecord:
     return SlideRecord("a", "a", path)
 
 
-def tile(record: SlideRecord, out: Path, coords: Path | None = None, **settings) -> tuple[SlideOutcome, PatchCache]:
+def tile(record: SlideRecord, out: Path, coords: Path | None = None, **settings) -> tuple[Tiled | Kept, PatchCache]:
     spec = build(CacheSpec, {"thumbnail_px": 200} | settings, "test")
     outcome = tile_slide(replace(record, coords=coords), spec, out)
-    assert outcome.error is None, outcome.error
+    assert isinstance(outcome, Tiled | Kept), outcome
     return outcome, PatchCache(outcome.path)
 
 
@@ -292,7 +294,7 @@ def test_a_cache_of_other_coordinates_is_refused_and_of_the_same_kept(record: Sl
     _, cache = tile(record, out, one)
     assert cache.attrs["mask_fingerprint"].startswith("coords:")
     kept, _ = tile(record, out, same)
-    assert kept.skipped
+    assert isinstance(kept, Kept)
     failed = tile_slide(replace(record, coords=other), CacheSpec(thumbnail_px=200), out)
     otherwise = f"a: {out}/a.h5 was made otherwise: "
     repair = "; pass --overwrite, or another --out folder"

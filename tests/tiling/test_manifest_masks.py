@@ -12,8 +12,9 @@ from wsi_dbps.cohort.cohort import SlideRecord
 from wsi_dbps.core.errors import SlideError
 from wsi_dbps.core.geometry import Size
 from wsi_dbps.formats.spec import CacheSpec, TilingSpec
+from wsi_dbps.tiling.doubts import slide_notes
 from wsi_dbps.tiling.masks import MAX_POINTS, read_mask
-from wsi_dbps.tiling.tile_slide import notes, plan_slide
+from wsi_dbps.tiling.slide_plan import plan_slide
 
 SLIDE, GRID = Size(4000, 2000), Size(200, 100)
 
@@ -118,7 +119,7 @@ def test_an_image_of_any_mode_is_tissue_where_it_is_not_0(tmp_path: Path, mode: 
         ("{", "not GeoJSON: JSONDecodeError("),
         ("3", "not GeoJSON: TypeError("),
         ('{"a": 1}', "not GeoJSON: KeyError('type')"),
-        ('{"type": "Polygon", "coordinates": [[[0, 0], [1]]]}', "not GeoJSON: ValueError('a ring of 2 points')"),
+        ('{"type": "Polygon", "coordinates": [[[0, 0], [1]]]}', "not GeoJSON: ValueError("),
         ('{"type": "Polygon", "coordinates": [[[0, 0], [1], [2, 2]]]}', "not GeoJSON: ValueError("),
         ('{"type": "Polygon", "coordinates": [[["a", 0], [1, 1], [2, 2]]]}', "not GeoJSON: ValueError("),
         ('{"type": "FeatureCollection", "features": []}', "holds no polygon"),
@@ -187,7 +188,7 @@ def test_edges_that_cross_are_drawn_in_bounded_time_and_too_many_points_are_refu
     rng = np.random.default_rng(0)
     crossing = (rng.random((20_000, 2)) * [4000, 2000]).tolist()
     assert read_geojson(tmp_path, polygon([*crossing, crossing[0]])).mean() > 0.8
-    many = [[x, 0] for x in range(MAX_POINTS)]
+    many = [*([x, 0] for x in range(MAX_POINTS - 1)), [0, 0]]
     said = f"mask {tmp_path}/a.geojson: {MAX_POINTS + 4} points, more than are drawn (MAX_POINTS is {MAX_POINTS});"
     with pytest.raises(SlideError, match=f"^{re.escape(said)} simplify its outlines$"):
         read_geojson(tmp_path, [polygon(many), polygon([[0, 0], [9, 0], [9, 9], [0, 0]])])
@@ -219,7 +220,7 @@ def test_a_mask_that_is_tissue_everywhere_is_said(tmp_path: Path) -> None:
         mask[:100] = value
         Image.fromarray(mask).save(tmp_path / "mask.png")
         record = SlideRecord("a", "a", tmp_path / "slide.png", mpp_um=0.5, mask=tmp_path / "mask.png")
-        found = [note for note in notes(plan_slide(record, spec), spec) if "mask" in note]
+        found = [note for note in slide_notes(plan_slide(record, spec)) if "mask" in note]
         assert [note.partition(" of the slide?")[0] for note in found] == said
     everything = SlideRecord("a", "a", tmp_path / "slide.png", mpp_um=0.5, extra={"tissue": "none"})
-    assert list(notes(plan_slide(everything, spec), spec)) == []  # it has no mask to mistake
+    assert list(slide_notes(plan_slide(everything, spec))) == []  # it has no mask to mistake

@@ -14,6 +14,7 @@ from wsi_dbps.formats.patch_cache import PatchCache, encode_jpeg
 from wsi_dbps.formats.patch_filter import PatchFilter, filtered
 from wsi_dbps.formats.spec import CacheSpec
 from wsi_dbps.synth.pyramid import write_aperio
+from wsi_dbps.tiling.outcomes import Tiled
 from wsi_dbps.tiling.quality import MEASURES, measure
 from wsi_dbps.tiling.tile_slide import tile_slide
 
@@ -77,7 +78,7 @@ def tile(slide: Path, out: Path, threads: int = 1, **settings) -> PatchCache:
     tiling = {"mpp_um": 0.25, "size_px": TILE, "tissue": "none"}
     spec = build(CacheSpec, {"tiling": tiling} | settings, "test")
     outcome = tile_slide(SlideRecord("a", "a", slide), spec, out, threads=threads)
-    assert outcome.error is None, outcome.error
+    assert isinstance(outcome, Tiled), outcome
     return PatchCache(outcome.path)
 
 

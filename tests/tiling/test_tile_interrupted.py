@@ -18,7 +18,9 @@ from PIL import Image
 from wsi_dbps.cohort.cohort import SlideRecord
 from wsi_dbps.core.errors import OutputError
 from wsi_dbps.formats.patch_cache import PatchCache
-from wsi_dbps.tiling.tile_slide import tile_cohort, tile_slide
+from wsi_dbps.tiling.outcomes import Failed, Tiled
+from wsi_dbps.tiling.tile_cohort import tile_cohort
+from wsi_dbps.tiling.tile_slide import tile_slide
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals and limits")
 
@@ -49,14 +51,13 @@ def run_limited(slide: Path, out: Path, limit: int, overwrite: bool = False) -> 
 
 
 @posix
-@pytest.mark.parametrize("share", [0.3, 0.97])
 def test_a_killed_run_leaves_no_cache_and_the_next_one_is_as_if_nothing_had_been(
-    slide_path: Path, record, make_spec, cache_file: Path, tmp_path: Path, share: float
+    slide_path: Path, record, make_spec, cache_file: Path, tmp_path: Path
 ) -> None:
     whole = cache_file.read_bytes()
-    assert run_limited(slide_path, tmp_path, int(share * len(whole))) == -signal.SIGXFSZ
+    assert run_limited(slide_path, tmp_path, int(0.97 * len(whole))) == -signal.SIGXFSZ
     assert glob.glob("*", root_dir=tmp_path) == ["a.h5.wsi-dbps-part"]
-    assert tile_slide(record, make_spec(), tmp_path).error is None
+    assert isinstance(tile_slide(record, make_spec(), tmp_path), Tiled)
     assert glob.glob("*", root_dir=tmp_path) == ["a.h5"]
     found, expected = PatchCache(tmp_path / "a.h5"), PatchCache(cache_file)
     assert found.jpegs(range(len(found))) == expected.jpegs(range(len(expected)))
@@ -136,7 +137,7 @@ def test_a_disk_too_small_at_any_stage_is_named_and_left_clean(
             tile_slide(record, make_spec(), disk)
         assert str(caught.value) == f"{disk}/a.h5: cannot be written: No space left on device"
         assert glob.glob("*", root_dir=disk) == ["note"]
-    assert tile_slide(record, make_spec(), small_disk(3 * kib)).error is None
+    assert isinstance(tile_slide(record, make_spec(), small_disk(3 * kib)), Tiled)
 
 
 @posix
@@ -151,9 +152,9 @@ def test_a_command_on_a_full_disk_ends_with_2_in_one_line_and_nothing_torn(
     rows = "".join(f"s{i},{slide_path}\n" for i in range(num_slides))
     (tmp_path / "cohort.csv").write_text(f"slide_id,path\n{rows}")
     kib = cache_file.stat().st_size // 1024
-    sizes = [4, kib // 3, kib - 8]  # too small for one slide
+    sizes = [4, kib - 8]  # too small for one slide
     if num_slides == 3 and command == "tile":
-        sizes += [kib + 8, kib * 5 // 4]  # and for two
+        sizes = [kib * 3 // 4, kib * 5 // 4]  # and for two
     for size in sizes:
         disk = small_disk(size)
         if command.startswith("tile"):
@@ -197,10 +198,10 @@ def test_a_slide_that_kills_its_process_is_named_and_the_others_are_done(record,
     deadly = SlideRecord("deadly", "d", tmp_path / "noise.png", mpp_um=0.5)
     records = [deadly, *(SlideRecord(name, name, record.path) for name in "abc")]
     limit = LIMITED.format(limit=500_000)  # below what `deadly` needs, above the others
-    pool = partial(ProcessPoolExecutor, mp_context=get_context("spawn"), initializer=exec, initargs=(limit, {}))
+    pool = partial(ProcessPoolExecutor, mp_context=get_context("forkserver"), initializer=exec, initargs=(limit, {}))
     found = list(tile_cohort(records, make_spec(tissue="none"), tmp_path / "out", new_executor=pool, workers=2))
     assert sorted(o.slide_id for o in found) == ["a", "b", "c", "deadly"]
-    errors = {o.slide_id: o.error for o in found if o.error}
+    errors = {o.slide_id: o.error for o in found if isinstance(o, Failed)}
     assert errors == {
         "deadly": f"deadly: {tmp_path}/noise.png: the process that tiled it was killed, perhaps for want of memory, or "
         "crashed in the slide's decoder; try it alone, or with another --reader"

@@ -18,7 +18,8 @@ from wsi_dbps.formats.spec import CacheSpec
 from wsi_dbps.slides.open import open_slide
 from wsi_dbps.slides.sampling import read_box
 from wsi_dbps.synth.pyramid import write_aperio
-from wsi_dbps.tiling.tile_slide import SlideOutcome, tile_slide
+from wsi_dbps.tiling.outcomes import Tiled
+from wsi_dbps.tiling.tile_slide import tile_slide
 
 TILE = 64
 
@@ -38,11 +39,11 @@ def record(request, tmp_path_factory: pytest.TempPathFactory) -> SlideRecord:
     return SlideRecord("a", "a", path)
 
 
-def tile(record: SlideRecord, out: Path, threads: int = 1, **settings) -> tuple[SlideOutcome, PatchCache]:
+def tile(record: SlideRecord, out: Path, threads: int = 1, **settings) -> tuple[Tiled, PatchCache]:
     tiling = {"mpp_um": 0.25, "size_px": TILE, "tissue": "none", "min_tissue": 0.0} | settings.pop("tiling", {})
     spec = build(CacheSpec, {"tiling": tiling, "thumbnail_px": 200} | settings, "test")
     outcome = tile_slide(record, spec, out, threads=threads)
-    assert outcome.error is None, outcome.error
+    assert isinstance(outcome, Tiled), outcome
     return outcome, PatchCache(outcome.path)
 
 

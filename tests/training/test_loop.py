@@ -275,13 +275,14 @@ def test_labels_that_are_no_classes_are_trained_on_only_if_named(cohort, caches,
 
 def test_caches_of_two_specs_are_not_mixed(cohort, caches, tmp_path, make_config) -> None:
     from wsi_dbps.formats.spec import CacheSpec, TilingSpec
+    from wsi_dbps.tiling.outcomes import Tiled
     from wsi_dbps.tiling.tile_slide import tile_slide
 
     bare = tmp_path / "caches"
     shutil.copytree(caches, bare)
     record = dataclasses.replace(cohort.records[9], path=caches.parent / "slide_09.svs")
     spec = CacheSpec(tiling=TilingSpec(mpp_um=2.0, size_px=32, tissue="none"))
-    assert tile_slide(record, spec, bare, overwrite=True).error is None
+    assert isinstance(tile_slide(record, spec, bare, overwrite=True), Tiled)
     with pytest.raises(CacheError, match=r"slide_09.h5: holds patches of 32 px at 2 µm/px, where 32 px at 1 µm/px are"):
         train(cohort, bare, tmp_path / "run", make_config())
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
+from wsi_dbps.cohort.names import id_of_file, is_url
 from wsi_dbps.core.errors import ConfigError, ManifestError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-    from pathlib import Path
+
+    from wsi_dbps.core.files import PathLike
 
 SPLITS: Final = ("train", "val", "test")
 
@@ -44,6 +48,15 @@ class SlideRecord:
     """A slide that is not a local file (`s3://...`), as written; `path` is then None."""
     extra: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Every other column (`fold`, `site`, ...), as written."""
+
+    @classmethod
+    def of_file(cls, file: PathLike) -> Self:
+        """A slide by its file alone, a path or a URL: its name is the slide_id, and each slide is its own case."""
+        where = os.fspath(file)
+        slide_id = id_of_file(where)
+        if is_url(where):
+            return cls(slide_id, slide_id, url=where)
+        return cls(slide_id, slide_id, Path(where))
 
     @property
     def file(self) -> Path | str | None:

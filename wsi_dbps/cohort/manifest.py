@@ -10,12 +10,12 @@ import io
 import os
 import unicodedata
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wsi_dbps.cohort.cohort import SPLITS, Cohort, SlideRecord, finite_number
 from wsi_dbps.cohort.csv_table import OURS, Row, parse_columns, quoted, read_table, refuse
-from wsi_dbps.cohort.names import same_file_key, why_unsafe
+from wsi_dbps.cohort.names import id_of_file, is_url, same_file_key, why_unsafe
 from wsi_dbps.core.errors import ManifestError
 from wsi_dbps.core.files import write_text
 from wsi_dbps.core.geometry import POSSIBLE_MPP_UM
@@ -111,14 +111,12 @@ def write_manifest(path: PathLike, cohort: Cohort) -> None:
 def _slide_id(row: Row, table: Table) -> str:
     if "slide_id" in table.columns:
         return row.ours["slide_id"]
-    where = row.ours["path"]
-    stem = PurePosixPath(where.partition("?")[0]).stem if _is_url(where) else Path(where).stem
-    return stem[:-4] if stem.lower().endswith(".ome") else stem  # OME-TIFF has a double ending: .ome.tif
+    return id_of_file(row.ours["path"])
 
 
 def _record(row: Row, slide_id: str, folder: Path, table: Table) -> SlideRecord:
     cells = row.ours
-    url = cells["path"] if _is_url(cells["path"]) else None
+    url = cells["path"] if is_url(cells["path"]) else None
     return SlideRecord(
         slide_id=slide_id,
         case_id=cells["case_id"] if "case_id" in table.columns else slide_id,
@@ -233,7 +231,7 @@ def _file_problems(table: Table, folder: Path, *, need_path: bool) -> Iterator[P
             yield row.line, "path is empty"
         for name in ("path", "mask", "annotations"):
             cell = row.ours[name]
-            if _is_url(cell):
+            if is_url(cell):
                 if name != "path":
                     yield row.line, f"{name} {quoted(cell)} is a URL; {_PLURAL[name]} are read from local files"
             elif need_path and cell and name != "annotations" and not os.path.exists(folder / cell):
@@ -252,7 +250,7 @@ def _placed(table: Table, folder: Path, slides: Path, problems: list[Problem]) -
     for row in table.rows:
         cell, slide_id = row.ours["path"], _slide_id(row, table)
         found = files.get(slide_id, [])
-        if (cell and (_is_url(cell) or os.path.exists(folder / cell))) or not slide_id:
+        if (cell and (is_url(cell) or os.path.exists(folder / cell))) or not slide_id:
             yield row
         elif len(found) == 1:
             yield replace(row, ours={**row.ours, "path": str(found[0])})
@@ -262,7 +260,3 @@ def _placed(table: Table, folder: Path, slides: Path, problems: list[Problem]) -
                 said = f"{len(found)} files of this name ({', '.join(map(str, found[:3]))}); give it a path"
             problems.append((row.line, f"slide_id {quoted(slide_id)}: found in {slides}: {said}"))
             yield row
-
-
-def _is_url(cell: str) -> bool:
-    return "://" in cell

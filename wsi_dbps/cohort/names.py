@@ -1,8 +1,9 @@
-"""Slide ids name files: which ids can, and which two would name the same one."""
+"""Slide ids name files: which ids can, which two would name the same one, and the id that a file's name makes."""
 
 from __future__ import annotations
 
 import unicodedata
+from pathlib import Path, PurePosixPath
 
 MAX_ID_BYTES = 200  # a file name has 255 at most; the rest is for endings such as .ome.tiff.wsi-dbps-part
 
@@ -33,3 +34,22 @@ def why_unsafe(slide_id: str) -> str | None:
 def same_file_key(slide_id: str) -> str:
     """Equal for two ids that name one file where disks ignore case or Unicode form (macOS, Windows, many shares)."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", slide_id).casefold())
+
+
+def id_of_file(where: str) -> str:
+    """The slide id that the name of a slide file makes: the name without its ending, of which `.ome.tif` is one.
+
+    Args:
+        where: A path or a URL.
+
+    Examples:
+        >>> id_of_file("slides/a.b.svs"), id_of_file("https://host/c.ome.tif?token=1")
+        ('a.b', 'c')
+    """
+    stem = PurePosixPath(where.partition("?")[0]).stem if is_url(where) else Path(where).stem
+    return stem[:-4] if stem.lower().endswith(".ome") else stem
+
+
+def is_url(where: str) -> bool:
+    """Whether a cell names a file by a URL, and not by a path."""
+    return "://" in where

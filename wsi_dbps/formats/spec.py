@@ -39,6 +39,11 @@ UPSAMPLING_TOLERANCE = 0.10
 MOST_MPP_UM = 1000.0
 """Coarsest resolution of patches: a whole slide then has 25 x 75 pixels."""
 
+Tissue = Literal["stain", "otsu", "hsv", "entropy", "none"]
+Codec = Literal["auto", "copy", "jpeg", "reader"]
+Icc = Literal["keep", "srgb"]
+ReaderName = Literal["auto", "openslide", "tiffslide", "image"]
+
 
 @settings
 class TilingSpec:
@@ -50,7 +55,7 @@ class TilingSpec:
     """Patch side."""
     overlap_px: int = 0
     """What neighbouring patches share along each side."""
-    tissue: Literal["stain", "otsu", "hsv", "entropy", "none"] = "stain"
+    tissue: Tissue = "stain"
     """How tissue is found where the manifest gives no mask: `stain`, what is more coloured than the slide's glass;
     `otsu`, what is coloured by Otsu's threshold; `hsv`, the hues of stains at a fixed saturation; `entropy`, what is
     structured; `none`, everywhere. A column `tissue` of the manifest overrules it for a slide."""
@@ -79,18 +84,18 @@ class CacheSpec:
     tiling: TilingSpec = field(default_factory=TilingSpec)
     quality: int = 90
     """JPEG quality of encoded patches, 1 to 100; colour at half resolution (4:2:0), as scanners store it."""
-    codec: Literal["auto", "copy", "jpeg", "reader"] = "auto"
+    codec: Codec = "auto"
     """`copy` takes the scanner's JPEG tiles unchanged, or fails; `jpeg` decodes and encodes; `auto` copies where
     patches are the scanner's tiles, and else decodes; `reader` decodes through the reader alone."""
     native_tolerance: float = 0.02
     """How far a level's mpp may be from the one asked for, as a share, for its tiles to be copied."""
     max_damaged: float = 0.01
     """Largest share of a slide's tiles that may be left out because they cannot be decoded."""
-    icc: Literal["keep", "srgb"] = "keep"
+    icc: Icc = "keep"
     """Colours as they are stored, or turned into sRGB by the slide's ICC profile, where it has one."""
     qc: bool = False
     """Measure each patch: sharpness, share of near-white pixels, share of pixels of a pen's colour."""
-    reader: Literal["auto", "openslide", "tiffslide", "image"] = "auto"
+    reader: ReaderName = "auto"
     """Which reader opens the slides."""
     thumbnail_px: int = 1600
     """Longest side of the stored thumbnail, on which tissue is found."""

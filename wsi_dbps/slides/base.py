@@ -1,4 +1,4 @@
-"""What every slide reader offers."""
+"""What a slide file says of itself, and what every slide reader offers."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ class SlideInfo:
     """One of `READERS`, or `memory`."""
     fingerprint: str
     """Tells this file's content from another's; see `source.sampled_fingerprint`."""
+    jfif_is_ycbcr: bool = False
+    """Whether this reader takes JPEG tiles with a JFIF segment for YCbCr even where the file says RGB."""
     icc_profile: bytes = b""
     """The profile of its colours; empty where the file has none that can be read."""
 
@@ -41,11 +43,15 @@ class SlideInfo:
 
 
 class SlideReader(Protocol):
-    """Pixels of one open slide. Not safe to share between threads or processes."""
+    """Pixels of one open slide. Not safe to share between processes, nor between threads unless it is `thread_safe`."""
 
     @property
     def info(self) -> SlideInfo:
         """What the file says of itself."""
+
+    @property
+    def thread_safe(self) -> bool:
+        """Whether several threads may call `read` at once."""
 
     def read(self, region: Region) -> npt.NDArray[np.uint8]:
         """(H, W, 3) RGB pixels of a region, which lies inside its level.
@@ -54,8 +60,11 @@ class SlideReader(Protocol):
             UnreadableSlideError: If the pixels cannot be decoded.
         """
 
+    def thumbnail(self, max_px: int) -> npt.NDArray[np.uint8]:
+        """(H, W, 3) picture of the whole slide, its longer side at most `max_px`, never enlarged."""
+
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
 
     def __enter__(self) -> Self: ...
 

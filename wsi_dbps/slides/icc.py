@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import io
 from functools import lru_cache
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageCms
 
 from wsi_dbps.core.errors import UnreadableSlideError
+from wsi_dbps.slides.readers.common import Reader
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -65,12 +66,13 @@ def _applied(transform: ImageCms.ImageCmsTransform, pixels_HWC: npt.NDArray[np.u
     return np.asarray(transform.apply(Image.fromarray(pixels_HWC)))
 
 
-class SrgbReader:
-    """A reader whose pixels are turned into sRGB; as safe to share between threads as the one beneath."""
+class SrgbReader(Reader):
+    """A reader whose pixels are turned into sRGB. To close it does nothing: the one beneath stays open."""
 
     def __init__(self, beneath: SlideReader, transform: ImageCms.ImageCmsTransform) -> None:
         """Wrap an open reader, which stays the caller's to close."""
         self._beneath, self._transform = beneath, transform
+        self.thread_safe = beneath.thread_safe
 
     @property
     def info(self) -> SlideInfo:
@@ -80,12 +82,3 @@ class SrgbReader:
     def read(self, region: Region) -> npt.NDArray[np.uint8]:
         """(H, W, 3) sRGB pixels of a region, which lies inside its level."""
         return _applied(self._transform, self._beneath.read(region))
-
-    def close(self) -> None:
-        """Nothing of its own to let go of."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()

@@ -42,6 +42,13 @@ class TileError(UnreadableSlideError):
 
 
 @dataclass(frozen=True)
+class Damaged:
+    """What stands in the place of a tile or patch that cannot be decoded."""
+
+    why: str
+
+
+@dataclass(frozen=True)
 class _Head:
     """What a tile begins with, up to its pixels."""
 
@@ -88,8 +95,8 @@ class JpegLevel:
         if starts:
             yield slice(first, len(starts))
 
-    def jpegs(self, file: ByteRanges, cells_N2: npt.NDArray[np.int64]) -> Iterator[bytes | TileError]:
-        """Tiles as JPEG files of their own, in order.
+    def jpegs(self, file: ByteRanges, cells_N2: npt.NDArray[np.int64]) -> Iterator[bytes | Damaged]:
+        """Tiles as complete JPEG files, in order; `Damaged` in the place of one that is no baseline JPEG.
 
         Args:
             file: The open file.
@@ -109,7 +116,7 @@ class JpegLevel:
                 try:
                     yield self._whole(run, start, end, num_marks)
                 except TileError as error:
-                    yield error
+                    yield Damaged(str(error))
 
     def _places(self, cells_N2: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """(N,) byte where each tile begins, and where it ends."""
@@ -191,7 +198,7 @@ def jpeg_levels(path: SlideFile, info: SlideInfo) -> list[JpegLevel | str]:
     try:
         with opened(path) as file, tifffile.TiffFile(file) as tiff:
             pages = [page for series in tiff.pages for page in (series, *(series.pages or ()))]
-            return [_level(path, level.size, pages, jfif_wins=info.reader == "tiffslide") for level in info.levels]
+            return [_level(path, level.size, pages, jfif_wins=info.jfif_is_ycbcr) for level in info.levels]
     except SlideError:  # the network failed
         raise
     except Exception as error:  # tifffile raises IndexError, struct.error and others on damaged files

@@ -1,5 +1,8 @@
-"""What is suspicious about a slide's picture and its tissue: colours that no bright-field stain has, and a mask that
-other methods contradict. Both are cheap, and neither changes a mask: they tell a person which slides to look at."""
+"""What a person should look at before relying on a slide's patches: colours that no bright-field stain has, a mask that
+other methods contradict, a resolution that the manifest and the file disagree about.
+
+All of it is cheap to find, and none of it changes a mask.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from wsi_dbps.core.geometry import Size, fit_within
+from wsi_dbps.tiling.plan import is_plausible
 from wsi_dbps.tiling.tissue import DARK, HE_HUES, METHODS, Method, segment
 
 if TYPE_CHECKING:
@@ -16,6 +20,11 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from wsi_dbps.tiling.slide_plan import SlidePlan
+
+MPP_DISAGREEMENT: Final = 0.10
+"""A manifest's mpp is reported if it differs from the file's by more than this share: it may be a correction or a
+mistake."""
 LOOK_PX: Final = 200
 """Longer side of the picture on which doubts are looked for: the methods then take some 0.03 s together."""
 LARGEST_DARK: Final = 0.5
@@ -29,6 +38,40 @@ DISAGREEMENT: Final = 1.5
 """How many times more tissue another method must find, or how many times less all others, to be worth a look."""
 SMALLEST_DIFFERENCE: Final = 0.005
 """The share of the slide that this has to be."""
+
+
+def slide_notes(decided: SlidePlan) -> Iterator[str]:
+    """What a user should know about a slide before relying on its patches, a line each."""
+    plan, file_um = decided.plan, decided.info.mpp_um
+    known_um = file_um if file_um is not None and is_plausible(file_um) else plan.grid.mpp_lv0_um
+    if abs(plan.grid.mpp_lv0_um / known_um - 1) > MPP_DISAGREEMENT:
+        yield f"the manifest says {plan.grid.mpp_lv0_um:g} µm/px and the file {file_um:.4g}; the manifest is believed"
+    yield from _mask_notes(decided)
+    if decided.spec.icc == "srgb" and not decided.info.icc_profile:
+        yield "no ICC profile that can be read; its colours are taken for sRGB"
+    if past := int(plan.past_edge.sum()):
+        yield f"{past} of {len(plan)} given tiles reach past the slide's edge; their patches are white there"
+    if len(plan):
+        return
+    if min(plan.grid.slide_lv0.width, plan.grid.slide_lv0.height) < plan.grid.tile_lv0:
+        yield f"smaller ({plan.grid.slide_lv0} px) than one tile of {plan.grid.tile_lv0:g} px; no patches"
+    elif not decided.mask.mask_HW.any():
+        yield "no tissue found; no patches"
+    else:
+        yield f"no tile holds a share of {plan.spec.min_tissue:g} of tissue; no patches"
+
+
+def _mask_notes(decided: SlidePlan) -> Iterator[str]:
+    """What is doubtful about a slide's colours and its tissue mask."""
+    plan, mask_HW = decided.plan, decided.mask.mask_HW
+    method = decided.provenance.mask_fingerprint or plan.spec.tissue  # the manifest's word for the slide, or a mask's
+    yield from colour_doubts(decided.thumbnail_HWC, mask_HW if method in METHODS else None)
+    if method in METHODS:
+        yield from tissue_doubts(
+            decided.thumbnail_HWC, plan.grid.slide_lv0, plan.grid.mpp_lv0_um, method, drop_pen=plan.spec.drop_pen
+        )
+    elif "none" not in (method, plan.spec.tissue) and mask_HW.all():
+        yield "its mask takes the whole slide for tissue; is it the mask, and not a picture of the slide?"
 
 
 def colour_doubts(thumbnail_HWC: npt.NDArray[np.uint8], mask_HW: npt.NDArray[np.bool_] | None) -> Iterator[str]:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Final
 from wsi_dbps.core.errors import CacheError
 from wsi_dbps.core.files import claimed, put_in_place
 from wsi_dbps.formats.patch_cache import PatchCache
+from wsi_dbps.tiling.outcomes import Kept, Tiled
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from wsi_dbps.core.files import PathLike
-    from wsi_dbps.tiling.tile_slide import SlideOutcome
+    from wsi_dbps.tiling.outcomes import Failed
 
 NAME: Final = "tiling.csv"
 FAILED: Final = "failed"
@@ -42,7 +43,7 @@ def read_table(caches: Path) -> dict[str, dict[str, str]]:
         return {row["slide_id"]: row for row in csv.DictReader(file) if set(COLUMNS) <= set(row)}
 
 
-def add_to_table(caches: PathLike, outcomes: Iterable[SlideOutcome]) -> None:
+def add_to_table(caches: PathLike, outcomes: Iterable[Tiled | Kept | Failed]) -> None:
     """Put slides into a folder's table, which says what is true of the caches that are in the folder.
 
     A slide whose cache is there and sound keeps its row also if this run left the cache as it was, or failed to make
@@ -70,13 +71,13 @@ def add_to_table(caches: PathLike, outcomes: Iterable[SlideOutcome]) -> None:
         put_in_place(partial, path)
 
 
-def _row_now(outcome: SlideOutcome, known: dict[str, str] | None, caches: Path) -> dict[str, str]:
+def _row_now(outcome: Tiled | Kept | Failed, known: dict[str, str] | None, caches: Path) -> dict[str, str]:
     """What is true of a slide after this outcome, of which `known` was true before."""
     if known is not None and known["status"] == FAILED:
         known = None  # either it failed again, or there is a cache by now
-    if not (outcome.skipped or outcome.error):
+    if isinstance(outcome, Tiled):
         return _row(outcome)
-    if outcome.skipped and known is not None:
+    if isinstance(outcome, Kept) and known is not None:
         return known
     try:
         cache = PatchCache(caches / f"{outcome.slide_id}.h5")
@@ -86,13 +87,14 @@ def _row_now(outcome: SlideOutcome, known: dict[str, str] | None, caches: Path) 
     if known is not None:
         return known
     level, attrs = cache.attrs.get("read_level"), cache.attrs
-    return _row(outcome) | {
+    return {
+        "slide_id": outcome.slide_id,
         "status": "kept" if len(cache) else "empty",
         "reason": "",
         "reader": str(attrs["reader"]),
         "pixels": str(attrs.get("pixel_path", "")),
         "level": "" if level is None else str(level),
-        "mpp": f"{attrs['mpp_patch']:.6g}",
+        "mpp": f"{cache.grid.mpp_um:.6g}",
         "patches": str(len(cache)),
         "dropped": str(dropped),
         "bytes": str(cache.num_bytes),
@@ -100,16 +102,21 @@ def _row_now(outcome: SlideOutcome, known: dict[str, str] | None, caches: Path) 
     }
 
 
-def _row(outcome: SlideOutcome) -> dict[str, str]:
-    status = FAILED if outcome.error else "kept" if outcome.skipped else "tiled" if outcome.num_patches else "empty"
-    return {
-        "slide_id": outcome.slide_id,
-        "status": status,
-        "reason": outcome.error or "; ".join(outcome.notes),
+def _row(outcome: Tiled | Kept | Failed) -> dict[str, str]:
+    """What is true of a slide by the outcome alone."""
+    row = dict.fromkeys(COLUMNS, "") | {"slide_id": outcome.slide_id, "patches": "0", "dropped": "0", "bytes": "0"}
+    row["seconds"] = "0.00"
+    if isinstance(outcome, Kept):
+        return row | {"status": "kept", "patches": str(outcome.num_patches)}
+    if not isinstance(outcome, Tiled):
+        return row | {"status": FAILED, "reason": outcome.error}
+    return row | {
+        "status": "tiled" if outcome.num_patches else "empty",
+        "reason": "; ".join(outcome.notes),
         "reader": outcome.reader,
         "pixels": outcome.pixel_path,
-        "level": "" if outcome.level is None else str(outcome.level),
-        "mpp": "" if outcome.mpp_um is None else f"{outcome.mpp_um:.6g}",
+        "level": str(outcome.level),
+        "mpp": f"{outcome.mpp_um:.6g}",
         "patches": str(outcome.num_patches),
         "dropped": str(outcome.num_dropped),
         "bytes": str(outcome.num_bytes),

@@ -14,7 +14,9 @@ import numpy as np
 from wsi_dbps.core.errors import UnreadableSlideError
 from wsi_dbps.core.geometry import Size
 from wsi_dbps.formats.patch_cache import encode_jpeg
-from wsi_dbps.slides.jpeg_tiles import TileError
+from wsi_dbps.slides.icc import in_colours
+from wsi_dbps.slides.jpeg_tiles import Damaged, JpegLevel
+from wsi_dbps.slides.readers.tiles import TileReader
 from wsi_dbps.slides.sampling import read_box
 from wsi_dbps.slides.source import ByteRanges
 from wsi_dbps.tiling.quality import measure
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from wsi_dbps.slides.base import SlideReader
-    from wsi_dbps.slides.jpeg_tiles import JpegLevel
     from wsi_dbps.tiling.plan import TilePlan
+    from wsi_dbps.tiling.slide_plan import SlidePlan
 
 RUN: Final = 16
 """Neighbouring patches that one thread reads and encodes: enough to share scanner tiles, few enough to hold."""
@@ -44,8 +46,28 @@ class Patch(NamedTuple):
     """`quality.MEASURES`, if they were asked for."""
 
 
-Outcome = Patch | UnreadableSlideError
-"""A patch, or why there is none."""
+def slide_patches(reader: SlideReader, decided: SlidePlan, threads: int) -> Iterator[Patch | Damaged]:
+    """A slide's patches in the order of its plan, each decoded or copied as was decided.
+
+    Args:
+        reader: The open slide.
+        decided: Its plan.
+        threads: How many decode and encode at a time.
+
+    Raises:
+        SlideError: If the file cannot be read.
+    """
+    plan, pixels, spec = decided.plan, decided.pixels, decided.spec
+    if pixels.path == "copy":
+        tiles = decided.tiles[pixels.level]
+        assert isinstance(tiles, JpegLevel)
+        yield from copied(reader, pixels.level, tiles, plan, spec.quality, threads, qc=spec.qc)
+    elif pixels.path == "tiles":
+        with TileReader(reader, decided.tiles) as fast:
+            level = fast.level_of(pixels.level, pixels.scale)
+            yield from encoded(in_colours(fast, spec.icc), level, plan, spec.quality, threads, qc=spec.qc)
+    else:
+        yield from encoded(in_colours(reader, spec.icc), pixels.level, plan, spec.quality, threads, qc=spec.qc)
 
 
 def _patch(jpeg: bytes, *, qc: bool) -> Patch:
@@ -54,7 +76,7 @@ def _patch(jpeg: bytes, *, qc: bool) -> Patch:
 
 def copied(
     reader: SlideReader, level: int, tiles: JpegLevel, plan: TilePlan, quality: int, threads: int, *, qc: bool = False
-) -> Iterator[Outcome]:
+) -> Iterator[Patch | Damaged]:
     """The scanner's tiles, unchanged but for the tables and the colour space that each lacks.
 
     Args:
@@ -75,26 +97,26 @@ def copied(
     stored_cells_N2 = cells_N2[stored_N]
     with ByteRanges(tiles.path) as file:
 
-        def read(run: slice) -> list[Patch | TileError]:
+        def read(run: slice) -> list[Patch | Damaged]:
             found = tiles.jpegs(file, stored_cells_N2[run])
             return [_patch(jpeg, qc=qc) if isinstance(jpeg, bytes) else jpeg for jpeg in found]
 
         patches = chain.from_iterable(in_threads(read, tiles.runs(stored_cells_N2), threads))
         for i, stored in enumerate(stored_N.tolist()):
             patch = next(patches) if stored else _encoded(reader, level, plan, quality, i, qc=qc)
-            if isinstance(patch, TileError):
+            if stored and isinstance(patch, Damaged):
                 x, y = (cells_N2[i] * tiles.tile_px).tolist()
-                patch = TileError(f"{tiles.path}: cannot copy level {level} at ({x}, {y}): {patch}")
+                patch = Damaged(f"{tiles.path}: cannot copy level {level} at ({x}, {y}): {patch.why}")
             yield patch
 
 
 def encoded(
     reader: SlideReader, level: int, plan: TilePlan, quality: int, threads: int, *, qc: bool = False
-) -> Iterator[Outcome]:
+) -> Iterator[Patch | Damaged]:
     """Patches read from one level, resampled where they must be, and encoded.
 
     Args:
-        reader: The slide; used from several threads at once if `threads` is above 1.
+        reader: The slide; read by one thread at a time unless it is `thread_safe`.
         level: Level of `reader` to read.
         plan: The tiles.
         quality: JPEG quality.
@@ -102,10 +124,10 @@ def encoded(
         qc: Measure each patch.
     """
 
-    def work(run: range) -> list[Outcome]:
+    def work(run: range) -> list[Patch | Damaged]:
         return [_encoded(reader, level, plan, quality, i, qc=qc) for i in run]
 
-    return chain.from_iterable(in_threads(work, _runs(plan), threads))
+    return chain.from_iterable(in_threads(work, _runs(plan), threads if reader.thread_safe else 1))
 
 
 def in_threads(work: Callable[[S], T], items: Iterable[S], threads: int) -> Iterator[T]:
@@ -145,11 +167,11 @@ def patch_pixels(reader: SlideReader, level: int, plan: TilePlan, i: int) -> npt
     return patch_HWC
 
 
-def _encoded(reader: SlideReader, level: int, plan: TilePlan, quality: int, i: int, *, qc: bool) -> Outcome:
+def _encoded(reader: SlideReader, level: int, plan: TilePlan, quality: int, i: int, *, qc: bool) -> Patch | Damaged:
     try:
         return _patch(encode_jpeg(patch_pixels(reader, level, plan, i), quality), qc=qc)
     except UnreadableSlideError as error:
-        return error
+        return Damaged(str(error))
 
 
 def _runs(plan: TilePlan) -> Iterator[range]:

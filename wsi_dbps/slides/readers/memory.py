@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from wsi_dbps.core.geometry import Size, pyramid_levels
 from wsi_dbps.slides.base import SlideInfo
+from wsi_dbps.slides.readers.common import Reader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
     from wsi_dbps.core.geometry import Region
 
 
-class MemoryReader:
+class MemoryReader(Reader):
     """A slide held in memory as one (H, W, 3) uint8 array per level, finest first."""
+
+    thread_safe = True
 
     def __init__(
         self, levels: Sequence[npt.NDArray[np.uint8]], *, mpp_um: float | None, vendor: str = "memory"
@@ -45,12 +48,3 @@ class MemoryReader:
         """(H, W, 3) RGB pixels of a region."""
         array = self._levels[region.level]
         return array[region.y : region.y + region.height, region.x : region.x + region.width].copy()
-
-    def close(self) -> None:
-        """Nothing to let go of."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 import openslide
@@ -12,6 +12,7 @@ from wsi_dbps.core.errors import UnreadableSlideError
 from wsi_dbps.core.geometry import Size, pyramid_levels
 from wsi_dbps.slides.base import SlideInfo, square_mpp
 from wsi_dbps.slides.colour import as_rgb
+from wsi_dbps.slides.readers.common import Reader
 from wsi_dbps.slides.source import sampled_fingerprint
 
 if TYPE_CHECKING:
@@ -41,8 +42,10 @@ def _is_ome(path: Path) -> bool:
         return False
 
 
-class OpenSlideReader:
+class OpenSlideReader(Reader):
     """A slide opened by OpenSlide. What no scanner tile covers is the slide's background colour, white by default."""
+
+    thread_safe = True
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -109,14 +112,8 @@ class OpenSlideReader:
         return as_rgb(np.asarray(image), self._background)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._slide.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
 
 def _number(text: str | None) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 from xml.etree import ElementTree
 
 import tiffslide
@@ -14,6 +14,7 @@ from wsi_dbps.core.errors import SlideError, UnreadableSlideError
 from wsi_dbps.core.geometry import Size, pyramid_levels
 from wsi_dbps.slides.base import SlideInfo, square_mpp
 from wsi_dbps.slides.colour import as_rgb
+from wsi_dbps.slides.readers.common import Reader
 from wsi_dbps.slides.source import opened, sampled_fingerprint
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ _UNITS_UM: Final = {
 """Units of length in OME-XML, in µm; not `pixel` and `reference frame`, which are none."""
 
 
-class TiffSlideReader:
+class TiffSlideReader(Reader):
     """A slide opened by tiffslide."""
 
     def __init__(self, path: SlideFile) -> None:
@@ -70,6 +71,7 @@ class TiffSlideReader:
             vendor=properties.get("tiffslide.vendor") or ("ome" if ome else "tiff"),
             reader="tiffslide",
             fingerprint=fingerprint,
+            jfif_is_ycbcr=True,
             icc_profile=_icc_profile(slide),
         )
 
@@ -93,15 +95,9 @@ class TiffSlideReader:
             ) from None
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._slide.close()
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
 
 def _place(start: int, scale: float) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from threading import Lock
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import simplejpeg
@@ -17,7 +17,8 @@ from PIL import Image
 
 from wsi_dbps.core.errors import UnreadableSlideError
 from wsi_dbps.core.geometry import Level, Region, Size
-from wsi_dbps.slides.jpeg_tiles import JpegLevel, TileError
+from wsi_dbps.slides.jpeg_tiles import Damaged, JpegLevel
+from wsi_dbps.slides.readers.common import Reader
 from wsi_dbps.slides.source import ByteRanges
 
 if TYPE_CHECKING:
@@ -58,11 +59,13 @@ def steps(info: SlideInfo, levels: Sequence[JpegLevel | str]) -> tuple[tuple[Lev
     return tuple(found), sources
 
 
-class TileReader:
-    """A reader with the levels of the one beneath, and finer steps between them. Safe to share between threads.
+class TileReader(Reader):
+    """A reader with the levels of the one beneath, and finer steps between them.
 
     A level whose tiles cannot be had is read from the reader beneath; so is a tile that the scanner left out.
     """
+
+    thread_safe = True
 
     def __init__(self, beneath: SlideReader, levels: Sequence[JpegLevel | str]) -> None:
         """Wrap an open reader, which stays the caller's to close.
@@ -130,18 +133,17 @@ class TileReader:
 
     def _decoded(self, source: Source, tiles: JpegLevel, row: int, column: int) -> npt.NDArray[np.uint8]:
         side = tiles.tile_px // source.scale
-        try:
-            [jpeg] = tiles.jpegs(self._file, np.array([[column, row]]))
-            if isinstance(jpeg, TileError):
-                raise jpeg
-            pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(
-                jpeg, min_height=side, min_width=side, min_factor=source.scale
-            )
-        except (TileError, ValueError) as error:
-            place = (column * tiles.tile_px, row * tiles.tile_px)
-            said = " ".join(str(error).split())[:200]
-            raise UnreadableSlideError(f"{self._path}: cannot decode level {source.level} at {place}: {said}") from None
-        return pixels
+        [jpeg] = tiles.jpegs(self._file, np.array([[column, row]]))
+        if not isinstance(jpeg, Damaged):
+            try:
+                pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(
+                    jpeg, min_height=side, min_width=side, min_factor=source.scale
+                )
+                return pixels
+            except ValueError as error:
+                jpeg = Damaged(str(error))
+        place, why = (column * tiles.tile_px, row * tiles.tile_px), " ".join(jpeg.why.split())[:200]
+        raise UnreadableSlideError(f"{self._path}: cannot decode level {source.level} at {place}: {why}")
 
     def _left_out(self, source: Source, tiles: JpegLevel, row: int, column: int) -> npt.NDArray[np.uint8]:
         """A tile that the file lacks, as the reader beneath shows it; beyond the slide's edge white."""
@@ -154,11 +156,5 @@ class TileReader:
         return whole if source.scale == 1 else np.asarray(Image.fromarray(whole).reduce(source.scale))
 
     def close(self) -> None:
-        """Let go of the tiles; the reader beneath stays open."""
+        """Close the file of tiles; the reader beneath stays open."""
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
