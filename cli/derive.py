@@ -11,7 +11,7 @@ from typing import Annotated, Any, Protocol, get_args, get_origin, get_type_hint
 
 import typer
 
-from wsi_dbps.workflows.options import OptionType, choices, option_type, option_types
+from wsi_dbps.core.options import OptionType, choices, option_type, option_types
 
 
 class Result(Protocol):

@@ -10,8 +10,7 @@ from wsi_dbps_cli.derive import derived, finish
 from wsi_dbps_cli.ending import ending_in_one_line
 from wsi_dbps_cli.options import CohortCsv
 
-from wsi_dbps.workflows.plan_tiling import plan_tiling
-from wsi_dbps.workflows.tile import CHOOSING_TILES, TileOptions, tile
+from wsi_dbps.workflows.tile import CHOOSING_TILES, TileOptions, plan_tiling, tile
 
 
 @derived(

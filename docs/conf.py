@@ -20,7 +20,7 @@ from sphinx.application import Sphinx
 from sphinx.errors import SphinxError
 
 import wsi_dbps
-from wsi_dbps.workflows.options import OptionType, option_types
+from wsi_dbps.core.options import OptionType, option_types
 
 DOCS = Path(__file__).parent
 GENERATED = DOCS / "reference" / "generated"

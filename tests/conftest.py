@@ -28,6 +28,16 @@ settings.register_profile("same", derandomize=True, database=None)
 settings.register_profile("search", database=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked `gpu` are skipped where there is none."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no GPU here")
+
+
 SMALL = CacheSpec(tiling=TilingSpec(mpp_um=1.0, size_px=32, tissue="none", min_tissue=0.0))
 
 
@@ -137,6 +147,16 @@ def quick_settings():
         "optimizer": {"lr": 1e-3},
         "training": {"epochs": 1, "batch_slides": 4, "device": "cpu", "decode_threads": 1},
     }
+
+
+@pytest.fixture(scope="session")
+def trained(small_cohort, quick_settings, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """(cohort.csv, caches, run) of the small cohort; the run is of one epoch, and read only."""
+    from wsi_dbps.workflows.train import train
+
+    run = tmp_path_factory.mktemp("trained") / "run"
+    train(*small_cohort, run, quick_settings)
+    return *small_cohort, run
 
 
 @pytest.fixture

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-from wsi_dbps_cli.demo import SETTINGS
 
 from wsi_dbps.cohort.manifest import read_manifest
 from wsi_dbps.core.settings import read_toml, with_overrides
 from wsi_dbps.synth.cohort import LABELS, plan_cohort
 from wsi_dbps.training.loop import train
 from wsi_dbps.training.settings import build_run_config
+from wsi_dbps.workflows.demo import SETTINGS
 
 MANIFESTS = Path(__file__).parents[1] / "manifests"
 RUNS = sorted(MANIFESTS.glob("*/*.toml"))

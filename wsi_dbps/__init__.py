@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from wsi_dbps.formats.features import FeatureFile as FeatureFile
     from wsi_dbps.formats.patch_cache import PatchCache as PatchCache
     from wsi_dbps.formats.selection_record import read_selection_record as read_selection_record
+    from wsi_dbps.inspection.look import find_tissue as find_tissue
+    from wsi_dbps.inspection.look import load_run as load_run
+    from wsi_dbps.inspection.look import read_predictions as read_predictions
+    from wsi_dbps.inspection.look import thumbnail as thumbnail
     from wsi_dbps.slides.open import open_slide as open_slide
     from wsi_dbps.workflows.atlas import AtlasOptions as AtlasOptions
     from wsi_dbps.workflows.atlas import AtlasResult as AtlasResult
@@ -62,10 +66,6 @@ if TYPE_CHECKING:
     from wsi_dbps.workflows.localise import LocaliseOptions as LocaliseOptions
     from wsi_dbps.workflows.localise import LocaliseResult as LocaliseResult
     from wsi_dbps.workflows.localise import localise as localise
-    from wsi_dbps.workflows.look import find_tissue as find_tissue
-    from wsi_dbps.workflows.look import load_run as load_run
-    from wsi_dbps.workflows.look import read_predictions as read_predictions
-    from wsi_dbps.workflows.look import thumbnail as thumbnail
     from wsi_dbps.workflows.plan import PlanOptions as PlanOptions
     from wsi_dbps.workflows.plan import PlanResult as PlanResult
     from wsi_dbps.workflows.plan import plan as plan

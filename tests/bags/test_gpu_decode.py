@@ -15,10 +15,7 @@ from wsi_dbps.slides.jpeg_tiles import JpegLevel
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
 
 CPU = torch.device("cpu")
-DEVICES = [
-    "cpu",
-    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")),
-]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 MEAN_TOLERANCE = {"cpu": 0.0, "cuda": 2.0}
 """Grey levels by which decoders may differ on average: a GPU may round, and enlarge chroma, in another way."""
 
@@ -86,9 +83,10 @@ def test_a_reader_that_decodes_in_batches_hands_out_the_ids_asked_for(caches, de
         assert (found.cpu().float() - wanted.float()).abs().mean() <= 10 * MEAN_TOLERANCE[device]
 
 
-def test_a_patch_that_cannot_be_decoded_names_its_cache(caches, monkeypatch) -> None:
-    cache, reader = PatchCache(caches / "slide_05.h5"), PatchReader(1, gpu=CPU)
-    monkeypatch.setattr(cache, "jpegs", lambda ids: [b"\xff\xd8 no picture"])
+def test_a_patch_that_cannot_be_decoded_names_its_cache(caches, tmp_path) -> None:
+    whole, jpeg = (caches / "slide_05.h5").read_bytes(), PatchCache(caches / "slide_05.h5").jpegs([4])[0]
+    (tmp_path / "slide_05.h5").write_bytes(whole.replace(jpeg, jpeg[:40] + bytes(len(jpeg) - 40)))
+    cache, reader = PatchCache(tmp_path / "slide_05.h5"), PatchReader(1, gpu=CPU)
     with pytest.raises(CacheError, match=r"slide_05.h5: patches \[4\] .* cannot be decoded on cpu: .*decode = 'cpu'"):
         list(reader.read(cache, [torch.tensor([4])]))
     reader.close()

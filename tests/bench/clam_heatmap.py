@@ -146,7 +146,7 @@ def ours(folder: Path, run: Path, cohort: Path, caches: Path, pred: Path) -> tup
 def from_nothing(folder: Path, run: Path, cohort: Path, cache: Path) -> str:
     """Seconds of `tile`, `predict` and `heatmap`, one after another."""
     kind = PatchCache(cache)
-    size = ["--size", kind.size_px, "--mpp", kind.attrs["mpp_patch"]]
+    size = ["--size", kind.grid.size_px, "--mpp", kind.grid.mpp_um]
     new, pred = folder / "caches", folder / "pred"
     tile_s, _ = timed([*OURS, "tile", cohort.resolve(), "--out", new, *size], folder)
     predict = ["predict", run.resolve(), cohort.resolve(), "--caches", new, "--split", "all", "--out", pred]

@@ -34,10 +34,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from wsi_dbps.bags.bags import PatchReader
 from wsi_dbps.bags.gpu_decode import pick_decoder
 from wsi_dbps.core.errors import ConfigError
-from wsi_dbps.core.geometry import Size
+from wsi_dbps.core.geometry import Size, TileGrid
 from wsi_dbps.core.settings import to_dict
 from wsi_dbps.dbps.drop import draw_kept, num_kept
-from wsi_dbps.formats.patch_cache import CacheHead, CacheWriter, PatchCache, PixelSource, Provenance, encode_jpeg
+from wsi_dbps.formats.cache_writer import CacheHead, CacheWriter, PixelSource, Provenance, encode_jpeg
+from wsi_dbps.formats.patch_cache import PatchCache
 from wsi_dbps.formats.spec import CacheSpec, TilingSpec
 from wsi_dbps.models.device import pick_device, pick_precision
 from wsi_dbps.models.slide_model import SlideModel
@@ -185,7 +186,7 @@ def measure(
     finally:
         reader.close()
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-    forward, both = operations(model, caches[0].size_px)
+    forward, both = operations(model, caches[0].grid.size_px)
     kept = num_kept(bags[0].num_patches, s.num_salient, count=s.num_kept)
     salient = kept if s.selector == "all" else s.num_salient
     scored = 0 if s.selector == "all" else kept
@@ -208,14 +209,9 @@ def write_cache(path: Path, num_patches: int, side: int, seed: int) -> PatchCach
     columns = 64
     spec = CacheSpec(tiling=TilingSpec(mpp_um=0.5, size_px=side))
     rows = np.stack([np.arange(num_patches) % columns, np.arange(num_patches) // columns], 1)
-    plan = TilePlan(
-        origins_lv0=rows * side,
-        tissue_N=np.ones(num_patches, np.float32),
-        tile_lv0=float(side),
-        slide_lv0=Size(columns * side, (num_patches // columns + 1) * side),
-        mpp_lv0_um=0.5,
-        spec=spec.tiling,
-    )
+    size = Size(columns * side, (num_patches // columns + 1) * side)
+    grid = TileGrid(rows * side, float(side), size, 0.5, side, 0.5)
+    plan = TilePlan(spec.tiling, grid, np.ones(num_patches, np.float32))
     provenance = Provenance(path.stem, "bench", "bench", "bench", "file", "")
     thumbnail = encode_jpeg(np.zeros((16, 16, 3), np.uint8), 90)
     head = CacheHead(plan, provenance, to_dict(spec), PixelSource("reader", 0), thumbnail, np.ones((1, 1), np.bool_))

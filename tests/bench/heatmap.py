@@ -32,7 +32,7 @@ FORMATS = ("png", "ome-tiff", "geojson", "sheet", "csv")
 
 def made_up(cache: PatchCache, classes: tuple[str, ...], checkpoint_fingerprint: str) -> SlideAttention:
     rng = np.random.default_rng(0)
-    n, at_N2 = len(cache), cache.coords_N2 / [cache.slide_lv0.width, cache.slide_lv0.height]
+    n, at_N2 = len(cache), cache.grid.origins_lv0 / [cache.grid.slide_lv0.width, cache.grid.slide_lv0.height]
     field_N = np.zeros(n)
     for _ in range(8):
         far_N = ((at_N2 - rng.random(2)) ** 2).sum(axis=1)
@@ -47,8 +47,7 @@ def made_up(cache: PatchCache, classes: tuple[str, ...], checkpoint_fingerprint:
         cache.slide_id,
         Prediction(cache.slide_id, cache.slide_id, None, None, n, shares),
         classes,
-        cache.coords_N2,
-        cache.tile_lv0,
+        cache.grid,
         logits_N[:, None],
         weights_N / weights_N.sum(),
         role_N,
@@ -64,7 +63,7 @@ def prepare(folder: Path, cache: PatchCache, num_classes: int) -> None:
     encoder, aggregator = EncoderConfig(name="small_gn", dim=16), AggregatorConfig(num_heads=2)
     config = RunConfig(encoder=encoder, aggregator=aggregator)
     model = SlideModel(num_classes, encoder, aggregator, config.selection, load_weights=False)
-    kind = PatchKind(mpp_um=float(cache.attrs["mpp_patch"]), size_px=cache.size_px)
+    kind = PatchKind(mpp_um=cache.grid.mpp_um, size_px=cache.grid.size_px)
     path = folder / "run" / "best.pt"
     save_checkpoint(path, model, config=config, classes=classes, patch_kind=kind, epoch=1, loop_state={})
     attention = made_up(cache, classes, load_checkpoint(path).fingerprint())
@@ -102,7 +101,7 @@ def main() -> None:
     parser.add_argument("--smooth", type=float, default=0.0)
     a = parser.parse_args()
     cache = PatchCache(a.cache)
-    print(f"{len(cache)} patches, slide {cache.slide_lv0} px, {a.classes} classes, smoothed by {a.smooth:g} µm")
+    print(f"{len(cache)} patches, slide {cache.grid.slide_lv0} px, {a.classes} classes, smoothed by {a.smooth:g} µm")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder, cache, a.classes)

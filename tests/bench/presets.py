@@ -167,8 +167,8 @@ def lesion_share(record: SlideRecord, cache: PatchCache) -> np.ndarray | None:
     drawn = record.annotations or record.path.with_suffix(".geojson")
     if not drawn.exists():
         return None
-    lesion = read_lesion(replace(record, annotations=drawn), cache.slide_lv0)
-    return lesion_shares(lesion, cache.coords_N2, cache.tile_lv0)
+    lesion = read_lesion(replace(record, annotations=drawn), cache.grid.slide_lv0)
+    return lesion_shares(lesion, cache.grid)
 
 
 def located_auroc(cohort: Cohort, caches: Path, folder: Path) -> float | None:

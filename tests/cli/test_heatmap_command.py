@@ -14,28 +14,20 @@ from PIL import Image
 from wsi_dbps.drawing.closeup import FOOT_PX
 from wsi_dbps.formats.attention import read_attention
 
-QUICK = [
-    *("encoder.name=small_gn", "encoder.dim=16", "aggregator.num_heads=2", "training.epochs=1", "training.device=cpu"),
-    *("selection.num_salient=3", "selection.num_subsalient=6", "selection.num_kept=12"),
-]
 ALL = [part for name in ("png", "ome-tiff", "geojson", "sheet", "csv") for part in ("--format", name)]
 
 
 @pytest.fixture(scope="module")
-def predicted(small_cohort, tmp_path_factory) -> tuple[Path, Path, Path, Path]:
+def predicted(trained, tmp_path_factory) -> tuple[Path, Path, Path, Path]:
     """(run, cohort.csv, caches, predictions with evidence)"""
-    from wsi_dbps_cli import predict
-    from wsi_dbps_cli.options import Split
+    from wsi_dbps.workflows.predict import predict
 
-    from wsi_dbps.workflows.train import train
-
-    manifest, caches = small_cohort
-    run, pred = (tmp_path_factory.mktemp("drawn") / name for name in ("run", "pred"))
-    train(manifest, caches, run, set=QUICK)
-    predict.command([run], manifest, caches, pred, split=Split.TEST)
+    manifest, caches, run = trained
+    pred = tmp_path_factory.mktemp("drawn") / "pred"
+    predict(run, manifest, caches, pred)
     for path in (pred / "attention").glob("*.h5"):
         attention = read_attention(path)
-        n = len(attention.coords_N2)
+        n = len(attention.grid.origins_lv0)
         evidence = np.stack([np.linspace(1, -1, n), np.linspace(-1, 1, n)], axis=1)
         replace(attention, evidence_NC=evidence.astype(np.float32)).write(path)
     return run, manifest, caches, pred

@@ -14,20 +14,16 @@ QUICK = ("--set", "encoder.name=small_gn", "--set", "encoder.dim=16", "--set", "
 
 
 @pytest.fixture(scope="module")
-def run(small_cohort, tmp_path_factory) -> Path:
-    from wsi_dbps.workflows.train import train
-
-    run = tmp_path_factory.mktemp("others") / "run"
-    train(*small_cohort, run, set=QUICK[1::2])
-    return run
+def run(trained) -> Path:
+    return trained[2]
 
 
 @pytest.fixture(scope="module")
-def predicted(small_cohort, run) -> Path:
-    from wsi_dbps_cli import predict
+def predicted(trained, tmp_path_factory) -> Path:
+    from wsi_dbps.workflows.predict import predict
 
-    predict.command([run], *small_cohort, run.parent / "pred")
-    return run.parent / "pred"
+    manifest, caches, run = trained
+    return predict(run, manifest, caches, tmp_path_factory.mktemp("others") / "pred").folder
 
 
 def content(folder: Path) -> dict[str, bytes]:

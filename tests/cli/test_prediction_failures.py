@@ -20,17 +20,6 @@ QUICK = [
 ]
 
 
-@pytest.fixture(scope="module")
-def trained(small_cohort, tmp_path_factory) -> tuple[Path, Path, Path]:
-    """(cohort.csv, caches, run)"""
-    from wsi_dbps.workflows.train import train
-
-    manifest, caches = small_cohort
-    run = tmp_path_factory.mktemp("failures") / "run"
-    train(manifest, caches, run, set=QUICK)
-    return manifest, caches, run
-
-
 @pytest.fixture
 def one_bad(trained, tmp_path) -> tuple[Path, Path, Path]:
     """The same with the cache of the first test slide damaged."""

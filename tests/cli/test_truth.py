@@ -17,6 +17,7 @@ from wsi_dbps.cohort.cohort import Cohort
 from wsi_dbps.cohort.manifest import read_manifest, write_manifest
 from wsi_dbps.core.errors import PredictionError
 from wsi_dbps.core.files import write_json, write_text
+from wsi_dbps.core.geometry import TileGrid
 from wsi_dbps.core.settings import to_toml
 from wsi_dbps.formats.attention import SlideAttention, read_attention
 from wsi_dbps.formats.patch_cache import PatchCache
@@ -47,7 +48,7 @@ def scene(small_cohort, tmp_path):
         rows = []
         for record in (record for record in records if record.split == split):
             cache, positive = PatchCache(small_cohort[1] / f"{record.slide_id}.h5"), record.label == "1 coarse"
-            inside = (cache.coords_N2 < 96).all(axis=1)
+            inside = (cache.grid.origins_lv0 < 96).all(axis=1)
             weights = np.where(inside, 4.0, 1.0) + 0.01 * np.arange(len(cache))
             p = 0.9 if positive else 0.2
             row = Prediction(record.slide_id, record.case_id, split, record.label, len(cache), (1 - p, p))
@@ -56,8 +57,7 @@ def scene(small_cohort, tmp_path):
                 slide_id=record.slide_id,
                 prediction=row,
                 classes=CLASSES,
-                coords_N2=cache.coords_N2,
-                tile_lv0=cache.tile_lv0,
+                grid=TileGrid(cache.grid.origins_lv0, cache.grid.tile_lv0, cache.grid.slide_lv0, 4.0),
                 logits_NR=np.log(weights)[:, None].astype(np.float32),
                 weights_N=(weights / weights.sum()).astype(np.float32),
                 role_N=np.zeros(len(cache), np.uint8),
@@ -77,6 +77,13 @@ def test_attention_on_the_corner_is_located(scene, small_cohort, wsi_dbps) -> No
     assert found["dice"]["threshold"] == 0.75  # 9 of 36 tiles are lesion
     assert found["dice_fixed"]["threshold"] == 0.9
     assert [row["lesion_share"] for row in found["slides"]] == [0, 0.25, 0, 0.25]
+    for path in (scene / "pred" / "attention").glob("*.h5"):  # version 1, which does not say size and mpp of its slide
+        with h5py.File(path, "r+") as file:
+            file.attrs["format_version"] = 1
+            del file.attrs["slide_size"], file.attrs["mpp_level0"]
+    localise = ("localise", scene / "pred", scene / "cohort.csv", "--val", scene / "val", "--bootstrap", 50)
+    assert wsi_dbps(*localise, "--out", scene / "by_slides")[0] == 0
+    assert json.loads((scene / "by_slides" / "localisation.json").read_text()) == found
     code, _, _ = wsi_dbps(
         *("localise", scene / "pred", scene / "cohort.csv", "--caches", small_cohort[1], "--val", scene / "val"),
         *("--bootstrap", 50, "--out", scene / "by_caches"),
@@ -108,13 +115,13 @@ def test_a_threshold_is_not_chosen_on_the_slides_it_is_judged_on(scene, wsi_dbps
     assert "in validation and among the evaluated cases" in refused(wsi_dbps, scene, "--val", scene / "pred")
 
 
-def test_attention_of_another_prediction_or_without_tile_size_is_refused(scene, wsi_dbps) -> None:
+def test_attention_of_another_prediction_or_without_tile_size_is_named(scene, wsi_dbps) -> None:
     path = scene / "pred" / "attention" / "slide_00.h5"
     attention = read_attention(path)
     replace(attention, prediction=replace(attention.prediction, probabilities=(0.7, 0.3))).write(path)
-    assert f"{path}: is not of the prediction in predictions.csv; predict again" in refused(wsi_dbps, scene)
-    replace(attention, tile_lv0=float("nan")).write(path)
-    assert f"{path}: the features do not say how large a tile is" in refused(wsi_dbps, scene)
+    assert f"{path}: is not of the prediction in predictions.csv; predict again" in named(wsi_dbps, scene)
+    replace(attention, grid=attention.grid.with_tile(float("nan"))).write(path)
+    assert f"{path}: the features do not say how large a tile is" in named(wsi_dbps, scene)
 
 
 def test_what_was_found_about_another_model_is_not_reported(scene, wsi_dbps) -> None:
@@ -131,9 +138,18 @@ def test_what_was_found_about_another_model_is_not_reported(scene, wsi_dbps) -> 
 
 
 def refused(wsi_dbps, scene, *more) -> str:
-    code, _, err = wsi_dbps("localise", scene / "pred", scene / "cohort.csv", *more)
-    assert code == 2
-    assert err.count("\n") == 1
+    """The last line of what cannot be done at all; above it stands a line for each slide."""
+    code, out, err = wsi_dbps("localise", scene / "pred", scene / "cohort.csv", *more)
+    assert (code, out) == (2, "")
+    return err.splitlines()[-1]
+
+
+def named(wsi_dbps, scene, *more) -> str:
+    """The line about the one slide that cannot be used; the other three are measured."""
+    code, out, err = wsi_dbps("localise", scene / "pred", scene / "cohort.csv", "--bootstrap", 10, *more)
+    assert (code, err.count("\n"), "over 3 slides" in out) == (1, 1, True)
+    assert f"1 slides could not be measured and are missing: {err.strip()}" in out
+    assert json.loads((scene / "pred" / "localisation.json").read_text())["failed"] == [err.strip()]
     return err
 
 
@@ -147,19 +163,19 @@ def test_the_code_in_the_page_of_annotations_runs(scene, small_cohort) -> None:
     assert given["share"].sum() == 9
 
 
-def test_bad_input_of_localise_is_one_line(scene, wsi_dbps) -> None:
+def test_annotations_that_cannot_be_used_are_named_and_the_other_slides_are_measured(scene, wsi_dbps) -> None:
     drawn = scene / "drawn" / "slide_01.geojson"
     write_json(drawn, lesion_geojson(np.array([[100, 100, 400, 150]])))
-    said = refused(wsi_dbps, scene)
+    said = named(wsi_dbps, scene)
     assert f"slide_01: {drawn}: annotations from (100, 100) to (400, 150) lie off the slide of 192 x 192 px" in said
     drawn.write_text("<ASAP_Annotations>")
-    assert f"{drawn}: not annotations that can be used: no element found" in refused(wsi_dbps, scene)
+    assert f"{drawn}: not annotations that can be used: no element found" in named(wsi_dbps, scene)
     drawn.write_text('{"type": "FeatureCollection", "features": [{}]}')
-    assert f"{drawn}: not annotations that can be used: feature 0" in refused(wsi_dbps, scene)
+    assert f"{drawn}: not annotations that can be used: feature 0" in named(wsi_dbps, scene)
     drawn.write_text('{"type": "FeatureCollection", "features": []}')
-    assert "holds no area of lesion, though the slide is labelled 1 coarse; empty its cell" in refused(wsi_dbps, scene)
+    assert "holds no area of lesion, though the slide is labelled 1 coarse; empty its cell" in named(wsi_dbps, scene)
     drawn.unlink()
-    assert f"{drawn}: annotations cannot be read: No such file" in refused(wsi_dbps, scene)
+    assert f"{drawn}: annotations cannot be read: No such file" in named(wsi_dbps, scene)
 
 
 def test_missing_attention_evidence_or_annotations_are_named(scene, wsi_dbps) -> None:
@@ -168,7 +184,7 @@ def test_missing_attention_evidence_or_annotations_are_named(scene, wsi_dbps) ->
     )
     assert "nothing is classified Necrosis; found: Tumor" in refused(wsi_dbps, scene, "--lesion", "Necrosis")
     (scene / "pred" / "attention" / "slide_02.h5").unlink()
-    assert "slide_02.h5: no such attention file; run `wsi-dbps predict` first" in refused(wsi_dbps, scene)
+    assert "slide_02.h5: no such attention file; run `wsi-dbps predict` first" in named(wsi_dbps, scene)
     cohort = read_manifest(scene / "cohort.csv")
     write_manifest(scene / "cohort.csv", replace(cohort, records=cohort.records[1:]))
     assert "predicts slide_00, which is not in the cohort" in refused(wsi_dbps, scene)
@@ -179,26 +195,26 @@ def test_missing_attention_evidence_or_annotations_are_named(scene, wsi_dbps) ->
     assert f"{scene / 'cohort.csv'}: no slide has annotations; name their files in a column annotations" in said
 
 
-def test_attention_of_another_slide_or_of_other_predictions_is_refused(scene, wsi_dbps) -> None:
+def test_attention_of_another_slide_or_of_other_predictions_is_named(scene, wsi_dbps) -> None:
     folder = scene / "pred" / "attention"
     kept = (folder / "slide_01.h5").read_bytes()
     shutil.copy(folder / "slide_00.h5", folder / "slide_01.h5")
-    assert f"{folder / 'slide_01.h5'}: holds slide 'slide_00'; predict again" in refused(wsi_dbps, scene)
+    assert f"{folder / 'slide_01.h5'}: holds slide 'slide_00'; predict again" in named(wsi_dbps, scene)
     (folder / "slide_01.h5").write_bytes(kept)
     changed = {"probabilities": [0.5, 0.5], "classes": '["1 coarse", "0 flat"]'}
     for name, value in changed.items():
         with h5py.File(folder / "slide_01.h5", "r+") as file:
             file.attrs[name] = value
-        assert "slide_01.h5: is not of the prediction in predictions.csv" in refused(wsi_dbps, scene)
+        assert "slide_01.h5: is not of the prediction in predictions.csv" in named(wsi_dbps, scene)
         (folder / "slide_01.h5").write_bytes(kept)
     for value in (np.nan, 0.0):
         with h5py.File(folder / "slide_01.h5", "r+") as file:
             file.attrs["tile_lv0"] = value
-        assert "slide_01.h5: the features do not say how large a tile is" in refused(wsi_dbps, scene)
+        assert "slide_01.h5: the features do not say how large a tile is" in named(wsi_dbps, scene)
         (folder / "slide_01.h5").write_bytes(kept)
     with h5py.File(folder / "slide_01.h5", "r+") as file:
         file["coords"][0] = 10_000
-    assert "slide_01: tiles lie outside the slide of 192 x 192 px; its attention is of another" in refused(
+    assert "slide_01: tiles lie outside the slide of 192 x 192 px; its attention is of another" in named(
         wsi_dbps, scene
     )
 
@@ -304,12 +320,25 @@ def test_the_atlas_of_a_run(run, small_cohort, tmp_path, wsi_dbps) -> None:
     assert (code, "1 of them drawn" in out) == (0, True)
 
 
+def test_a_slide_whose_cache_is_damaged_is_named_and_the_others_are_drawn(
+    run, small_cohort, tmp_path, wsi_dbps
+) -> None:
+    caches = tmp_path / "caches"
+    shutil.copytree(small_cohort[1], caches)
+    (caches / "slide_08.h5").write_bytes(b"no cache")
+    code, out, err = wsi_dbps("atlas", run, "--caches", caches, "--out", tmp_path / "atlas")
+    assert (code, out) == (1, f"3 epochs of 2 slides, 1 of them drawn, 1 failed: {tmp_path / 'atlas'}\n")
+    assert err.startswith(f"slide_08: {caches / 'slide_08.h5'}: ")
+    assert json.loads((tmp_path / "atlas" / "atlas.json").read_text())["slides"] == ["slide_09"]
+    assert not (tmp_path / "atlas" / "slide_08.atlas.png").exists()
+
+
 def test_bad_input_of_atlas_is_one_line(run, small_cohort, tmp_path, wsi_dbps) -> None:
     def refused(*more: object, caches=small_cohort[1]) -> str:
         code, _, err = wsi_dbps("atlas", run, "--caches", caches, "--out", tmp_path / "atlas", *more)
-        assert (code, err.count("\n")) == (2, 1)
+        assert code == 2
         assert not (tmp_path / "atlas").exists()
-        return err
+        return err.splitlines()[-1]
 
     assert "never trained on slide_00; the record is of training slides only" in refused("--slide", "slide_00")
     assert "slide_08.h5" in refused(caches=tmp_path / "none")

@@ -20,17 +20,6 @@ QUICK = [
 ]
 
 
-@pytest.fixture(scope="module")
-def trained(small_cohort, tmp_path_factory) -> tuple[Path, Path, Path]:
-    """(cohort.csv, caches, run)"""
-    from wsi_dbps.workflows.train import train
-
-    manifest, caches = small_cohort
-    run = tmp_path_factory.mktemp("trained") / "run"
-    train(manifest, caches, run, set=QUICK[1::2])
-    return manifest, caches, run
-
-
 def altered(manifest: Path, target: Path, change) -> Path:
     """A copy of a manifest beside it, each row passed through `change`."""
     with open(manifest, newline="") as file:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from wsi_dbps.cohort.annotations import lesion_shares, read_annotations, read_lesion
 from wsi_dbps.cohort.cohort import SlideRecord
 from wsi_dbps.core.errors import SlideError
-from wsi_dbps.core.geometry import Size
+from wsi_dbps.core.geometry import Size, TileGrid
 
 SLIDE = Size(1000, 800)
 SQUARE = [[0, 0], [10, 0], [10, 10], [0, 10], [0, 0]]
@@ -68,7 +68,7 @@ def test_shares_of_covering_tiles_sum_to_the_lesion(seed: int, tile: float, offs
     drawn = shapely.MultiPolygon([blob(seed), shapely.transform(blob(seed + 1), lambda xy: xy + np.array([120, 30]))])
     at = np.arange(offset, 230, tile)
     tiles = np.stack(np.meshgrid(at, at), axis=-1).reshape(-1, 2)
-    shares = lesion_shares(drawn, tiles, tile)
+    shares = lesion_shares(drawn, TileGrid(tiles, tile))
     assert shares.sum() * tile**2 == pytest.approx(drawn.area)
     assert 0 <= shares.min() <= shares.max() <= 1
 
@@ -80,14 +80,14 @@ def test_a_share_is_that_of_the_tile_alone_in_any_order_and_overlap(seed: int, n
     tiles = rng.uniform(-10, 100, (num, 2))
     boxes = shapely.box(*tiles.T, *(tiles + 12.5).T)
     alone = [drawn.intersection(box).area / 12.5**2 for box in boxes]
-    assert lesion_shares(drawn, tiles, 12.5) == pytest.approx(alone)
+    assert lesion_shares(drawn, TileGrid(tiles, 12.5)) == pytest.approx(alone)
 
 
 def test_a_share_by_hand() -> None:
     drawn = shapely.union(shapely.box(10, 0, 20, 10), shapely.box(0, 10, 20, 20))
-    assert lesion_shares(drawn, [[0, 0], [0, 10], [15, 5], [20, 0]], 10).tolist() == [0, 1, 0.5, 0]
-    assert lesion_shares(drawn, np.empty((0, 2)), 10).tolist() == []
-    assert lesion_shares(shapely.MultiPolygon(), [[0, 0]], 10).tolist() == [0]
+    assert lesion_shares(drawn, TileGrid(np.array([[0, 0], [0, 10], [15, 5], [20, 0]]), 10)).tolist() == [0, 1, 0.5, 0]
+    assert lesion_shares(drawn, TileGrid(np.empty((0, 2)), 10)).tolist() == []
+    assert lesion_shares(shapely.MultiPolygon(), TileGrid(np.array([[0, 0]]), 10)).tolist() == [0]
 
 
 def test_geojson_may_be_a_collection_a_list_or_one_feature_or_geometry(written) -> None:
@@ -220,7 +220,7 @@ def drawn_at(tmp_path, *rings) -> Path:
     return path
 
 
-@pytest.mark.parametrize("num", [1500, 20_000])
+@pytest.mark.parametrize("num", [1500, 6000])
 def test_an_outline_that_crosses_itself_too_often_is_refused_with_the_limit(tmp_path, num) -> None:
     ring = np.random.default_rng(0).uniform(0, 5000, (num, 2)).round(1).tolist()
     path = drawn_at(tmp_path, ring)
@@ -243,14 +243,14 @@ def comb(num: int, *, turned: bool) -> list[list[float]]:
 def test_areas_may_cross_each_other_up_to_a_limit(tmp_path) -> None:
     few = read_annotations(drawn_at(tmp_path, comb(20, turned=False), comb(20, turned=True)))
     assert len(few) == 2
-    many = drawn_at(tmp_path, comb(1000, turned=False), comb(1000, turned=True))
+    many = drawn_at(tmp_path, comb(400, turned=False), comb(400, turned=True))
     with pytest.raises(SlideError, match=r"cross more than 200,000 times, the limit \(MAX_CROSSINGS_OF_AREAS in"):
         read_annotations(many)
 
 
 def test_neither_many_vertices_nor_many_neighbours_are_taken_for_crossings(tmp_path) -> None:
-    angle = np.linspace(0, 2 * np.pi, 50_000, endpoint=False)
+    angle = np.linspace(0, 2 * np.pi, 20_000, endpoint=False)
     circle = (1000 * np.stack([np.cos(angle), np.sin(angle)], axis=1)).tolist()
-    squares = [[[x, y], [x + 1, y], [x + 1, y + 1], [x, y + 1]] for x in range(40) for y in range(40)]
+    squares = [[[x, y], [x + 1, y], [x + 1, y + 1], [x, y + 1]] for x in range(20) for y in range(20)]
     figure_of_eight = [[0, 0], [10, 10], [10, 0], [0, 10]]
-    assert len(read_annotations(drawn_at(tmp_path, circle, *squares, figure_of_eight))) == 1602
+    assert len(read_annotations(drawn_at(tmp_path, circle, *squares, figure_of_eight))) == 402

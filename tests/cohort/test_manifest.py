@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi_dbps.cohort.cohort import Cohort, SlideRecord
@@ -60,6 +60,7 @@ def written(folder: Path, text: str, name: str = "cohort.csv") -> Path:
     return path
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.data())
 def test_a_cohort_survives_writing_and_reading(data: st.DataObject) -> None:
     with TemporaryDirectory() as folder:
@@ -69,6 +70,7 @@ def test_a_cohort_survives_writing_and_reading(data: st.DataObject) -> None:
         assert read_manifest(path) == cohort
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.data())
 def test_a_cohort_written_elsewhere_still_names_the_same_files(data: st.DataObject) -> None:
     with TemporaryDirectory() as folder:
@@ -127,6 +129,7 @@ def test_a_byte_order_mark_any_line_ends_and_blank_lines_are_fine(tmp_path: Path
     assert read_manifest(written(tmp_path, text)).records == (SlideRecord("a", "a"),)
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.data(), st.sampled_from(";\t"))
 def test_semicolons_and_tabs_separate_as_well_as_commas(data: st.DataObject, separator: str) -> None:
     with TemporaryDirectory() as folder:

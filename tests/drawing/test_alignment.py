@@ -20,7 +20,7 @@ from lossless import write_lossless
 from PIL import Image
 
 from wsi_dbps.cohort.cohort import SlideRecord
-from wsi_dbps.core.geometry import Region, Size
+from wsi_dbps.core.geometry import Region, Size, TileGrid
 from wsi_dbps.drawing.closeup import crop_regions, draw_crops, draw_level
 from wsi_dbps.drawing.geojson import write_geojson
 from wsi_dbps.drawing.ome_tiff import map_grid, write_coloured_map, write_value_map
@@ -41,24 +41,30 @@ class Scene:
     """A slide, and attention that singles out one of its tiles."""
 
     attention: SlideAttention
-    slide_lv0: Size
-    mpp_um: float
     row: int
+
+    @property
+    def slide_lv0(self) -> Size:
+        return self.attention.grid.slide_lv0
+
+    @property
+    def mpp_um(self) -> float:
+        return self.attention.grid.mpp_lv0_um
 
     @property
     def box(self) -> np.ndarray:
         """left, top, right, bottom of the tile, in level-0 pixels, cut at the slide's edge"""
-        corner = self.attention.coords_N2[self.row]
-        far = np.minimum(corner + self.attention.tile_lv0, [self.slide_lv0.width, self.slide_lv0.height])
+        corner = self.attention.grid.origins_lv0[self.row]
+        far = np.minimum(corner + self.attention.grid.tile_lv0, [self.slide_lv0.width, self.slide_lv0.height])
         return np.concatenate([corner, far])
 
     def alone(self) -> "Scene":
         """Only the tile, so that all that shows is its own."""
-        return one_tile(self.attention.coords_N2[self.row], self.attention.tile_lv0, self.slide_lv0, self.mpp_um)
+        return one_tile(self.attention.grid.take(np.array([self.row])))
 
 
-def attention_of(coords: np.ndarray, tile_lv0: float, row: int) -> SlideAttention:
-    n = len(coords)
+def attention_of(grid: TileGrid, row: int) -> SlideAttention:
+    n = len(grid)
     weights = np.full(n, 0.5 / n, np.float32)
     weights[row] += 0.5
     role = np.zeros(n, np.uint8)
@@ -66,13 +72,11 @@ def attention_of(coords: np.ndarray, tile_lv0: float, row: int) -> SlideAttentio
     evidence = np.zeros((n, 2), np.float32)
     evidence[row] = -1, 1
     prediction = Prediction("s", "c", None, None, n, (0.25, 0.75))
-    return SlideAttention(
-        "s", prediction, ("a", "b"), coords, tile_lv0, weights[:, None], weights, role, "c", "k", evidence
-    )
+    return SlideAttention("s", prediction, ("a", "b"), grid, weights[:, None], weights, role, "c", "k", evidence)
 
 
-def one_tile(corner: np.ndarray, tile_lv0: float, slide_lv0: Size, mpp_um: float) -> Scene:
-    return Scene(attention_of(np.asarray(corner)[None], tile_lv0, 0), slide_lv0, mpp_um, 0)
+def one_tile(grid: TileGrid) -> Scene:
+    return Scene(attention_of(grid, 0), 0)
 
 
 def extent(shown_HW: np.ndarray) -> np.ndarray:
@@ -85,10 +89,10 @@ SIDES = Size(1283, 1131)
 
 
 HUGE = [
-    one_tile(np.array([99_003, 98_877]), 896.0, Size(100_003, 99_991), 0.2527),
-    one_tile(np.array([100_200, 29_300]), 747.31, Size(101_117, 30_013), 0.2527),
-    one_tile(np.array([2001, 117_003]), 473.9, Size(5003, 120_011), 0.5021),
-    one_tile(np.array([0, 0]), 473.9, Size(5003, 120_011), 0.5021),
+    one_tile(TileGrid(np.array([[99_003, 98_877]]), 896.0, Size(100_003, 99_991), 0.2527)),
+    one_tile(TileGrid(np.array([[100_200, 29_300]]), 747.31, Size(101_117, 30_013), 0.2527)),
+    one_tile(TileGrid(np.array([[2001, 117_003]]), 473.9, Size(5003, 120_011), 0.5021)),
+    one_tile(TileGrid(np.array([[0, 0]]), 473.9, Size(5003, 120_011), 0.5021)),
 ]
 
 
@@ -104,7 +108,7 @@ def tile(mpp_um: float, patch_um: float, overlap: int, folder: Path) -> tuple[Pa
     assert isinstance(tile_slide(record, CacheSpec(tiling=tiling, quality=100), folder), Tiled)
     cache = PatchCache(folder / "s.h5")
     last = len(cache) - 1
-    return folder / "s.tiff", cache, Scene(attention_of(cache.coords_N2, cache.tile_lv0, last), SIDES, mpp_um, last)
+    return folder / "s.tiff", cache, Scene(attention_of(cache.grid, last), last)
 
 
 @pytest.fixture(scope="module", params=TILINGS, ids=str)
@@ -126,7 +130,7 @@ def test_the_place_of_a_tile_is_where_its_pixels_are_from(tiled) -> None:
     _, cache, scene = tiled
     rows = [0, len(cache) // 2, scene.row]
     for row, patch in zip(rows, cache.patches(rows), strict=True):
-        np.testing.assert_allclose(decode_centre(patch), cache.coords_N2[row] + cache.tile_lv0 / 2, atol=16)
+        np.testing.assert_allclose(decode_centre(patch), cache.grid.origins_lv0[row] + cache.grid.tile_lv0 / 2, atol=16)
 
 
 @pytest.mark.parametrize("longest", [255, 1024])
@@ -136,7 +140,7 @@ def test_rasters_are_off_by_less_than_a_pixel(scene, longest) -> None:
     scale = longest / max(slide.width, slide.height)
     picture = Size(max(1, round(slide.width * scale)), max(1, round(slide.height * scale)))
     a = scene.attention
-    raster = rasterize(a.coords_N2, a.tile_lv0, np.ones(1), slide, picture, scene.mpp_um)
+    raster = rasterize(a.grid, np.ones(1), picture)
     factor = np.array([picture.width / slide.width, picture.height / slide.height] * 2)
     assert np.abs(extent(~np.isnan(raster.values_HW)) - scene.box * factor).max() <= 1
 
@@ -156,7 +160,7 @@ def check_map(path, scene: Scene, shown) -> None:
 
 def test_the_maps_of_values_lie_where_tiffslide_finds_them(scene, tmp_path) -> None:
     scene = scene.alone()
-    write_value_map(tmp_path / "a.ome.tiff", scene.attention, scene.slide_lv0, scene.mpp_um)
+    write_value_map(tmp_path / "a.ome.tiff", scene.attention)
     check_map(tmp_path / "a.ome.tiff", scene, lambda pixels: ~np.isnan(pixels[..., 0]))
 
 
@@ -164,7 +168,7 @@ def test_the_coloured_maps_lie_where_tiffslide_and_openslide_find_them(scene, tm
     scene = scene.alone()
     one = percentile_map(scene.attention)
     path = tmp_path / "a.rgb.ome.tiff"
-    write_coloured_map(path, scene.attention, one, scene.slide_lv0, scene.mpp_um)
+    write_coloured_map(path, scene.attention, one)
     check_map(path, scene, lambda pixels: (pixels < 255).any(axis=-1))
     with openslide.OpenSlide(path) as slide:
         um = float(slide.properties[openslide.PROPERTY_NAME_MPP_X])
@@ -175,10 +179,10 @@ def test_the_coloured_maps_lie_where_tiffslide_and_openslide_find_them(scene, tm
 
 def test_tiles_on_a_grid_of_whole_pixels_keep_their_very_values(tmp_path) -> None:
     coords = np.array([[x, y] for y in range(300) for x in range(3)]) * 224
-    a = attention_of(coords, 224.0, 5)
-    grid = map_grid(coords, 224.0, Size(70_001, 67_300))
+    tiles = TileGrid(coords, 224.0, Size(70_001, 67_300), 0.5)
+    a, grid = attention_of(tiles, 5), map_grid(tiles)
     assert (224 % grid.pixel_lv0, grid.size.width % 2 ** (grid.num_levels - 1)) == (0, 0)
-    write_value_map(tmp_path / "a.ome.tiff", a, Size(70_001, 67_300), 0.5)
+    write_value_map(tmp_path / "a.ome.tiff", a)
     with tifffile.TiffFile(tmp_path / "a.ome.tiff") as file:
         pixels = file.series[0].asarray()
     x, y = coords.T // grid.pixel_lv0
@@ -189,17 +193,17 @@ def test_tiles_on_a_grid_of_whole_pixels_keep_their_very_values(tmp_path) -> Non
 
 def test_geojson_and_table_hold_the_very_squares(scene, tmp_path) -> None:
     a = scene.attention
-    write_geojson(tmp_path / "a.geojson", a, scene.slide_lv0)
+    write_geojson(tmp_path / "a.geojson", a)
     write_scores(tmp_path / "a.csv", a)
     shapes = shapely.from_geojson((tmp_path / "a.geojson").read_text())
     features = json.loads((tmp_path / "a.geojson").read_text())["features"]
     assert shapely.is_valid(np.array(shapes.geoms)).all()
-    far = a.coords_N2 + a.tile_lv0
-    np.testing.assert_allclose(shapely.bounds(np.array(shapes.geoms)), np.hstack([a.coords_N2, far]), atol=1e-6)
+    far = a.grid.origins_lv0 + a.grid.tile_lv0
+    np.testing.assert_allclose(shapely.bounds(np.array(shapes.geoms)), np.hstack([a.grid.origins_lv0, far]), atol=1e-6)
     with open(tmp_path / "a.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    np.testing.assert_array_equal([[int(row["x"]), int(row["y"])] for row in rows], a.coords_N2)
-    assert {float(row["tile_lv0"]) for row in rows} == {a.tile_lv0}
+    np.testing.assert_array_equal([[int(row["x"]), int(row["y"])] for row in rows], a.grid.origins_lv0)
+    assert {float(row["tile_lv0"]) for row in rows} == {a.grid.tile_lv0}
     assert [int(row["row"]) for row in rows] == list(range(len(features)))
     for name, column in (("attention", "attention"), ("evidence b", "evidence_b"), ("evidence a", "evidence_a")):
         measured = [feature["properties"]["measurements"][name] for feature in features]
@@ -213,14 +217,14 @@ def test_levels_and_crops_are_off_by_less_than_a_pixel_and_show_the_tile_that_is
     with open_slide(path) as slide:
         what = slide.read, slide.info.levels
         for level, found in enumerate(slide.info.levels):
-            draw_level(tmp_path / "l.png", *what, level, alone.attention, one, scene.mpp_um)
+            draw_level(tmp_path / "l.png", *what, level, alone.attention, one)
             whole = np.asarray(Image.open(tmp_path / "l.png"))[: found.size.height, : found.size.width]
             assert whole.shape[1::-1] == (found.size.width, found.size.height)
             original = slide.read(Region(level, 0, 0, found.size.width, found.size.height))
             shown = extent((whole != original).any(axis=-1)) * found.downsample
             assert np.abs(shown - scene.box).max() <= found.downsample + 1
             ((_, region),) = crop_regions(alone.attention, slide.info.levels, level, 3)
-            (drawn,) = draw_crops(tmp_path, *what, level, 3, alone.attention, one, scene.mpp_um)
+            (drawn,) = draw_crops(tmp_path, *what, level, 3, alone.attention, one)
             page = np.asarray(Image.open(drawn))
             left = page[: region.height, : region.width]
             right = page[: region.height, region.width + 16 : 2 * region.width + 16]

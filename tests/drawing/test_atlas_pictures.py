@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsi_dbps.core.geometry import Size
+from wsi_dbps.core.geometry import Size, TileGrid
 from wsi_dbps.drawing.atlas_pictures import draw_curves, draw_maps
 
 
@@ -23,7 +23,8 @@ def test_only_tiles_that_were_salient_are_coloured(tmp_path, picture: Size) -> N
     for num in (0, len(coords)):
         chosen = (np.arange(len(coords)) < num).astype(np.int64)
         path = tmp_path / f"{num}.png"
-        draw_maps(path, "a $x^2$, tumour", thumbnail, slide, 0.5, coords, tile, chosen, chosen * 2, chosen, 3)
+        grid = TileGrid(coords, tile, slide, 0.5)
+        draw_maps(path, "a $x^2$, tumour", thumbnail, grid, chosen, chosen * 2, chosen, 3)
         areas.append(colourful(path))
     assert areas[0] < areas[1]
 

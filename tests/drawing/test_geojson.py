@@ -12,7 +12,7 @@ from wsi_dbps.formats.attention import ROLES
 
 
 def written(path, scene):
-    write_geojson(path, scene.attention, scene.slide_lv0)
+    write_geojson(path, scene.attention)
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -25,8 +25,8 @@ def test_every_row_comes_back_in_order_with_its_place_role_and_attention(tmp_pat
     features = collection["features"]
     properties = [feature["properties"] for feature in features]
     rings = np.array([feature["geometry"]["coordinates"][0] for feature in features]).reshape(-1, 5, 2)
-    np.testing.assert_array_equal(rings.min(axis=1), a.coords_N2)
-    np.testing.assert_allclose(rings.max(axis=1) - rings.min(axis=1), a.tile_lv0)
+    np.testing.assert_array_equal(rings.min(axis=1), a.grid.origins_lv0)
+    np.testing.assert_allclose(rings.max(axis=1) - rings.min(axis=1), a.grid.tile_lv0)
     measured = np.array([p["measurements"]["attention"] for p in properties], np.float32)
     np.testing.assert_array_equal(measured, a.weights_N)
     percentiles = [p["measurements"]["attention percentile"] for p in properties]
@@ -77,5 +77,5 @@ def test_ids_are_stable_and_differ_between_rows_and_slides(tmp_path, make_scene)
 
 def test_attention_of_another_slide_is_refused_and_leaves_no_file(tmp_path, make_scene):
     with pytest.raises(PredictionError, match="slide-1: tile 0 starts at"):
-        write_geojson(tmp_path / "a.geojson", make_scene().attention, Size(500, 500))
+        write_geojson(tmp_path / "a.geojson", make_scene(slide=Size(500, 500)).attention)
     assert not list(tmp_path.iterdir())

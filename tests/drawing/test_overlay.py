@@ -17,7 +17,7 @@ from wsi_dbps.formats.predictions import Prediction
 
 
 def draw(path, scene, **how):
-    draw_overlay(path, scene.attention, scene.thumbnail_HWC, scene.slide_lv0, 0.25, **how)
+    draw_overlay(path, scene.attention, scene.thumbnail_HWC, **how)
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
 
@@ -29,7 +29,7 @@ def draw(path, scene, **how):
 def test_the_heat_lies_on_the_tissue_it_was_computed_from_within_a_pixel(make_scene, slide, picture):
     scene = make_scene(slide=slide, picture=picture)
     a = scene.attention
-    heatmap = rasterize(a.coords_N2, a.tile_lv0, np.full(9, 1.0), slide, picture, 0.25)
+    heatmap = rasterize(a.grid, np.full(9, 1.0), picture)
     heated = blend(scene.thumbnail_HWC, heatmap.values_HW, 1.0)
     coloured = heated.max(axis=2) > heated.min(axis=2)
     tissue = scene.thumbnail_HWC[..., 0] == 0
@@ -73,7 +73,7 @@ def test_every_class_shown_has_a_panel_with_its_colours(tmp_path, make_scene, nu
     evidence[:5], evidence[5:] = -np.arange(1, num_classes + 1), np.arange(1, num_classes + 1)
     slide = Size(picture.width * 10, picture.height * 10)
     scene = make_scene(slide=slide, picture=picture, tile_lv0=50.0, classes=classes, prediction=prediction,
-                       coords_N2=np.array([[300 + 60 * i, 200] for i in range(9)]))  # fmt: skip
+                       origins=np.array([[300 + 60 * i, 200] for i in range(9)]))  # fmt: skip
     without = draw(tmp_path / "a.png", scene)
     shown = draw(tmp_path / "b.png", replace(scene, attention=replace(scene.attention, evidence_NC=evidence)))
     assert shown.size > without.size
@@ -95,7 +95,7 @@ def test_a_large_slide_takes_less_than_three_seconds(tmp_path, make_scene):
         slide=Size(96_001, 60_001),
         picture=Size(1024, 640),
         tile_lv0=300.0,
-        coords_N2=corners,
+        origins=corners,
         weights_N=weights / weights.sum(),
         role_N=np.argsort(np.argsort(-weights)).clip(0, 1000).astype(np.uint8) // 255 % 3,
     )
@@ -105,7 +105,7 @@ def test_a_large_slide_takes_less_than_three_seconds(tmp_path, make_scene):
 
 
 def test_attention_of_another_slide_is_refused_by_name(tmp_path, make_scene):
-    scene = make_scene(coords_N2=np.full((9, 2), 3500))
+    scene = make_scene(origins=np.full((9, 2), 3500))
     with pytest.raises(PredictionError, match=r"slide-1: tile 0 starts at \(3500, 3500\), outside the slide of 4001"):
         draw(tmp_path / "a.png", scene)
     assert not list(tmp_path.iterdir())
@@ -126,7 +126,7 @@ def test_class_names_that_look_like_formulas_are_drawn_as_they_are(tmp_path, mak
     evidence = np.eye(9, num_classes, dtype=np.float32)
     scene = make_scene(slide_id=name, classes=classes, prediction=prediction, evidence_NC=evidence)
     draw(tmp_path / "a.png", scene)
-    draw_sheet(tmp_path / "b.png", scene.attention, lambda rows: np.zeros((len(rows), 8, 8, 3), np.uint8), 0.25)
+    draw_sheet(tmp_path / "b.png", scene.attention, lambda rows: np.zeros((len(rows), 8, 8, 3), np.uint8))
     draw_curves(tmp_path / "c.png", [{"epoch": 1, "explored": 0.5}], name)
 
 

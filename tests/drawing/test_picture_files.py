@@ -3,6 +3,7 @@
 import csv
 import glob
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import tifffile
 from PIL import Image
 
 from wsi_dbps.core.errors import PredictionError, SlideError
-from wsi_dbps.core.geometry import Region, Size, pyramid_levels
+from wsi_dbps.core.geometry import Region, Size, TileGrid, pyramid_levels
 from wsi_dbps.drawing.closeup import FOOT_PX, LEAST_WIDTH_PX, crop_regions, draw_level
 from wsi_dbps.drawing.geojson import write_geojson
 from wsi_dbps.drawing.ome_tiff import map_grid, write_coloured_map, write_value_map
@@ -33,14 +34,14 @@ def patches(rows) -> np.ndarray:
 
 def test_the_same_attention_gives_the_same_files(tmp_path, make_scene) -> None:
     scene = make_scene(evidence_NC=evidence(9))
-    a, slide = scene.attention, scene.slide_lv0
+    a = scene.attention
     for folder in ("one", "two"):  # test_overlay looks at the PNG
         at = tmp_path / folder
-        write_value_map(at / "a.ome.tiff", a, slide, 0.25, smooth_um=50)
-        write_coloured_map(at / "a.rgb.ome.tiff", a, percentile_map(a), slide, 0.25)
-        draw_sheet(at / "a.sheet.png", a, patches, 0.25)
+        write_value_map(at / "a.ome.tiff", a, smooth_um=50)
+        write_coloured_map(at / "a.rgb.ome.tiff", a, percentile_map(a))
+        draw_sheet(at / "a.sheet.png", a, patches)
         write_scores(at / "a.csv", a)
-        write_geojson(at / "a.geojson", a, slide)
+        write_geojson(at / "a.geojson", a)
     names = sorted(glob.glob("*", root_dir=tmp_path / "one"))
     assert len(names) == 5
     for name in names:
@@ -49,7 +50,7 @@ def test_the_same_attention_gives_the_same_files(tmp_path, make_scene) -> None:
 
 def test_a_map_names_its_channels_and_says_what_it_is_of(tmp_path, make_scene) -> None:
     scene = make_scene(slide_id="<a> & b", evidence_NC=evidence(9))
-    write_value_map(tmp_path / "a.ome.tiff", scene.attention, scene.slide_lv0, 0.25)
+    write_value_map(tmp_path / "a.ome.tiff", scene.attention)
     with tifffile.TiffFile(tmp_path / "a.ome.tiff") as file:
         ome = tifffile.xml2dict(file.ome_metadata)["OME"]
         pixels, series = ome["Image"]["Pixels"], file.series[0]
@@ -57,7 +58,7 @@ def test_a_map_names_its_channels_and_says_what_it_is_of(tmp_path, make_scene) -
     named = [channel["Name"] for channel in pixels["Channel"]]
     assert named == ["attention percentile", "attention", "evidence normal", "evidence tumor", "salient", "recycled"]
     assert (series.axes, series.dtype, series.shape[0]) == ("CYX", np.float32, 6)
-    grid = map_grid(scene.attention.coords_N2, scene.attention.tile_lv0, scene.slide_lv0)
+    grid = map_grid(scene.attention.grid)
     assert pixels["PhysicalSizeX"] == pixels["PhysicalSizeY"] == pytest.approx(grid.pixel_lv0 * 0.25, rel=1e-12)
     assert {plane[f"Position{axis}"] for plane in pixels["Plane"] for axis in "XY"} == {0}
     told = {m["K"]: m["value"] for m in ome["StructuredAnnotations"]["MapAnnotation"]["Value"]["M"]}
@@ -68,9 +69,9 @@ def test_a_map_names_its_channels_and_says_what_it_is_of(tmp_path, make_scene) -
 def test_few_tiles_or_none_still_give_every_file(tmp_path, make_scene, n) -> None:
     scene = make_scene(n, evidence_NC=evidence(n))
     a = scene.attention
-    write_value_map(tmp_path / "a.ome.tiff", a, scene.slide_lv0, 0.25, smooth_um=20)
-    write_coloured_map(tmp_path / "a.rgb.ome.tiff", a, percentile_map(a), scene.slide_lv0, 0.25)
-    draw_sheet(tmp_path / "a.sheet.png", a, patches, 0.25)
+    write_value_map(tmp_path / "a.ome.tiff", a, smooth_um=20)
+    write_coloured_map(tmp_path / "a.rgb.ome.tiff", a, percentile_map(a))
+    draw_sheet(tmp_path / "a.sheet.png", a, patches)
     write_scores(tmp_path / "a.csv", a)
     shown = ~np.isnan(tifffile.imread(tmp_path / "a.ome.tiff"))
     assert shown.any() == bool(n)
@@ -81,7 +82,7 @@ def test_few_tiles_or_none_still_give_every_file(tmp_path, make_scene, n) -> Non
 
 
 def test_a_grid_is_bounded_and_halves_without_rest() -> None:
-    grid = map_grid(np.array([[33, 57]]), 8.0, Size(100_003, 99_991), max_px=1 << 22)
+    grid = map_grid(TileGrid(np.array([[33, 57]]), 8.0, Size(100_003, 99_991)), max_px=1 << 22)
     assert grid.size.width * grid.size.height < 1.1 * (1 << 22)
     assert grid.size.width % (1 << (grid.num_levels - 1)) == 0
     assert grid.size.width * grid.pixel_lv0 >= 100_003
@@ -104,13 +105,13 @@ def test_the_table_holds_every_score_exactly(tmp_path, make_scene) -> None:
 
 
 def test_the_table_needs_no_tile_side_and_maps_do(tmp_path, make_scene) -> None:
-    scene = make_scene(tile_lv0=300.4)
-    a = type(scene.attention)(**{**vars(scene.attention), "tile_lv0": float("nan")})
+    a = make_scene().attention
+    a = replace(a, grid=a.grid.with_tile(float("nan")))
     write_scores(tmp_path / "a.csv", a)
     with open(tmp_path / "a.csv", newline="") as file:
         assert {row["tile_lv0"] for row in csv.DictReader(file)} == {""}
     with pytest.raises(PredictionError, match="slide-1: the features do not say how large a tile is"):
-        write_value_map(tmp_path / "a.ome.tiff", a, scene.slide_lv0, 0.25)
+        write_value_map(tmp_path / "a.ome.tiff", a)
     assert glob.glob("*", root_dir=tmp_path) == ["a.csv"]
 
 
@@ -124,7 +125,7 @@ def test_the_sheet_shows_the_highest_of_each_kind_and_the_lowest(make_scene) -> 
 
 def test_the_sheet_draws_the_patches_it_names(tmp_path, make_scene) -> None:
     a = make_scene().attention
-    draw_sheet(tmp_path / "a.png", a, lambda rows: patches(100 + 10 * np.array(rows)), 0.25)
+    draw_sheet(tmp_path / "a.png", a, lambda rows: patches(100 + 10 * np.array(rows)))
     page = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
     greys, counts = np.unique(page[(page == page[..., :1]).all(axis=-1)][:, 0], return_counts=True)
     assert set(greys[counts > 60_000]) == {*range(100, 180, 10), 255}  # the ninth is of no kind
@@ -140,14 +141,14 @@ def test_a_level_that_is_too_large_or_not_there_is_refused_with_what_to_do(tmp_p
     a = make_scene(slide=size).attention
     draw = (reader(size), levels)
     with pytest.raises(SlideError) as error:
-        draw_level(tmp_path / "a.png", *draw, 0, a, percentile_map(a), 0.25)
+        draw_level(tmp_path / "a.png", *draw, 0, a, percentile_map(a))
     assert str(error.value) == (
         "slide-1: level 0 is 40001 x 30003 px = 1200 million pixels, of which at most 100 are drawn; "
         "ask for --overlay-level 1, or for --crops"
     )
     with pytest.raises(SlideError, match="slide-1: has no level 3; its levels are 0 to 2"):
-        draw_level(tmp_path / "a.png", *draw, 3, a, percentile_map(a), 0.25)
-    draw_level(tmp_path / "a.png", *draw, 2, a, percentile_map(a), 0.25)
+        draw_level(tmp_path / "a.png", *draw, 3, a, percentile_map(a))
+    draw_level(tmp_path / "a.png", *draw, 2, a, percentile_map(a))
     with Image.open(tmp_path / "a.png") as page:
         assert page.size == (2500, 1875 + FOOT_PX)
     assert glob.glob("*", root_dir=tmp_path) == ["a.png"]
@@ -157,7 +158,7 @@ def test_a_level_has_a_scale_bar_and_its_colours_below_even_where_it_is_narrow(t
     size = Size(4001, 3003)
     levels = pyramid_levels([size, Size(400, 300)])
     a = make_scene(slide=size).attention
-    draw_level(tmp_path / "a.png", reader(size), levels, 1, a, percentile_map(a), 0.25)
+    draw_level(tmp_path / "a.png", reader(size), levels, 1, a, percentile_map(a))
     page = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
     assert page.shape == (300 + FOOT_PX, LEAST_WIDTH_PX, 3)
     assert (page[:300, 400:] == 255).all()
@@ -175,7 +176,7 @@ def test_crops_lie_on_the_slide_round_the_highest_salient_and_no_middle_is_shown
     a = make_scene(20, slide=size).attention
     for level in (0, 1):
         found = crop_regions(a, levels, level, 50)
-        middles = (a.coords_N2 + a.tile_lv0 / 2) / levels[level].downsample
+        middles = (a.grid.origins_lv0 + a.grid.tile_lv0 / 2) / levels[level].downsample
         assert found[0][0] == 1  # of the two salient rows, 0 and 1, the higher
         seen: list[Region] = []
         for row, region in found:
@@ -192,7 +193,7 @@ def test_no_file_is_left_of_what_could_not_be_written(tmp_path: Path, make_scene
     scene = make_scene(evidence_NC=np.zeros((4, 2), np.float32))
     for write in (write_value_map, write_geojson):
         with pytest.raises(PredictionError, match=r"evidence of shape \(4, 2\)"):
-            write(tmp_path / "a", scene.attention, scene.slide_lv0, *([0.25] if write is write_value_map else []))
+            write(tmp_path / "a", scene.attention)
     with pytest.raises(PredictionError, match=r"evidence of shape \(4, 2\)"):
         write_scores(tmp_path / "a", scene.attention)
     assert not list(tmp_path.iterdir())
@@ -202,13 +203,13 @@ def test_the_page_of_heatmaps_is_true(tmp_path: Path, make_scene) -> None:
     page = (Path(__file__).parents[2] / "docs" / "formats" / "heatmaps.md").read_text(encoding="utf-8")
     scene = make_scene(evidence_NC=evidence(9))
     a = scene.attention
-    write_value_map(tmp_path / "a.ome.tiff", a, scene.slide_lv0, 0.25)
+    write_value_map(tmp_path / "a.ome.tiff", a)
     write_scores(tmp_path / "a.csv", a)
     (block,) = re.findall(r"```python\n(.*?)```", page, re.S)
     found: dict = {"path": tmp_path / "a.ome.tiff"}
     exec(block, found)
-    left = a.coords_N2[a.weights_N.argmax(), 0]
-    assert left <= found["x_um"] / 0.25 <= left + a.tile_lv0
+    left = a.grid.origins_lv0[a.weights_N.argmax(), 0]
+    assert left <= found["x_um"] / 0.25 <= left + a.grid.tile_lv0
     known = set(re.findall(r"`([^`\n]+)`", page))
     with tifffile.TiffFile(tmp_path / "a.ome.tiff") as file:
         channels = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]["Pixels"]["Channel"]

@@ -11,7 +11,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from wsi_dbps.core.errors import OutputError
-from wsi_dbps.core.geometry import Size
+from wsi_dbps.core.geometry import Size, TileGrid
 from wsi_dbps.drawing.geojson import write_geojson
 from wsi_dbps.drawing.ome_tiff import write_coloured_map, write_value_map
 from wsi_dbps.drawing.overlay import draw_overlay
@@ -20,20 +20,20 @@ from wsi_dbps.drawing.tile_maps import raw_map
 from wsi_dbps.formats.predictions import Prediction
 from wsi_dbps.formats.attention import SlideAttention
 
-n, slide = 900, Size(3000, 3000)
+n = 900
 coords = np.array([[100 * (i % 30), 100 * (i // 30)] for i in range(n)])
 random = np.random.default_rng(0)
 a = SlideAttention(
-    "s", Prediction("s", "c", None, None, n, (0.5, 0.5)), ("a", "b"), coords, 100.0,
+    "s", Prediction("s", "c", None, None, n, (0.5, 0.5)), ("a", "b"), TileGrid(coords, 100.0, Size(3000, 3000), 0.25),
     random.normal(size=(n, 4)).astype(np.float32), (random.dirichlet(np.ones(n))).astype(np.float32),
     np.zeros(n, np.uint8), "c", "k", random.normal(size=(n, 2)).astype(np.float32),
 )
 writers = {
     "a.h5": a.write,
-    "a.png": lambda path: draw_overlay(path, a, random.integers(0, 255, (300, 300, 3), dtype=np.uint8), slide, 0.25),
-    "a.ome.tiff": lambda path: write_value_map(path, a, slide, 0.25),
-    "a.rgb.ome.tiff": lambda path: write_coloured_map(path, a, raw_map(a), slide, 0.25),
-    "a.geojson": lambda path: write_geojson(path, a, slide),
+    "a.png": lambda path: draw_overlay(path, a, random.integers(0, 255, (300, 300, 3), dtype=np.uint8)),
+    "a.ome.tiff": lambda path: write_value_map(path, a),
+    "a.rgb.ome.tiff": lambda path: write_coloured_map(path, a, raw_map(a)),
+    "a.geojson": lambda path: write_geojson(path, a),
     "a.csv": lambda path: write_scores(path, a),
 }
 for limit in map(int, sys.argv[2:]):

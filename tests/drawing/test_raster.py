@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
 
-from wsi_dbps.core.geometry import Size
+from wsi_dbps.core.geometry import Size, TileGrid
 from wsi_dbps.drawing.placement import Window, picture_mpp_um, round_length_um, tile_boxes_px
 from wsi_dbps.drawing.raster import _Sums, percentile_ranks, rasterize, rasterize_channels, rasterize_window
 
@@ -28,7 +28,7 @@ def scenes(draw, least=1):
 
 
 def drawn(coords, tile, values, slide, raster):
-    return rasterize(coords, tile, values, slide, raster, 0.25).values_HW
+    return rasterize(TileGrid(coords, tile, slide, 0.25), values, raster).values_HW
 
 
 @settings(deadline=None, max_examples=60)
@@ -62,9 +62,9 @@ def test_every_value_lies_between_those_of_the_tiles(scene):
 @given(scenes())
 def test_the_covered_areas_add_up_to_the_areas_of_the_tiles_on_the_slide(scene):
     coords, tile, values, slide, raster = scene
-    boxes = tile_boxes_px(coords, tile, slide, raster).clip(0, [raster.width, raster.height] * 2)
+    boxes = tile_boxes_px(TileGrid(coords, tile, slide), raster).clip(0, [raster.width, raster.height] * 2)
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    total = _Sums(coords, tile, Window.whole(slide, raster)).of(np.ones(len(values))).sum()
+    total = _Sums(TileGrid(coords, tile), Window.whole(slide, raster)).of(np.ones(len(values))).sum()
     assert total == pytest.approx(areas.sum(), rel=1e-9, abs=1e-9)
 
 
@@ -82,7 +82,7 @@ def test_every_tile_that_lies_on_the_slide_shows(scene):
 def test_pixels_that_no_tile_touches_have_no_value(scene):
     coords, tile, _, slide, raster = scene
     touched = np.zeros((raster.height, raster.width), bool)
-    for left, top, right, bottom in tile_boxes_px(coords, tile, slide, raster):
+    for left, top, right, bottom in tile_boxes_px(TileGrid(coords, tile, slide), raster):
         touched[int(top) : int(np.ceil(bottom)), int(left) : int(np.ceil(right))] = True
     assert np.isnan(drawn(*scene)[~touched]).all()
 
@@ -95,7 +95,7 @@ def test_a_tile_lies_on_the_raster_where_it_lies_on_the_slide_within_a_pixel(wid
     scale = longest / max(width, height)
     slide, raster = Size(width, height), Size(max(1, round(width * scale)), max(1, round(height * scale)))
     corner = np.random.default_rng(seed).integers(0, [width, height], size=(1, 2))
-    box = tile_boxes_px(corner, tile, slide, raster)[0]
+    box = tile_boxes_px(TileGrid(corner, tile, slide), raster)[0]
     expected = np.concatenate([corner[0], corner[0] + tile]) * scale
     expected = expected.clip(0, [raster.width, raster.height] * 2)  # one factor for both axes drifts at the far edge
     assert np.abs(box.clip(0, [raster.width, raster.height] * 2) - expected).max() <= 1
@@ -129,7 +129,7 @@ def test_a_pixel_covered_by_less_than_half_has_no_value():
 
 
 def test_no_tiles_give_a_picture_without_values():
-    empty = rasterize(np.zeros((0, 2), np.int64), 9.5, np.zeros(0), Size(101, 53), Size(20, 10), 0.25)
+    empty = rasterize(TileGrid(np.zeros((0, 2), np.int64), 9.5, Size(101, 53), 0.25), np.zeros(0), Size(20, 10))
     assert empty.values_HW.shape == (10, 20)
     assert np.isnan(empty.values_HW).all()
     assert empty.mpp_um == pytest.approx(0.25 * 101 / 20)
@@ -142,8 +142,9 @@ def test_the_percentile_of_one_value_alone_is_half_and_equals_share_theirs():
 
 
 def test_the_pixel_size_is_that_of_the_longer_side():
-    assert picture_mpp_um(Size(1000, 333), Size(100, 33), 0.5) == 5.0
-    assert picture_mpp_um(Size(333, 1000), Size(33, 100), 0.5) == 5.0
+    none = np.zeros((0, 2), np.int64)
+    assert picture_mpp_um(TileGrid(none, 1.0, Size(1000, 333), 0.5), Size(100, 33)) == 5.0
+    assert picture_mpp_um(TileGrid(none, 1.0, Size(333, 1000), 0.5), Size(33, 100)) == 5.0
 
 
 @settings(deadline=None, max_examples=60)
@@ -174,8 +175,9 @@ def test_values_that_are_not_finite_are_refused():
 def test_smoothing_gives_equal_values_back_and_leaves_the_blank_blank(scene, value, sigma_um):
     coords, tile, values, slide, raster = scene
     plain = drawn(coords, tile, values, slide, raster)
-    equal = rasterize(coords, tile, np.full(len(coords), value), slide, raster, 0.25, smooth_um=sigma_um).values_HW
-    smooth = rasterize(coords, tile, values, slide, raster, 0.25, smooth_um=sigma_um).values_HW
+    grid = TileGrid(coords, tile, slide, 0.25)
+    equal = rasterize(grid, np.full(len(coords), value), raster, smooth_um=sigma_um).values_HW
+    smooth = rasterize(grid, values, raster, smooth_um=sigma_um).values_HW
     for pixels in (equal, smooth):
         np.testing.assert_array_equal(np.isnan(pixels), np.isnan(plain))
     assert (equal[~np.isnan(equal)] == np.float32(value)).all()
@@ -190,7 +192,8 @@ def test_a_lone_tile_is_smoothed_to_the_gaussian_of_its_square(side, sigma_um):
     coords = np.stack(np.meshgrid(np.arange(40), np.arange(40)), -1).reshape(-1, 2) * 250
     values = ((coords == [5000, 4500]).all(axis=1)).astype(float)
     slide, mpp_um = Size(10_000, 10_000), 0.5
-    pixels = rasterize(coords, 250.0, values, slide, Size(side, side), mpp_um, smooth_um=sigma_um).values_HW
+    grid = TileGrid(coords, 250.0, slide, mpp_um)
+    pixels = rasterize(grid, values, Size(side, side), smooth_um=sigma_um).values_HW
     edges = np.linspace(0, 10_000, side + 1)
     middle, sigma = (edges[1:] + edges[:-1]) / 2, sigma_um / mpp_um
 
@@ -207,24 +210,24 @@ def test_a_lone_tile_is_smoothed_to_the_gaussian_of_its_square(side, sigma_um):
 
 def test_a_part_of_the_slide_is_smoothed_as_the_whole_is():
     rng = np.random.default_rng(0)
-    coords = rng.integers(0, 3900, (300, 2))
+    grid = TileGrid(rng.integers(0, 3900, (300, 2)), 97.3, mpp_lv0_um=0.5)
     values = rng.random(300)
-    whole = rasterize_window(coords, 97.3, values, Window(0, 0, 4000, 4000, Size(400, 400)), smooth_lv0=150)
-    part = rasterize_window(coords, 97.3, values, Window(1000, 1500, 800, 600, Size(80, 60)), smooth_lv0=150)
+    whole = rasterize_window(grid, values, Window(0, 0, 4000, 4000, Size(400, 400)), smooth_um=75)
+    part = rasterize_window(grid, values, Window(1000, 1500, 800, 600, Size(80, 60)), smooth_um=75)
     np.testing.assert_allclose(part, whole[150:210, 100:180], atol=0.005)
-    exact = rasterize_window(coords, 97.3, values, Window(1000, 1500, 800, 600, Size(80, 60)))
-    whole = rasterize_window(coords, 97.3, values, Window(0, 0, 4000, 4000, Size(400, 400)))
+    exact = rasterize_window(grid, values, Window(1000, 1500, 800, 600, Size(80, 60)))
+    whole = rasterize_window(grid, values, Window(0, 0, 4000, 4000, Size(400, 400)))
     np.testing.assert_allclose(exact, whole[150:210, 100:180], rtol=1e-6)
 
 
 def test_several_values_at_once_are_as_each_alone():
     rng = np.random.default_rng(1)
-    coords, values, window = (
-        rng.integers(0, 900, (50, 2)),
+    grid, values, window = (
+        TileGrid(rng.integers(0, 900, (50, 2)), 61.7, mpp_lv0_um=0.5),
         rng.normal(size=(3, 50)),
         Window(0, 0, 999, 1001, Size(37, 41)),
     )
-    for smooth in (0, 80):
-        together = rasterize_channels(coords, 61.7, values, window, smooth_lv0=smooth)
-        alone = [rasterize_window(coords, 61.7, one, window, smooth_lv0=smooth) for one in values]
+    for smooth in (0, 40):
+        together = rasterize_channels(grid, values, window, smooth_um=smooth)
+        alone = [rasterize_window(grid, one, window, smooth_um=smooth) for one in values]
         np.testing.assert_array_equal(together, alone)

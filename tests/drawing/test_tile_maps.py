@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_dbps.core.errors import PredictionError
+from wsi_dbps.core.geometry import TileGrid
 from wsi_dbps.drawing.colours import blend, colours_with_alpha, signed_share, signed_value
 from wsi_dbps.drawing.tile_maps import EVIDENCE_SCALE, MAX_CLASSES, chosen_map, evidence_maps, ranks
 from wsi_dbps.formats.attention import SlideAttention
@@ -33,8 +34,7 @@ def bare_attention(evidence_NC: np.ndarray) -> SlideAttention:
         slide_id="s",
         prediction=Prediction("s", "c", None, None, n, (1 / c,) * c),
         classes=tuple(f"c{i}" for i in range(c)),
-        coords_N2=np.zeros((n, 2), np.int64),
-        tile_lv0=1.0,
+        grid=TileGrid(np.zeros((n, 2), np.int64), 1.0),
         logits_NR=np.zeros((n, 1), np.float32),
         weights_N=np.full(n, 1 / n, np.float32),
         role_N=np.ones(n, np.uint8),

@@ -18,7 +18,7 @@ from wsi_dbps.explain.faithfulness import (
     _inserted,
     _jaccard,
     _mean_correlation,
-    faithfulness,
+    measure_faithfulness,
 )
 from wsi_dbps.formats.patch_cache import PatchCache
 from wsi_dbps.inference.member import Member
@@ -90,13 +90,14 @@ def test_curves_begin_with_the_whole_slide_and_both_files_say_the_same_again(
 ):
     config = dataclasses.replace(FEW, score=score)
     part = cohort.part("test")
-    found, failed = faithfulness(checkpoints, part, caches, tmp_path / "a", config, device="cpu")
+    of = measure_faithfulness(checkpoints, part, caches, tmp_path / "a", config, device="cpu")
+    found, failed = of.slides, of.failed
     assert (len(found), failed) == (len(part), ())
     for slide in found:
         assert slide.deletion_F[0] == pytest.approx(slide.deletion_random_F[0])
         assert slide.deletion_F[0] >= 0.5 - 1e-6  # of the class that was predicted
         assert -1 <= slide.runs_rank_correlation <= 1
-    faithfulness(checkpoints, part, caches, tmp_path / "b", config, device="cpu")
+    measure_faithfulness(checkpoints, part, caches, tmp_path / "b", config, device="cpu")
     for name in ("faithfulness.json", "stability.json"):
         text = (tmp_path / "a" / name).read_text()
         assert text == (tmp_path / "b" / name).read_text()
@@ -115,7 +116,7 @@ def test_scores_agree_with_themselves_and_with_nothing_that_is_even():
 
 def test_one_run_has_nothing_to_agree_with(checkpoints, cohort, caches, tmp_path):
     part = dataclasses.replace(cohort, records=cohort.part("test").records[:1])
-    faithfulness(checkpoints[:1], part, caches, tmp_path, FEW, device="cpu")
+    measure_faithfulness(checkpoints[:1], part, caches, tmp_path, FEW, device="cpu")
     reasons = json.loads((tmp_path / "stability.json").read_text())["reasons"]
     assert reasons["runs_rank_correlation"] == "a single run; give several to compare their scores"
     assert reasons["intervals"].endswith(": an interval needs two cases or more that differ")
@@ -125,11 +126,13 @@ def test_a_slide_without_cache_is_named_and_the_rest_go_on(checkpoints, cohort, 
     part = cohort.part("test")
     lost = dataclasses.replace(part.records[0], slide_id="lost", case_id="lost")
     some = dataclasses.replace(part, records=(lost, part.records[1]))
-    found, failed = faithfulness(checkpoints[:1], some, caches, tmp_path, FEW, device="cpu")
-    assert len(found) == 1
-    assert failed[0].startswith("lost: ")
+    of = measure_faithfulness(checkpoints[:1], some, caches, tmp_path, FEW, device="cpu")
+    assert len(of.slides) == 1
+    assert of.failed[0].startswith("lost: ")
     with pytest.raises(PredictionError, match="no heatmap could be tested; lost: "):
-        faithfulness(checkpoints[:1], dataclasses.replace(part, records=(lost,)), caches, tmp_path, FEW, device="cpu")
+        measure_faithfulness(
+            checkpoints[:1], dataclasses.replace(part, records=(lost,)), caches, tmp_path, FEW, device="cpu"
+        )
 
 
 def test_a_damaged_model_and_runs_of_other_patches_are_named(checkpoints, cohort, caches, tmp_path, monkeypatch):
@@ -138,12 +141,12 @@ def test_a_damaged_model_and_runs_of_other_patches_are_named(checkpoints, cohort
     state["aggregator.head.bias"] += float("nan")
     damaged = dataclasses.replace(checkpoints[0], model_state=state)
     with pytest.raises(CheckpointError, match=r"the weights aggregator.head.bias are not finite; the checkpoint is"):
-        faithfulness([damaged], part, caches, tmp_path, FEW, device="cpu")
+        measure_faithfulness([damaged], part, caches, tmp_path, FEW, device="cpu")
     fewer = PatchCache(caches / f"{part.records[0].slide_id}.h5").only(np.arange(36) < 30, why={"test": 1})
     monkeypatch.setattr(Member, "cache", lambda member, record: fewer if member.checkpoint is checkpoints[1] else whole)
     whole = PatchCache(caches / f"{part.records[0].slide_id}.h5")
     with pytest.raises(PredictionError, match="the runs take different patches of it"):
-        faithfulness(checkpoints, part, caches, tmp_path, FEW, device="cpu")
+        measure_faithfulness(checkpoints, part, caches, tmp_path, FEW, device="cpu")
 
 
 @pytest.mark.parametrize("wrong", [{"drop": 1.0}, {"num_seeds": 1}, {"num_random": 0}])

@@ -6,6 +6,7 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wsi_dbps.core.geometry import TileGrid
 from wsi_dbps.explain.froc import RATES, SlideHits, lesion_regions, major_axis, peaks, sensitivities, slide_hits
 
 
@@ -142,10 +143,10 @@ def test_a_peak_scores_above_its_eight_neighbours(columns: int, rows: int, seed:
     coords = np.stack(np.meshgrid(np.arange(columns) * 100, np.arange(rows) * 100), axis=-1).reshape(-1, 2)
     padded = np.pad(scores_HW, 1, constant_values=-1)
     around = np.lib.stride_tricks.sliding_window_view(padded, (3, 3)).max(axis=(2, 3))
-    assert peaks(coords, 100.0, scores_HW.ravel()).tolist() == np.flatnonzero(scores_HW == around).tolist()
+    assert peaks(TileGrid(coords, 100.0), scores_HW.ravel()).tolist() == np.flatnonzero(scores_HW == around).tolist()
 
 
 def test_of_equal_neighbours_the_first_is_the_peak() -> None:
     coords = np.array([[0, 0], [10, 0], [20, 0], [300, 0]])
-    assert peaks(coords, 10.0, np.ones(4)).tolist() == [0, 3]
-    assert peaks(np.zeros((0, 2), int), 10.0, np.zeros(0)).tolist() == []
+    assert peaks(TileGrid(coords, 10.0), np.ones(4)).tolist() == [0, 3]
+    assert peaks(TileGrid(np.zeros((0, 2), int), 10.0), np.zeros(0)).tolist() == []

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wsi_dbps.core.geometry import TileGrid
 from wsi_dbps.explain.froc import SlideHits
 from wsi_dbps.explain.localisation import LocatedSlide, best_percentile, dice, patch_auroc, summarise, tile_scores
 from wsi_dbps.formats.attention import SlideAttention
@@ -52,8 +53,7 @@ def attention(**changes) -> SlideAttention:
         "slide_id": "s1",
         "prediction": Prediction("s1", "c1", "test", "b", 2, (0.2, 0.5, 0.3)),
         "classes": ("a", "b", "c"),
-        "coords_N2": np.array([[0, 0], [10, 0]]),
-        "tile_lv0": 10.0,
+        "grid": TileGrid(np.array([[0, 0], [10, 0]]), 10.0),
         "logits_NR": np.zeros((2, 1), np.float32),
         "weights_N": np.array([0.75, 0.25], np.float32),
         "role_N": np.zeros(2, np.uint8),

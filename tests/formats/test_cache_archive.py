@@ -19,12 +19,12 @@ PAGE = Path(__file__).parents[2] / "docs" / "formats" / "patch-cache.md"
 def test_version_1_is_read() -> None:
     """A slide of 4 x 3 squares of one colour each, made by wsi-dbps 0.1.0; a mask left out the last column."""
     cache = PatchCache(ARCHIVE)
-    assert (cache.slide_id, cache.slide_lv0, cache.mpp_lv0_um) == ("v1-slide", Size(128, 96), 0.5)
-    assert (cache.size_px, cache.tile_lv0, cache.num_bytes) == (32, 32.0, 5810)
-    assert cache.coords_N2.tolist() == [[x, y] for y in (0, 32, 64) for x in (0, 32, 64)]
+    assert (cache.slide_id, cache.grid.slide_lv0, cache.grid.mpp_lv0_um) == ("v1-slide", Size(128, 96), 0.5)
+    assert (cache.grid.size_px, cache.grid.tile_lv0, cache.num_bytes) == (32, 32.0, 5810)
+    assert cache.grid.origins_lv0.tolist() == [[x, y] for y in (0, 32, 64) for x in (0, 32, 64)]
     assert cache.tissue_N.tolist() == [1.0] * 9
     assert cache.fingerprint == "b4fc0745eaa1390c"
-    assert cache.spec["tiling"]["min_tissue"] == 0.5
+    assert cache.facts.spec["tiling"]["min_tissue"] == 0.5
     sha256 = "80a7355f2f29b19ae9dada12e4b1d0b437b22da0e7aaac3b40a3f42aa9f3b5d4"
     assert hashlib.sha256(b"".join(cache.jpegs(range(9)))).hexdigest() == sha256
     colours = [(60 + 60 * row, 30 + 20 * column, 120 + 25 * column) for row in range(3) for column in range(3)]
@@ -45,8 +45,8 @@ def test_the_pages_code_reads_a_patch(i: int) -> None:
     names = {"path": ARCHIVE, "i": i}
     exec(code, names)
     cache = PatchCache(ARCHIVE)
-    assert (names["x"], names["y"]) == tuple(cache.coords_N2[i])
-    assert names["side"] == cache.tile_lv0
+    assert (names["x"], names["y"]) == tuple(cache.grid.origins_lv0[i])
+    assert names["side"] == cache.grid.tile_lv0
     assert np.abs(np.asarray(names["patch"]).astype(int) - cache.patches([i])[0]).max() <= 2
 
 

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 
 from wsi_dbps.core.errors import CacheError
 from wsi_dbps.core.files import claimed, put_in_place
-from wsi_dbps.core.geometry import Size
+from wsi_dbps.core.geometry import Size, TileGrid
 from wsi_dbps.core.settings import to_dict
-from wsi_dbps.formats.patch_cache import CacheHead, CacheWriter, PatchCache, PixelSource, Provenance, encode_jpeg
+from wsi_dbps.formats.cache_writer import CacheHead, CacheWriter, PixelSource, Provenance, encode_jpeg
+from wsi_dbps.formats.patch_cache import PatchCache
 from wsi_dbps.formats.spec import CacheSpec, TilingSpec
 from wsi_dbps.tiling.plan import TilePlan
 
@@ -41,10 +42,9 @@ def write(
     spec = CacheSpec(tiling=TilingSpec(mpp_um=1.0, size_px=size_px), quality=90)
     plan = TilePlan(
         spec=spec.tiling,
-        slide_lv0=Size(100_000, 80_000),
-        mpp_lv0_um=0.2499,
-        origins_lv0=random.integers(0, 80_000, (num_patches, 2)),
-        tile_lv0=size_px / 0.2499,
+        grid=TileGrid(
+            random.integers(0, 80_000, (num_patches, 2)), size_px / 0.2499, Size(100_000, 80_000), 0.2499, size_px, 1.0
+        ),
         tissue_N=random.random(num_patches, np.float32),
     )
     jpegs = jpegs or [encode_jpeg(patch, 90) for patch in patches[:num_patches]]
@@ -73,10 +73,10 @@ def test_what_is_written_is_read(num_patches: int, size_px: int, seed: int, data
         plan, patches = write(path, num_patches, size_px, seed)
         cache = PatchCache(path)
         assert len(cache) == num_patches
-        np.testing.assert_array_equal(cache.coords_N2, plan.origins_lv0)
+        np.testing.assert_array_equal(cache.grid.origins_lv0, plan.grid.origins_lv0)
         np.testing.assert_array_equal(cache.tissue_N, plan.tissue_N)
-        assert (cache.slide_id, cache.slide_lv0, cache.size_px) == ("é 1", plan.slide_lv0, size_px)
-        assert (cache.mpp_lv0_um, cache.tile_lv0) == (0.2499, plan.tile_lv0)
+        assert (cache.slide_id, cache.grid.slide_lv0, cache.grid.size_px) == ("é 1", plan.grid.slide_lv0, size_px)
+        assert (cache.grid.mpp_lv0_um, cache.grid.tile_lv0) == (0.2499, plan.grid.tile_lv0)
         ids = data.draw(st.lists(st.integers(0, num_patches - 1), max_size=20) if num_patches else st.just([]))
         found = cache.patches(ids)
         assert found.shape == (len(ids), size_px, size_px, 3)
@@ -92,7 +92,9 @@ def test_what_is_written_is_read(num_patches: int, size_px: int, seed: int, data
 def test_every_attribute_has_the_value_it_was_given(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     write(path, 3)
-    attrs = PatchCache(path).attrs
+    with h5py.File(path) as file:
+        attrs = {name: value.item() if isinstance(value, np.generic) else value for name, value in file.attrs.items()}
+    facts = PatchCache(path).facts
     assert attrs.pop("slide_size").tolist() == [100_000, 80_000]
     spec = json.loads(attrs.pop("spec"))
     assert spec["tiling"] == {
@@ -126,7 +128,11 @@ def test_every_attribute_has_the_value_it_was_given(tmp_path: Path) -> None:
         "icc_profile": "",
         "icc_applied": False,
     }
-    assert not [name for name, value in attrs.items() if isinstance(value, np.generic)]
+    of_grid = {"format", "mpp_level0", "mpp_patch", "patch_size_px", "patch_size_level0", "read_scale"}
+    assert {name: getattr(facts, name) for name in attrs.keys() - of_grid} == {
+        name: value for name, value in attrs.items() if name not in of_grid
+    }
+    assert facts.spec == spec
 
 
 def test_trident_finds_its_attributes(tmp_path: Path) -> None:
@@ -196,7 +202,7 @@ def test_a_cache_without_patches_reads_empty(tmp_path: Path) -> None:
     write(tmp_path / "a.h5", 0)
     cache = PatchCache(tmp_path / "a.h5")
     assert (len(cache), cache.num_bytes, cache.jpegs([])) == (0, 0, [])
-    assert cache.coords_N2.shape == (0, 2)
+    assert cache.grid.origins_lv0.shape == (0, 2)
     assert cache.patches([]).shape == (0, 32, 32, 3)
     assert cache.thumbnail().shape == (60, 75, 3)
 
@@ -299,7 +305,7 @@ def test_a_damaged_cache_is_read_or_refused_in_one_line(tmp_path_factory, place:
         cache.thumbnail()
         cache.tissue_mask()
         found = cache.patches(range(len(cache)))
-        assert found.shape[1:] == (cache.size_px, cache.size_px, 3)
+        assert found.shape[1:] == (cache.grid.size_px, cache.grid.size_px, 3)
     except CacheError as error:
         said = str(error)
     assert "\n" not in said

@@ -66,8 +66,8 @@ def test_another_tools_file_reads_as_it_was_written(tmp_path: Path, layout: str,
     file = FeatureFile(tmp_path / "A.h5", mpp_lv0_um=0.25)
     assert (len(file), file.dim, file.slide_id) == (100, 5, None)
     assert file.encoder == ("" if layout.startswith("CLAM") else "uni")
-    assert np.array_equal(file.coords_N2, coords)
-    assert file.tile_lv0 == 512 or (np.isnan(file.tile_lv0) and layout.startswith("CLAM"))
+    assert np.array_equal(file.grid.origins_lv0, coords)
+    assert file.grid.tile_lv0 == 512 or (np.isnan(file.grid.tile_lv0) and layout.startswith("CLAM"))
     assert file.patches([7, 3]).dtype == np.float32
     assert np.array_equal(file.patches([7, 3]), rows[[7, 3]].astype(np.float32))
 
@@ -78,9 +78,13 @@ def test_what_is_written_is_read_and_tells_its_slide(caches: Path, tmp_path: Pat
         data[:20], data[20:] = rows[:20], rows[20:]
     file = FeatureFile(tmp_path / "out" / "slide_05.h5")
     assert np.array_equal(file.patches(range(36)), rows)
-    assert np.array_equal(file.coords_N2, cache.coords_N2)
-    assert (file.slide_id, file.slide_lv0, file.tile_lv0) == ("slide_05", cache.slide_lv0, cache.tile_lv0)
-    assert (file.mpp_lv0_um, file.encoder) == (cache.mpp_lv0_um, "e f")
+    assert np.array_equal(file.grid.origins_lv0, cache.grid.origins_lv0)
+    assert (file.slide_id, file.grid.slide_lv0, file.grid.tile_lv0) == (
+        "slide_05",
+        cache.grid.slide_lv0,
+        cache.grid.tile_lv0,
+    )
+    assert (file.grid.mpp_lv0_um, file.encoder) == (cache.grid.mpp_lv0_um, "e f")
     assert np.array_equal(file.thumbnail(), cache.thumbnail())
     with h5py.File(file.path) as ours, h5py.File(cache.path) as theirs:
         said, wanted = dict(ours["coords"].attrs), dict(theirs["coords"].attrs)  # those that TRIDENT and CLAM read
@@ -287,7 +291,7 @@ def test_an_empty_slide_of_another_tool_has_no_patches(tmp_path: Path, shape, co
     with h5py.File(tmp_path / "A.h5", "w") as file:
         file["features"], file["coords"] = np.empty(shape), np.empty(coords)
     file = FeatureFile(tmp_path / "A.h5")
-    assert (len(file), file.dim, file.coords_N2.shape) == (0, 5 * (5 in shape), (0, 2))
+    assert (len(file), file.dim, file.grid.origins_lv0.shape) == (0, 5 * (5 in shape), (0, 2))
     assert file.patches([]).shape == (0, file.dim)
 
 
@@ -295,15 +299,15 @@ def test_features_of_another_slide_than_the_manifest_names_are_refused(small_coh
     slide = small_cohort[0].parent / "slide_05.svs"
     write_layout(tmp_path / "A.h5", "CLAM", features(), places(100))
     file = FeatureFile(tmp_path / "A.h5", slide=slide)
-    assert (file.slide_lv0, file.mpp_lv0_um, file.thumbnail().shape) == (Size(192, 192), 1.0, (192, 192, 3))
+    assert (file.grid.slide_lv0, file.grid.mpp_lv0_um, file.thumbnail().shape) == (Size(192, 192), 1.0, (192, 192, 3))
     assert file.step_lv0() == 12  # between two columns of `places`
     write_layout(tmp_path / "B.h5", "TRIDENT", features(), places(100))
     with pytest.raises(CacheError, match=r"B.h5: features of a slide of 20000 x 10000 px, and .*svs has 192 x 192"):
         FeatureFile(tmp_path / "B.h5", slide=slide).thumbnail()
     write_layout(tmp_path / "C.h5", "STAMP", features(), places(100))
     file = FeatureFile(tmp_path / "C.h5", slide=slide)  # its mpp places what is in µm
-    assert file.coords_N2[1].tolist() == [3, 128]
-    assert file.tile_lv0 == 128
+    assert file.grid.origins_lv0[1].tolist() == [3, 128]
+    assert file.grid.tile_lv0 == 128
 
 
 def test_the_folder_of_a_tridents_job_is_understood(tmp_path: Path) -> None:
@@ -342,17 +346,16 @@ def test_layouts_that_are_not_read_are_named_with_what_to_do(tmp_path: Path) -> 
 
 def test_what_a_file_does_not_say_is_asked_for(tmp_path: Path) -> None:
     write_layout(tmp_path / "A.h5", "STAMP", features(), places(100))
-    for ask in (lambda f: f.coords_N2, lambda f: f.tile_lv0):
-        with pytest.raises(CacheError, match=r"A.h5: its coordinates are in µm; add an mpp column for its slide"):
-            ask(FeatureFile(tmp_path / "A.h5"))
+    with pytest.raises(CacheError, match=r"A.h5: its coordinates are in µm; add an mpp column for its slide"):
+        _ = FeatureFile(tmp_path / "A.h5").grid
     with h5py.File(tmp_path / "A.h5", "r+") as file:
         del file.attrs["unit"]
     with pytest.raises(CacheError, match=r"A.h5: does not say the unit of its coordinates"):
-        _ = FeatureFile(tmp_path / "A.h5").coords_N2
+        _ = FeatureFile(tmp_path / "A.h5").grid.origins_lv0
     write_layout(tmp_path / "B.h5", "CLAM", features(), places(100))
     with pytest.raises(CacheError, match=r"B.h5: does not say how large its slide is"):
-        _ = FeatureFile(tmp_path / "B.h5").slide_lv0
+        _ = FeatureFile(tmp_path / "B.h5").grid.slide_lv0
     with pytest.raises(CacheError, match=r"B.h5: has no thumbnail to draw on"):
         FeatureFile(tmp_path / "B.h5").thumbnail()
     with pytest.raises(CacheError, match=r"B.h5: does not say its slide's mpp"):
-        _ = FeatureFile(tmp_path / "B.h5").mpp_lv0_um
+        _ = FeatureFile(tmp_path / "B.h5").grid.mpp_lv0_um

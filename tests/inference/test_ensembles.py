@@ -9,6 +9,7 @@ import pytest
 from wsi_dbps.cohort.cohort import Cohort
 from wsi_dbps.cohort.manifest import read_manifest, write_manifest
 from wsi_dbps.core.errors import CacheError, PredictionError
+from wsi_dbps.core.geometry import TileGrid
 from wsi_dbps.formats.attention import attention_path, read_attention
 from wsi_dbps.formats.predictions import read_predictions
 from wsi_dbps.inference.predict import predict
@@ -46,7 +47,7 @@ def test_an_ensemble_is_the_mean_of_its_members_in_any_order(made):
         assert np.allclose(ab.prediction.probabilities, means, atol=1e-12)
         assert np.array_equal(ab.role_N == 1, (a.role_N == 1) | (b.role_N == 1))
         assert np.array_equal(ab.role_N == 0, (a.role_N == 0) & (b.role_N == 0))
-        assert ab.logits_NR.shape == (len(ab.coords_N2), 4)
+        assert ab.logits_NR.shape == (len(ab.grid.origins_lv0), 4)
         assert ab.checkpoint_fingerprint == ba.checkpoint_fingerprint != a.checkpoint_fingerprint
         assert np.allclose(ab.evidence_NC, ba.evidence_NC)
 
@@ -100,7 +101,7 @@ def test_members_that_looked_at_other_patches_are_no_ensemble(made):
     folder, _, some, _ = made
     a, b = (read(folder / name, some.records[0]) for name in "ab")
     with pytest.raises(PredictionError, match="the runs take different patches"):
-        together([a, dataclasses.replace(b, coords_N2=b.coords_N2 + 1)])
+        together([a, dataclasses.replace(b, grid=TileGrid(b.grid.origins_lv0 + 1, b.grid.tile_lv0))])
 
 
 def test_a_folder_of_folds_predicts_together_or_each_fold_its_own(made, tmp_path, wsi_dbps):

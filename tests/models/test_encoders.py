@@ -1,11 +1,9 @@
 """Encoders: built by name, started from local weights, fed plain pixels."""
 
-import os
 import re
 import socket
-import subprocess
-import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -145,39 +143,42 @@ def test_an_unknown_encoder_is_named_with_its_neighbours() -> None:
         encoder(name="resnet19")
 
 
-def test_weights_that_cannot_be_fetched_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HOME", "/nonexistent")
-    import huggingface_hub.constants
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """A Hugging Face that nobody answers for, and an empty cache."""
+    from huggingface_hub import constants
 
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", "/nonexistent")
-    with pytest.raises(ConfigError, match=r"weights of resnet18 cannot be fetched .* give a file as encoder.weights"):
-        encoder(pretrained=True)
-
-
-def test_without_a_network_weights_are_asked_for_once_and_one_line_says_so(tmp_path: Path) -> None:
-    script = """
-from wsi_dbps.core.errors import ConfigError
-from wsi_dbps.models.settings import EncoderConfig
-from wsi_dbps.models.encoders.build import build_encoder
-try:
-    build_encoder(EncoderConfig(name="resnet18"))
-except ConfigError as error:
-    print(error)
-"""
     with socket.socket() as nobody_listens:
         nobody_listens.bind(("127.0.0.1", 0))
         hub = f"http://127.0.0.1:{nobody_listens.getsockname()[1]}"
-        here = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1", "HF_HUB_OFFLINE": "0"}
-        command = [sys.executable, "-c", script]
-        done = subprocess.run(command, env=os.environ | here, capture_output=True, text=True, timeout=100, check=False)
-    assert done.stderr == ""
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setattr(constants, "ENDPOINT", hub)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        yield hub
+
+
+def test_offline_weights_that_are_not_in_the_cache_say_what_to_do(hub: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match=r"weights of resnet18 cannot be fetched .* give a file as encoder.weights"):
+        encoder(pretrained=True)
+    assert constants.HF_HUB_OFFLINE
+
+
+def test_without_a_network_weights_are_asked_for_once_and_one_line_says_so(hub: str, tmp_path: Path, capfd) -> None:
+    from huggingface_hub import constants
+
+    with pytest.raises(ConfigError) as error:
+        encoder(pretrained=True)
+    assert capfd.readouterr() == ("", "")
     assert re.fullmatch(
         rf"\[encoder\] weights of resnet18 cannot be fetched \({hub} cannot be reached: .*; and they are not in the "
-        rf"cache {tmp_path}/hub\); without a network give a file as encoder.weights, or set .*\n",
-        done.stdout,
+        rf"cache {tmp_path}/hub\); without a network give a file as encoder.weights, or set .*",
+        str(error.value),
     )
+    assert not constants.HF_HUB_OFFLINE  # as it was before
 
 
 def test_heads_that_do_not_divide_the_embedding_are_refused() -> None:

@@ -165,7 +165,7 @@ def test_holes_of_a_scan_are_its_background() -> None:
     assert as_rgb(pixels, (0, 0, 100)).tolist() == [[[10, 20, 30], [100, 0, 50], [0, 0, 100]]]
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(st.integers(1, 300_000), st.integers(0, 299_999), st.integers(1, 255))
 def test_a_fingerprint_knows_length_and_samples(tmp_path_factory, length: int, place: int, change: int) -> None:
     path = tmp_path_factory.getbasetemp() / "fingerprint.bin"

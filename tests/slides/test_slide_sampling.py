@@ -9,7 +9,6 @@ from PIL import Image
 
 from wsi_dbps.core.geometry import Level, Region, Size
 from wsi_dbps.formats.spec import TilingSpec
-from wsi_dbps.slides import sampling
 from wsi_dbps.slides.readers.memory import MemoryReader
 from wsi_dbps.slides.sampling import best_level, read_box, thumbnail
 from wsi_dbps.synth.pyramid import box_reduced
@@ -91,14 +90,14 @@ def test_every_patch_shows_the_place_its_plan_says(fiducial_slide, mpp: float) -
     level = best_level(fiducial_slide.info.levels, mpp / MPP_LV0)
     assert len(plan) >= 2
     rows = np.unique([0, len(plan) - 1, *np.random.default_rng(0).integers(0, len(plan), 24)])
-    for x, y in plan.origins_lv0[rows].tolist():
-        patch = read_box(fiducial_slide, level, (x, y, x + plan.tile_lv0, y + plan.tile_lv0), Size(64, 64))
-        half = plan.tile_lv0 / 2
+    for x, y in plan.grid.origins_lv0[rows].tolist():
+        patch = read_box(fiducial_slide, level, (x, y, x + plan.grid.tile_lv0, y + plan.grid.tile_lv0), Size(64, 64))
+        half = plan.grid.tile_lv0 / 2
         # the code is a staircase of 16 px, which costs 32 / side, and OpenSlide rounds down where it blends two pixels
         blended = fiducial_slide.info.reader == "openslide" and level > 0
         error = np.abs(decode_centre(patch) - [x + half, y + half])
-        assert error.max() <= 1 + 32 / plan.tile_lv0 + 0.5 * blended
-        assert np.abs(decode_size(patch) - plan.tile_lv0).max() <= 4 + 256 / plan.tile_lv0 + 4 * blended
+        assert error.max() <= 1 + 32 / plan.grid.tile_lv0 + 0.5 * blended
+        assert np.abs(decode_size(patch) - plan.grid.tile_lv0).max() <= 4 + 256 / plan.grid.tile_lv0 + 4 * blended
 
 
 def test_every_native_pixel_is_in_its_place(fiducial_slide, fiducial: np.ndarray) -> None:
@@ -118,18 +117,16 @@ def test_the_last_column_of_a_level_is_repeated_and_nothing_stretched() -> None:
 
 
 @pytest.mark.parametrize("max_px", [100, 430, 2000])
-def test_a_thumbnail_read_in_bands_is_the_one_read_at_once(fiducial_slide, monkeypatch, max_px: int) -> None:
+def test_a_thumbnail_read_in_bands_is_the_one_read_at_once(fiducial_slide, max_px: int) -> None:
     whole = thumbnail(fiducial_slide, max_px)
-    monkeypatch.setattr(sampling, "_BAND_BYTES", 200_000)
-    banded = thumbnail(fiducial_slide, max_px)
+    banded = thumbnail(fiducial_slide, max_px, band_bytes=200_000)
     between_pixels = fiducial_slide.info.reader == "openslide"  # its level-0 positions fall between a level's pixels
     np.testing.assert_allclose(banded, whole, rtol=0, atol=4 if between_pixels else 0)
 
 
-def test_a_thumbnail_in_bands_holds_little_at_a_time(monkeypatch) -> None:
+def test_a_thumbnail_in_bands_holds_little_at_a_time() -> None:
     slide = Counting([SMOOTH], mpp_um=None)
-    monkeypatch.setattr(sampling, "_BAND_BYTES", 300_000)
-    thumbnail(slide, 200)
+    thumbnail(slide, 200, band_bytes=300_000)
     assert len(slide.regions) >= 5
     assert max(region.width * region.height * 3 for region in slide.regions) < 450_000
 

@@ -119,7 +119,7 @@ def test_an_image_of_any_mode_is_tissue_where_it_is_not_0(tmp_path: Path, mode: 
         ("{", "not GeoJSON: JSONDecodeError("),
         ("3", "not GeoJSON: TypeError("),
         ('{"a": 1}', "not GeoJSON: KeyError('type')"),
-        ('{"type": "Polygon", "coordinates": [[[0, 0], [1]]]}', "not GeoJSON: ValueError('a ring of 2 points')"),
+        ('{"type": "Polygon", "coordinates": [[[0, 0], [1]]]}', "not GeoJSON: ValueError("),
         ('{"type": "Polygon", "coordinates": [[[0, 0], [1], [2, 2]]]}', "not GeoJSON: ValueError("),
         ('{"type": "Polygon", "coordinates": [[["a", 0], [1, 1], [2, 2]]]}', "not GeoJSON: ValueError("),
         ('{"type": "FeatureCollection", "features": []}', "holds no polygon"),
@@ -188,7 +188,7 @@ def test_edges_that_cross_are_drawn_in_bounded_time_and_too_many_points_are_refu
     rng = np.random.default_rng(0)
     crossing = (rng.random((20_000, 2)) * [4000, 2000]).tolist()
     assert read_geojson(tmp_path, polygon([*crossing, crossing[0]])).mean() > 0.8
-    many = [[x, 0] for x in range(MAX_POINTS)]
+    many = [*([x, 0] for x in range(MAX_POINTS - 1)), [0, 0]]
     said = f"mask {tmp_path}/a.geojson: {MAX_POINTS + 4} points, more than are drawn (MAX_POINTS is {MAX_POINTS});"
     with pytest.raises(SlideError, match=f"^{re.escape(said)} simplify its outlines$"):
         read_geojson(tmp_path, [polygon(many), polygon([[0, 0], [9, 0], [9, 9], [0, 0]])])

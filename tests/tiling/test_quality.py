@@ -10,7 +10,8 @@ from PIL import Image, ImageFilter
 from wsi_dbps.cohort.cohort import SlideRecord
 from wsi_dbps.core.errors import CacheError, ConfigError
 from wsi_dbps.core.settings import build
-from wsi_dbps.formats.patch_cache import PatchCache, encode_jpeg
+from wsi_dbps.formats.cache_writer import encode_jpeg
+from wsi_dbps.formats.patch_cache import PatchCache
 from wsi_dbps.formats.patch_filter import PatchFilter, filtered
 from wsi_dbps.formats.spec import CacheSpec
 from wsi_dbps.synth.pyramid import write_aperio
@@ -109,8 +110,8 @@ def test_measuring_changes_no_patch_and_is_off_by_default(slide: Path, tmp_path:
 def test_a_filter_leaves_out_patches_and_nothing_else(slide: Path, tmp_path: Path, settings: dict, columns) -> None:
     cache = tile(slide, tmp_path, qc=True)
     some = filtered(cache, PatchFilter(**settings))
-    keep = np.isin(cache.coords_N2[:, 0] // TILE, columns)
-    np.testing.assert_array_equal(some.coords_N2, cache.coords_N2[keep])
+    keep = np.isin(cache.grid.origins_lv0[:, 0] // TILE, columns)
+    np.testing.assert_array_equal(some.grid.origins_lv0, cache.grid.origins_lv0[keep])
     np.testing.assert_array_equal(some.tissue_N, cache.tissue_N[keep])
     rows = np.flatnonzero(keep).tolist()
     assert some.jpegs(range(len(some))) == cache.jpegs(rows)
@@ -124,7 +125,7 @@ def test_a_filter_leaves_out_patches_and_nothing_else(slide: Path, tmp_path: Pat
 def test_a_filter_of_a_filter_is_both(slide: Path, tmp_path: Path) -> None:
     cache = tile(slide, tmp_path, qc=True)
     both = filtered(filtered(cache, PatchFilter(max_white=0.3)), PatchFilter(max_pen=0.5))
-    assert sorted(set((both.coords_N2[:, 0] // TILE).tolist())) == [0, 1]
+    assert sorted(set((both.grid.origins_lv0[:, 0] // TILE).tolist())) == [0, 1]
 
 
 def test_what_was_not_measured_cannot_be_asked_for(slide: Path, tmp_path: Path) -> None:

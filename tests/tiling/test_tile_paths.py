@@ -50,13 +50,13 @@ def tile(record: SlideRecord, out: Path, threads: int = 1, **settings) -> tuple[
 @pytest.mark.parametrize("level", [0, 1])
 def test_copied_patches_are_what_openslide_shows_to_the_last_bit(record: SlideRecord, tmp_path: Path, level) -> None:
     outcome, cache = tile(record, tmp_path, tiling={"mpp_um": 0.25 * 4**level})
-    assert (outcome.pixel_path, outcome.level, cache.attrs["jpeg_origin"]) == ("copy", level, "scanner")
-    assert cache.attrs["mpp_patch"] == outcome.mpp_um == 0.2525 * 4**level
-    assert cache.tile_lv0 == TILE * 4**level
+    assert (outcome.pixel_path, outcome.level, cache.facts.jpeg_origin) == ("copy", level, "scanner")
+    assert cache.grid.mpp_um == outcome.mpp_um == 0.2525 * 4**level
+    assert cache.grid.tile_lv0 == TILE * 4**level
     with open_slide(record.path, "openslide") as slide:
         size = slide.info.levels[level].size
         assert len(cache) == (size.width // TILE) * (size.height // TILE)
-        for (x, y), patch in zip(cache.coords_N2 // 4**level, cache.patches(range(len(cache))), strict=True):
+        for (x, y), patch in zip(cache.grid.origins_lv0 // 4**level, cache.patches(range(len(cache))), strict=True):
             np.testing.assert_array_equal(patch, slide.read(Region(level, int(x), int(y), TILE, TILE)))
 
 
@@ -80,11 +80,13 @@ def test_pillow_shows_a_copied_patch_right(record: SlideRecord, tmp_path: Path) 
 )
 def test_what_is_not_copied_is_within_a_stated_error_of_level_0(record, tmp_path: Path, changes, path) -> None:
     outcome, cache = tile(record, tmp_path, quality=100, **changes)
-    assert (outcome.pixel_path, cache.attrs["jpeg_origin"]) == (path, "encoded")
+    assert (outcome.pixel_path, cache.facts.jpeg_origin) == (path, "encoded")
     with open_slide(record.path) as slide:
-        for (x, y), patch in list(zip(cache.coords_N2.tolist(), cache.patches(range(len(cache))), strict=True))[::7]:
-            box = (x, y, x + cache.tile_lv0, y + cache.tile_lv0)
-            expected = read_box(slide, 0, box, Size(cache.size_px, cache.size_px))
+        for (x, y), patch in list(zip(cache.grid.origins_lv0.tolist(), cache.patches(range(len(cache))), strict=True))[
+            ::7
+        ]:
+            box = (x, y, x + cache.grid.tile_lv0, y + cache.grid.tile_lv0)
+            expected = read_box(slide, 0, box, Size(cache.grid.size_px, cache.grid.size_px))
             assert np.abs(patch.astype(int) - expected).mean() < 5
 
 
@@ -128,10 +130,12 @@ def test_damaged_tiles_are_left_out_recorded_and_counted(damaged, record, tmp_pa
     outcome, cache = tile(damaged, tmp_path / "out", codec=codec, max_damaged=0.05, tiling={"mpp_um": 0.2525})
     assert (outcome.num_dropped, outcome.num_patches, len(cache)) == (2, 86, 86)
     assert cache.dropped().tolist() == [[192, 128], [64, 256]]
-    assert not {(192, 128), (64, 256)} & {tuple(corner) for corner in cache.coords_N2.tolist()}
+    assert not {(192, 128), (64, 256)} & {tuple(corner) for corner in cache.grid.origins_lv0.tolist()}
     assert outcome.notes[0].startswith("2 of 88 tiles could not be decoded and were left out; the first: ")
     _, whole = tile(record, tmp_path / "whole", codec=codec, tiling={"mpp_um": 0.2525})
-    kept = [i for i, corner in enumerate(whole.coords_N2.tolist()) if tuple(corner) not in {(192, 128), (64, 256)}]
+    kept = [
+        i for i, corner in enumerate(whole.grid.origins_lv0.tolist()) if tuple(corner) not in {(192, 128), (64, 256)}
+    ]
     np.testing.assert_array_equal(cache.patches(range(86)), whole.patches(kept))
 
 

@@ -51,22 +51,22 @@ def test_rows_come_one_after_the_other(width: int, height: int, tile: int, strid
 def test_three_tiles_by_hand() -> None:
     # 256 px at 0.5 µm/px are 128 µm, and 512.82 level-0 pixels of 0.2496 µm
     plan = plan_tiles(everywhere(Size(1600, 600)), 0.2496, TilingSpec(mpp_um=0.5, size_px=256, tissue="none"))
-    assert plan.tile_lv0 == pytest.approx(512.8205)
-    assert plan.origins_lv0.tolist() == [[0, 0], [512, 0], [1025, 0]]
+    assert plan.grid.tile_lv0 == pytest.approx(512.8205)
+    assert plan.grid.origins_lv0.tolist() == [[0, 0], [512, 0], [1025, 0]]
     assert plan.tissue_N.tolist() == [1, 1, 1]
 
 
 def test_neighbours_share_the_overlap() -> None:
     spec = TilingSpec(mpp_um=1.0, size_px=64, overlap_px=16, tissue="none")
     plan = plan_tiles(everywhere(Size(256, 128)), 0.5, spec)
-    assert plan.origins_lv0.tolist() == [[0, 0], [96, 0]]
+    assert plan.grid.origins_lv0.tolist() == [[0, 0], [96, 0]]
 
 
 def test_only_tiles_with_enough_tissue_are_kept_in_their_order() -> None:
     mask = TissueMask(np.array([[1, 0, 0, 0], [1, 1, 0, 1]], np.bool_), Size(400, 200))
     spec = TilingSpec(mpp_um=1.0, size_px=200, min_tissue=0.25)
     plan = plan_tiles(mask, 1.0, spec)
-    assert plan.origins_lv0.tolist() == [[0, 0], [200, 0]]
+    assert plan.grid.origins_lv0.tolist() == [[0, 0], [200, 0]]
     assert plan.tissue_N.tolist() == [0.75, 0.25]
     assert len(plan_tiles(mask, 1.0, TilingSpec(mpp_um=1.0, size_px=200, min_tissue=0.26))) == 1
     assert len(plan_tiles(mask, 1.0, TilingSpec(mpp_um=1.0, size_px=500, min_tissue=0))) == 0
@@ -79,8 +79,8 @@ def test_a_tile_is_as_wide_on_the_slide_as_its_patch(lv0: float, mpp: float, siz
     if mpp < 0.9 * lv0 or mpp * size / lv0 < 20:
         return
     plan = plan_tiles(everywhere(Size(w, h)), lv0, spec)
-    assert plan.tile_lv0 * lv0 == pytest.approx(mpp * size)
-    assert len(plan) == len(tile_origins(Size(w, h), plan.tile_lv0, stride_lv0=plan.tile_lv0))
+    assert plan.grid.tile_lv0 * lv0 == pytest.approx(mpp * size)
+    assert len(plan) == len(tile_origins(Size(w, h), plan.grid.tile_lv0, stride_lv0=plan.grid.tile_lv0))
 
 
 def test_detail_that_the_scanner_never_saw_is_refused() -> None:

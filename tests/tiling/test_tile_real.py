@@ -42,16 +42,16 @@ def test_every_real_slide_becomes_patches_that_show_it(
     outcome = tile_slide(record, spec, tmp_path)
     assert isinstance(outcome, Tiled)
     cache = PatchCache(outcome.path)
-    assert (cache.attrs["reader"], cache.attrs["vendor"], cache.attrs["mpp_source"]) == (reader, vendor, source)
+    assert (cache.facts.reader, cache.facts.vendor, cache.facts.mpp_source) == (reader, vendor, source)
     assert len(cache) >= least
     ids = np.unique(np.linspace(0, len(cache) - 1, 6).astype(int)).tolist()
-    side = cache.tile_lv0
+    side = cache.grid.tile_lv0
     with open_slide(record.path) as slide:
-        for (x, y), patch in zip(cache.coords_N2[ids].tolist(), cache.patches(ids), strict=True):
+        for (x, y), patch in zip(cache.grid.origins_lv0[ids].tolist(), cache.patches(ids), strict=True):
             from_level_0 = read_box(slide, 0, (x, y, x + side, y + side), Size(64, 64))
             assert np.abs(patch.astype(int) - from_level_0).mean() < 8  # fine texture in 4:2:0
     picture = cache.thumbnail()
-    size = cache.slide_lv0
+    size = cache.grid.slide_lv0
     assert picture.shape[0] / picture.shape[1] == pytest.approx(size.height / size.width, rel=0.02)
 
 
@@ -173,10 +173,10 @@ def test_patches_at_a_native_level_are_what_openslide_shows_to_the_last_bit(
                     assert name != "CMU-1-Small-Region.svs"
                     return
                 cache = PatchCache(outcome.path)
-                origins, patches = cache.coords_N2, list(cache.patches(range(len(cache))))
+                origins, patches = cache.grid.origins_lv0, list(cache.patches(range(len(cache))))
             else:
                 decided, patches = pixels_of(record, spec)
-                origins = decided.plan.origins_lv0
+                origins = decided.plan.grid.origins_lv0
                 assert decided.pixels.path == ("tiles" if (codec, name[:3]) == ("jpeg", "CMU") else "reader")
             for (x, y), patch in zip(origins.tolist(), patches, strict=True):
                 np.testing.assert_array_equal(patch, shown_by_openslide(slide, level, x, y, side))
@@ -195,8 +195,8 @@ def test_resampled_patches_are_near_a_lanczos_of_level_0(real_data: Path, name: 
             SlideRecord("a", "a", path, mpp_um=um), build(CacheSpec, {"tiling": tiling}, "test")
         )
         apart = []
-        for (x, y), patch in list(zip(decided.plan.origins_lv0.tolist(), patches, strict=True))[::3]:
-            tile = decided.plan.tile_lv0
+        for (x, y), patch in list(zip(decided.plan.grid.origins_lv0.tolist(), patches, strict=True))[::3]:
+            tile = decided.plan.grid.tile_lv0
             whole = min(math.ceil(tile), slide.dimensions[0] - x, slide.dimensions[1] - y)
             level_0 = Image.fromarray(shown_by_openslide(slide, 0, x, y, whole))
             expected = level_0.resize((64, 64), Image.Resampling.LANCZOS, box=(0, 0, tile, tile))

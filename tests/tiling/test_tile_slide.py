@@ -39,16 +39,16 @@ def test_patch_i_is_what_lies_at_origin_i(record: SlideRecord, make_spec, tmp_pa
     cache = PatchCache(outcome.path)
     assert len(cache) == outcome.num_patches > 1
     decided = plan_slide(record, spec)
-    np.testing.assert_array_equal(cache.coords_N2, decided.plan.origins_lv0)
+    np.testing.assert_array_equal(cache.grid.origins_lv0, decided.plan.grid.origins_lv0)
     np.testing.assert_array_equal(cache.tissue_N, decided.plan.tissue_N)
     np.testing.assert_array_equal(cache.tissue_mask(), decided.mask.mask_HW)
     assert np.abs(cache.thumbnail().astype(int) - decided.thumbnail_HWC).mean() < 3
     patches = cache.patches(range(len(cache)))
     with open_slide(record.path) as slide:
-        level = best_level(slide.info.levels, cache.tile_lv0 / cache.size_px)
-        for (x, y), patch in zip(cache.coords_N2.tolist(), patches, strict=True):
-            box = (x, y, x + cache.tile_lv0, y + cache.tile_lv0)
-            there = read_box(slide, level, box, Size(cache.size_px, cache.size_px))
+        level = best_level(slide.info.levels, cache.grid.tile_lv0 / cache.grid.size_px)
+        for (x, y), patch in zip(cache.grid.origins_lv0.tolist(), patches, strict=True):
+            box = (x, y, x + cache.grid.tile_lv0, y + cache.grid.tile_lv0)
+            there = read_box(slide, level, box, Size(cache.grid.size_px, cache.grid.size_px))
             assert np.abs(patch.astype(int) - there).mean() < 4
 
 
@@ -160,15 +160,15 @@ def test_a_manifests_mask_decides(record: SlideRecord, make_spec, tmp_path: Path
     (tmp_path / "m.geojson").write_text(json.dumps(left))
     outcome = tile_slide(replace(record, mask=tmp_path / "m.geojson"), make_spec(min_tissue=0.9), tmp_path)
     cache = PatchCache(outcome.path)
-    assert sorted({x for x, _ in cache.coords_N2.tolist()}) == [0, 64, 128, 192]
+    assert sorted({x for x, _ in cache.grid.origins_lv0.tolist()}) == [0, 64, 128, 192]
     assert len(cache) == 4 * 7
-    assert len(cache.attrs["mask_fingerprint"]) == 16
+    assert len(cache.facts.mask_fingerprint) == 16
 
 
 def test_a_manifests_mpp_decides(record: SlideRecord, make_spec, tmp_path: Path) -> None:
     outcome = tile_slide(replace(record, mpp_um=0.25), make_spec(), tmp_path)
     cache = PatchCache(outcome.path)
-    assert (cache.tile_lv0, cache.mpp_lv0_um, cache.attrs["mpp_source"]) == (128, 0.25, "manifest")
+    assert (cache.grid.tile_lv0, cache.grid.mpp_lv0_um, cache.facts.mpp_source) == (128, 0.25, "manifest")
     assert outcome.notes == ("the manifest says 0.25 µm/px and the file 0.5; the manifest is believed",)
     assert tile_slide(replace(record, mpp_um=0.51), make_spec(), tmp_path / "x").notes == ()
 
@@ -230,7 +230,7 @@ def test_a_flat_picture_is_tiled_when_its_mpp_is_given(tmp_path: Path, make_spec
     Image.fromarray(image).save(tmp_path / "a.png")
     record = SlideRecord("a", "a", tmp_path / "a.png", mpp_um=0.5)
     cache = PatchCache(tile_slide(record, make_spec(tissue="none", quality=100), tmp_path).path)
-    assert (len(cache), cache.attrs["reader"], cache.attrs["vendor"]) == (6, "image", "image")
+    assert (len(cache), cache.facts.reader, cache.facts.vendor) == (6, "image", "image")
     luma = [0.299, 0.587, 0.114]  # colour noise does not survive 4:2:0
     found, expected = cache.patches([4])[0] @ luma, image[64:128, 64:128] @ luma
     assert np.abs(found - expected).mean() < 3

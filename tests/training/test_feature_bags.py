@@ -53,11 +53,11 @@ def as_other(features: Path, out: Path, layout: str) -> Path:
         ours = FeatureFile(path)
         with h5py.File(folder / path.name, "w") as file:
             if layout == "STAMP":
-                file["feats"], file["coords"] = ours.patches(range(len(ours))), ours.coords_N2 * np.float32(0.5)
+                file["feats"], file["coords"] = ours.patches(range(len(ours))), ours.grid.origins_lv0 * np.float32(0.5)
                 file.attrs.update(extractor="e", unit="um", tile_size_um=32.0)
             else:
                 file.create_dataset("features", data=ours.patches(range(len(ours))), chunks=(8, ours.dim))
-                file["coords"] = ours.coords_N2.astype(np.int32)
+                file["coords"] = ours.grid.origins_lv0.astype(np.int32)
     return out
 
 
@@ -69,7 +69,7 @@ def test_row_i_is_what_the_encoder_makes_of_patch_i(caches, features, encoder_co
         with torch.no_grad():
             wanted = network(pixels).numpy()
         assert np.allclose(file.patches(range(36)), wanted, atol=1e-5)
-        assert np.array_equal(file.coords_N2, cache.coords_N2)
+        assert np.array_equal(file.grid.origins_lv0, cache.grid.origins_lv0)
 
 
 def test_a_projector_on_features_is_the_frozen_encoder_with_a_projection(caches, features, encoder_config) -> None:
@@ -183,11 +183,12 @@ def test_a_slide_without_patches_gives_a_file_without_rows_and_is_left_out_of_tr
     empty, record = PatchCache(caches / "slide_09.h5").only(np.zeros(36, bool), "none"), cohort.records[9]
     from wsi_dbps.formats.features import features_written
 
-    made = {k: str(FeatureFile(features / "slide_09.h5").attrs[k]) for k in ("encoder", "encoder_fingerprint")}
+    encoder, weights = FeatureFile(features / "slide_09.h5").facts.encoder.split()
+    made = {"encoder": encoder, "encoder_fingerprint": weights}
     shutil.copytree(features, tmp_path / "f")
     with features_written(tmp_path / "f" / "slide_09.h5", empty, 128, made | {"precision": "float32", "batch": 9}):
         pass
-    assert len(FeatureFile(tmp_path / "f" / "slide_09.h5").coords_N2) == 0
+    assert len(FeatureFile(tmp_path / "f" / "slide_09.h5").grid.origins_lv0) == 0
     result = train(cohort, tmp_path / "f", tmp_path / "run", make_config(encoder=PROJECTOR))
     assert result.left_out == (record.slide_id,)
 

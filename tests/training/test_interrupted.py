@@ -1,79 +1,55 @@
-"""A run that is killed, pre-empted, or meets a damaged cache goes on as if nothing had been."""
+"""A run that is killed, pre-empted, or meets a full disk or a damaged cache goes on as if nothing had been."""
 
-import random
+import dataclasses
 import re
 import shlex
 import shutil
 import signal
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
 
-from wsi_dbps.core.errors import CacheError, OutputError, StoppedError
-from wsi_dbps.training import loop as loop_module
+from wsi_dbps.core.errors import CacheError, OutputError, StoppedError, TrainingError
+from wsi_dbps.formats.patch_cache import PatchCache
+from wsi_dbps.formats.selection_record import read_selection_record, record_path
 from wsi_dbps.training.checkpoint import load_checkpoint
 from wsi_dbps.training.loop import train
 from wsi_dbps.training.stopping import told_to_stop
 
 pytestmark = pytest.mark.filterwarnings("ignore:distutils:DeprecationWarning")
 
-EVERY = {"epochs": 3, "batch_slides": 2, "accumulate": 2, "save_every_minutes": 0.0, "ema": 0.9}
+
+@pytest.fixture
+def longer(stepwise_config):
+    """So long that a signal, sent when the first step is saved, comes before the end."""
+    return dataclasses.replace(stepwise_config, training=dataclasses.replace(stepwise_config.training, epochs=16))
 
 
-@pytest.mark.parametrize("step", range(1, 7))
-def test_a_run_that_ends_after_any_step_goes_on_bit_for_bit(
-    cohort, caches, tmp_path, make_config, monkeypatch, assert_same_run, step
+@pytest.mark.slow
+def test_a_run_that_is_killed_twice_ends_as_an_unbroken_one(
+    cohort, caches, tmp_path, stepwise_config, trained, start, assert_same_run
 ) -> None:
-    """12 slides in batches of 2, two batches a step: three steps an epoch."""
-    config = make_config(training=EVERY | {"epochs": 2}, selection={"exploration": 0.5})
-    train(cohort, caches, tmp_path / "unbroken", config)
-    whole, calls = loop_module.save_checkpoint, iter(range(1, 100))
-
-    def die(path: Path, *arguments: object, **settings: object) -> None:
-        whole(path, *arguments, **settings)  # type: ignore[arg-type]
-        if path.name == "last.pt" and next(calls) == step:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(loop_module, "save_checkpoint", die)
-    with pytest.raises(KeyboardInterrupt):
-        train(cohort, caches, tmp_path / "broken", config)
-    monkeypatch.setattr(loop_module, "save_checkpoint", whole)
-    state = load_checkpoint(tmp_path / "broken" / "last.pt").loop_state["epoch"]
-    assert state["step"] == (1, 2, 3, 0, 1, 2)[step - 1]  # the fourth is that of the epoch's end
-    train(cohort, caches, tmp_path / "broken", config, resume=True)
-    assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
-
-
-def test_a_run_killed_at_random_moments_ends_as_an_unbroken_one(
-    cohort, caches, tmp_path, make_config, start, assert_same_run
-) -> None:
-    config = make_config(training=EVERY, selection={"exploration": 0.5})
-    (whole,) = start(tmp_path / "unbroken", config)
-    assert whole.wait() == 0, whole.said()
-    chance, run = random.Random(0), tmp_path / "killed"
+    """SIGKILL comes as soon as another last.pt is there: while the next step is computed, or saved."""
+    run = tmp_path / "killed"
     last = run / "last.pt"
-    for _ in range(4):
+    for _ in range(2):
         before = last.stat().st_mtime_ns if last.exists() else 0
-        (process,) = start(run, config)
+        (process,) = start(run, stepwise_config)
         process.until(lambda before=before: last.exists() and last.stat().st_mtime_ns != before)
-        time.sleep(chance.uniform(0, 0.15))
         process.send_signal(signal.SIGKILL)
         assert process.wait() in (-signal.SIGKILL, 0)
-    (process,) = start(run, config)
-    assert process.wait() == 0, process.said()
-    assert_same_run(tmp_path / "unbroken", run)
+    train(cohort, caches, run, stepwise_config, resume=True)
+    assert_same_run(trained(stepwise_config).run, run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "name", "code"), [(signal.SIGTERM, "SIGTERM", 143), (signal.SIGINT, "Ctrl-C", 130)])
 def test_sigterm_or_ctrl_c_ends_the_step_saves_and_names_the_command_that_goes_on(
-    cohort, caches, tmp_path, make_config, start, run_together, assert_same_run, number, name, code
+    cohort, caches, tmp_path, longer, start, trained, wsi_dbps, assert_same_run, number, name, code
 ) -> None:
-    config = make_config(training=EVERY | {"epochs": 16})
-    (process,) = start(tmp_path / "run", config)
-    process.until((tmp_path / "run" / "last.pt").exists)
+    run = tmp_path / "run"
+    (process,) = start(run, longer)
+    process.until((run / "last.pt").exists)
     process.send_signal(number)
     assert process.wait() == code, process.said()
     said = process.said().splitlines()
@@ -84,12 +60,13 @@ def test_sigterm_or_ctrl_c_ends_the_step_saves_and_names_the_command_that_goes_o
         r"go on with: wsi-dbps (train .* --resume)",
         said[-1],
     )
-    assert found
-    (again,) = run_together([sys.executable, "-m", "wsi_dbps_cli.main", *shlex.split(found[1])], 1)
-    assert again.wait() == 0, again.said()
-    assert re.match(r"\S+/run: goes on from epoch \d+ of 16, (step \d of 3|validation)$", again.said().splitlines()[2])
-    train(cohort, caches, tmp_path / "unbroken", config)
-    assert_same_run(tmp_path / "unbroken", tmp_path / "run")
+    assert found, said[-1]
+    if number == signal.SIGINT:
+        return  # from here on it is the same
+    again = wsi_dbps(*shlex.split(found[1]))
+    assert again.code == 0, again.err
+    assert re.match(r"\S+/run: goes on from epoch \d+ of 16, (step \d of 3|validation)$", again.err.splitlines()[2])
+    assert_same_run(trained(longer).run, run)
 
 
 def test_a_second_ctrl_c_ends_at_once() -> None:
@@ -110,74 +87,76 @@ def test_one_of_several_processes_takes_a_second_ctrl_c_for_the_first(monkeypatc
         assert stopping()
 
 
-def test_sigterm_in_validation_does_not_wait_for_its_end(
-    cohort, caches, tmp_path, make_config, monkeypatch, assert_same_run
+def test_a_run_that_is_told_to_stop_saves_after_the_running_step(
+    cohort, caches, tmp_path, stepwise_config, trained, assert_same_run
 ) -> None:
-    config = make_config(training={"epochs": 2})
-    train(cohort, caches, tmp_path / "unbroken", config)
-    whole = loop_module.validate
-
-    def told(*arguments: object) -> object:
-        signal.raise_signal(signal.SIGTERM)
-        return whole(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(loop_module, "validate", told)
-    with pytest.raises(StoppedError, match=r"ended by SIGTERM in the validation of epoch 1; all is saved$"):
-        train(cohort, caches, tmp_path / "run", config)
-    monkeypatch.setattr(loop_module, "validate", whole)
-    assert not (tmp_path / "run" / "best.pt").exists()
-    train(cohort, caches, tmp_path / "run", config, resume=True)
-    assert_same_run(tmp_path / "unbroken", tmp_path / "run")
+    for step in (1, 2):
+        with told_to_stop() as stopping:
+            stopping.note(signal.SIGTERM)
+            match = rf"ended by SIGTERM after step {step} of 3 of epoch 1; all is saved$"
+            with pytest.raises(StoppedError, match=match) as error:
+                train(cohort, caches, tmp_path / "run", stepwise_config, resume=step > 1)
+        assert error.value.exit_code == 143
+        assert load_checkpoint(tmp_path / "run" / "last.pt").loop_state["epoch"]["step"] == step
+    train(cohort, caches, tmp_path / "run", stepwise_config, resume=True)
+    assert_same_run(trained(stepwise_config).run, tmp_path / "run")
 
 
-def test_a_disk_that_fills_in_the_middle_of_an_epoch_keeps_the_older_checkpoint(
-    cohort, caches, tmp_path, make_config, monkeypatch, assert_same_run
+def test_a_run_that_ends_between_an_epoch_and_its_files_trains_that_epoch_again(
+    cohort, caches, tmp_path, plain_run, assert_same_run
 ) -> None:
-    config = make_config(training=EVERY)
-    train(cohort, caches, tmp_path / "unbroken", config)
-    whole, calls = loop_module.save_checkpoint, iter(range(1, 100))
+    def end(line: str) -> None:
+        if line.startswith("epoch 2 of 2: "):
+            raise KeyboardInterrupt
 
-    def full(path: Path, *arguments: object, **settings: object) -> None:
-        if path.name == "last.pt" and next(calls) == 2:
-            path.with_name("last.pt.wsi-dbps-part").symlink_to("/dev/full")  # the real device whose every write fails
-        whole(path, *arguments, **settings)  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        train(cohort, caches, tmp_path / "run", plain_run.config, say=end)
+    assert load_checkpoint(tmp_path / "run" / "last.pt").epoch == 1
+    (tmp_path / "run" / "history.csv").unlink()  # as if killed between last.pt and it
+    train(cohort, caches, tmp_path / "run", plain_run.config, resume=True)
+    assert_same_run(plain_run.run, tmp_path / "run")
 
-    monkeypatch.setattr(loop_module, "save_checkpoint", full)
+
+def test_a_disk_that_is_full_keeps_the_older_checkpoint(cohort, caches, tmp_path, plain_run, assert_same_run) -> None:
+    part = tmp_path / "run" / "last.pt.wsi-dbps-part"
+
+    def fill(line: str) -> None:
+        if line.startswith("epoch 2 of 2: "):
+            part.symlink_to("/dev/full")  # the real device whose every write fails
+
     with pytest.raises(OutputError, match=r"last.pt: cannot be written: No space left on device"):
-        train(cohort, caches, tmp_path / "run", config)
-    monkeypatch.setattr(loop_module, "save_checkpoint", whole)
-    assert load_checkpoint(tmp_path / "run" / "last.pt").loop_state["epoch"]["step"] == 1
-    train(cohort, caches, tmp_path / "run", config, resume=True)
-    assert_same_run(tmp_path / "unbroken", tmp_path / "run")
+        train(cohort, caches, tmp_path / "run", plain_run.config, say=fill)
+    assert load_checkpoint(tmp_path / "run" / "last.pt").epoch == 1
+    assert not part.is_symlink()
+    train(cohort, caches, tmp_path / "run", plain_run.config, resume=True)
+    assert_same_run(plain_run.run, tmp_path / "run")
 
 
-def test_a_cache_damaged_in_the_middle_of_an_epoch_is_named_and_the_run_goes_on_when_it_is_mended(
-    cohort, caches, tmp_path, make_config, monkeypatch, assert_same_run
+def test_a_patch_damaged_in_the_middle_of_an_epoch_is_named_and_the_run_goes_on_when_it_is_mended(
+    cohort, caches, tmp_path, make_config, trained, assert_same_run
 ) -> None:
-    config = make_config(training=EVERY)
-    train(cohort, caches, tmp_path / "unbroken", config)
-    shutil.copytree(caches, tmp_path / "caches")
-    whole, calls = loop_module.save_checkpoint, iter(range(1, 100))
-
-    def damage(path: Path, *arguments: object, **settings: object) -> None:
-        whole(path, *arguments, **settings)  # type: ignore[arg-type]
-        if path.name == "last.pt" and next(calls) == 2:
-            for victim in (tmp_path / "caches").iterdir():
-                content = victim.read_bytes()
-                victim.write_bytes(content[: len(content) // 2])
-
-    monkeypatch.setattr(loop_module, "save_checkpoint", damage)
-    with pytest.raises(CacheError, match=r"slide_\d\d.h5: ") as error:
-        train(cohort, tmp_path / "caches", tmp_path / "run", config)
+    """The slide that is damaged is the one that the first epoch visits last, in its third step."""
+    config = make_config(selection={"num_kept": 36}, training={"epochs": 1, "save_every_minutes": 0.0})
+    whole = trained(config)
+    last = read_selection_record(record_path(whole.run, 1))[-1].slide_id
+    damaged = tmp_path / "caches"
+    shutil.copytree(caches, damaged)
+    jpeg = PatchCache(damaged / f"{last}.h5").jpegs([7])[0]
+    content = (damaged / f"{last}.h5").read_bytes()
+    (damaged / f"{last}.h5").write_bytes(content.replace(jpeg, bytes(len(jpeg))))
+    with pytest.raises(CacheError, match=rf"{last}.h5: patch 7 is damaged") as error:
+        train(cohort, damaged, tmp_path / "run", config)
     assert "\n" not in str(error.value)
-    monkeypatch.setattr(loop_module, "save_checkpoint", whole)
     assert load_checkpoint(tmp_path / "run" / "last.pt").loop_state["epoch"]["step"] == 2
     train(cohort, caches, tmp_path / "run", config, resume=True)  # tiled again
-    assert_same_run(tmp_path / "unbroken", tmp_path / "run")
+    assert_same_run(whole.run, tmp_path / "run")
 
 
 def test_weights_that_are_no_numbers_are_named(cohort, caches, tmp_path, make_config) -> None:
-    from wsi_dbps.core.errors import TrainingError
+    pass
+
+
+def test_weights_of_a_file_that_are_no_numbers_are_named(cohort, caches, tmp_path, make_config) -> None:
     from wsi_dbps.models.encoders.small import SmallEncoder
 
     state = SmallEncoder().state_dict()
@@ -191,7 +170,10 @@ def test_weights_that_are_no_numbers_are_named(cohort, caches, tmp_path, make_co
         train(cohort, caches, tmp_path / "run", config)
 
 
-def test_where_it_runs_and_how_often_it_saves_may_change(cohort, caches, tmp_path, make_config) -> None:
-    train(cohort, caches, tmp_path / "run", make_config(training={"epochs": 1}))
-    free = {"epochs": 1, "decode_threads": 2, "save_every_minutes": 1.0, "wait_minutes": 1.0}
-    train(cohort, caches, tmp_path / "run", make_config(training=free), resume=True)
+def test_where_it_runs_and_how_often_it_saves_may_change(cohort, caches, tmp_path, plain_run) -> None:
+    run = plain_run.copy(tmp_path / "run")
+    free = {"decode_threads": 2, "save_every_minutes": 1.0, "wait_minutes": 1.0}
+    changed = dataclasses.replace(plain_run.config.training, **free)
+    config = dataclasses.replace(plain_run.config, training=changed)
+    assert train(cohort, caches, run, config, resume=True).history == plain_run.result.history
+    assert load_checkpoint(run / "last.pt").epoch == 2

@@ -11,7 +11,8 @@ from wsi_dbps.bags.bags import PatchReader
 from wsi_dbps.core.errors import CacheError, ConfigError
 from wsi_dbps.core.settings import read_toml, to_toml, with_overrides
 from wsi_dbps.formats.patch_cache import PatchCache
-from wsi_dbps.training.augment import augment, jitter_stains
+from wsi_dbps.tasks.classification import Classification
+from wsi_dbps.training.augment import STAINS, augment, jitter_stains
 from wsi_dbps.training.data import TrainingData
 from wsi_dbps.training.optimizer import lr_share
 from wsi_dbps.training.settings import AugmentationConfig, RunConfig, build_run_config
@@ -42,16 +43,37 @@ def _both(patch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return patch, patch.flip(2)
 
 
-@given(st.floats(0.01, 0.5))
-def test_stain_jitter_stays_in_range_and_is_one_change_per_patch(strength: float) -> None:
-    patch = pixels(1) / 255
-    changed = jitter_stains(patch.clamp(0.05, 0.95), strength)
-    assert changed.min() >= 0
-    assert changed.max() <= 1
-    flat = torch.full((2, 3, 4, 4), 0.5)
-    turned = jitter_stains(flat, strength)
-    assert torch.allclose(turned, turned[:, :, :1, :1].expand_as(turned), atol=1e-6)
-    assert not torch.allclose(turned[0], turned[1], atol=1e-6)
+@given(st.floats(0.01, 0.3))
+def test_stain_jitter_changes_each_stain_by_one_factor_and_shift_within_its_strength(strength: float) -> None:
+    torch.manual_seed(0)
+    before = 0.3 + 0.4 * torch.rand(2, 3, 4, 4)
+    after = jitter_stains(before, strength)
+    for n in range(2):
+        inside = ((after[n] > 0.01) & (after[n] < 0.99)).all(dim=0)  # where no channel was cut off
+        old, new = (amounts(patch[n])[inside] for patch in (before, after))
+        for k in range(3):
+            line = torch.stack([old[:, k], torch.ones(len(old))], dim=1)
+            factor, shift = torch.linalg.lstsq(line, new[:, k : k + 1]).solution.flatten().tolist()
+            assert abs(factor - 1) <= strength + 1e-3
+            assert abs(shift) <= 0.1 * strength + 1e-3
+            assert torch.allclose(new[:, k], old[:, k] * factor + shift, atol=1e-3)
+        assert not torch.equal(old, new)
+    assert not torch.allclose(after[0] / before[0], after[1] / before[1], atol=1e-6)  # each patch on its own
+
+
+def amounts(patch: torch.Tensor) -> torch.Tensor:
+    """(4, 4, 3) amount of haematoxylin, eosin and the residual stain."""
+    stains = STAINS / STAINS.norm(dim=1, keepdim=True)
+    return torch.linalg.solve(stains.T, -patch.log10().flatten(1)).T.reshape(4, 4, 3)
+
+
+def test_stain_jitter_of_black_and_white_stays_in_range() -> None:
+    torch.manual_seed(0)
+    extreme = torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1).expand(2, 3, 2, 2)
+    for _ in range(20):
+        changed = jitter_stains(extreme, 0.5)
+        assert torch.isfinite(changed).all()
+        assert 0 <= changed.min() <= changed[0].max() < 0.2 < 0.7 < changed[1].min() <= changed.max() <= 1
 
 
 def test_no_jitter_is_the_identity() -> None:
@@ -131,7 +153,7 @@ def test_a_damaged_patch_is_named_when_it_is_read(caches, tmp_path) -> None:
 @given(labels=st.lists(st.sampled_from("abc"), min_size=1, max_size=40), seed=st.integers(0, 99))
 def test_an_epoch_visits_each_slide_once_and_spreads_every_class_evenly(labels: list[str], seed: int) -> None:
     bags = tuple(SimpleNamespace(record=SimpleNamespace(label=label)) for label in labels)
-    data = TrainingData(bags, (), tuple(sorted(set(labels))), None, ())
+    data = TrainingData(bags, (), Classification(tuple(sorted(set(labels)))), None, ())
     order = data.order(torch.Generator().manual_seed(seed))
     assert sorted(order) == list(range(len(labels)))
     for visited in range(len(labels) + 1):

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from wsi_dbps.core.errors import ConfigError, TrainingError
 from wsi_dbps.models.bag import TensorBag
 from wsi_dbps.models.slide_model import SlideModel
+from wsi_dbps.planning.device_cost import calibrate, plan, saved_bytes
 from wsi_dbps.training.cost import Calibration, check_budget, memory, most_salient, need, propose
-from wsi_dbps.training.device_cost import calibrate, plan, saved_bytes
 from wsi_dbps.training.loop import train
 from wsi_dbps.training.settings import RunConfig, as_size, build_run_config, size_bytes
 
@@ -207,7 +207,7 @@ def test_a_budget_is_refused_where_it_cannot_be_measured(make_config, cohort, ca
         make_config(training={"vram": "12 apples"})
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.gpu
 def test_a_run_on_a_gpu_stops_when_it_needs_more_than_its_budget(make_config, cohort, caches, tmp_path) -> None:
     with pytest.raises(TrainingError, match=r"more than training\.vram"):
         train(cohort, caches, tmp_path / "run", make_config(training={"epochs": 1, "device": "cuda", "vram": "1M"}))

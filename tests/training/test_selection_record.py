@@ -1,49 +1,13 @@
-"""The selection record says what the model chose."""
+"""The file of a selection record."""
 
 import numpy as np
 import pytest
 
 from wsi_dbps.core.errors import CheckpointError
 from wsi_dbps.formats.selection_record import VisitRecord, read_selection_record, record_path, write_selection_record
-from wsi_dbps.models.slide_model import SlideModel
 from wsi_dbps.training.loop import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:distutils:DeprecationWarning")
-
-
-@pytest.mark.parametrize("selection", [{}, {"selector": "global"}, {"exploration": 0.6}, {"preset": "full"}])
-def test_it_holds_what_the_model_chose(cohort, caches, tmp_path, make_config, monkeypatch, selection) -> None:
-    chosen, whole = [], SlideModel.select
-
-    def noted(self, bag, kept_N, *arguments, **named):
-        found = whole(self, bag, kept_N, *arguments, **named)
-        chosen.append((bag.record.slide_id, kept_N, found))
-        return found
-
-    monkeypatch.setattr(SlideModel, "select", noted)
-    if "preset" in selection:
-        selection = selection | {"num_subsalient": 0}
-    train(cohort, caches, tmp_path / "run", make_config(selection=selection))
-    visits = [v for epoch in (1, 2) for v in read_selection_record(record_path(tmp_path / "run", epoch))]
-    assert [v.place for v in visits] == [*range(12), *range(12)]
-    assert len(visits) == len(chosen) == 24
-    for visit, (slide_id, kept_N, found) in zip(visits, chosen, strict=True):
-        assert visit.slide_id == slide_id
-        assert np.flatnonzero(visit.kept_N).tolist() == kept_N.tolist()
-        assert len(visit.kept_N) == 36
-        assert visit.salient_M.tolist() == found.selection.salient_M.tolist()
-        assert visit.recycled_S.tolist() == found.selection.subsalient_S.tolist()
-        ids = [*visit.salient_M, *visit.recycled_S]
-        assert len(set(ids)) == len(ids)
-        assert visit.kept_N[ids].all()
-        scored = not visit.explored and "preset" not in selection
-        assert np.isfinite(visit.logits_KR).all() == scored or visit.logits_KR.shape[1] == 0
-        if scored:
-            assert visit.logits_KR.tolist() == found.logits_RK.T.tolist()
-    if "exploration" in selection:
-        assert 0 < sum(v.explored for v in visits) < 24
-    else:
-        assert not any(v.explored for v in visits)
 
 
 def test_a_visit_round_trips_and_equal_visits_are_equal_bytes(tmp_path) -> None:

@@ -53,7 +53,7 @@ def test_importing_the_package_loads_nothing_heavy(code: str) -> None:
 
 @pytest.mark.parametrize("command", [name for name in WORKFLOWS if name != "inspect"])
 def test_defaults_of_options_pass_their_own_checks(command: str) -> None:
-    from wsi_dbps.workflows.options import options_with
+    from wsi_dbps.core.options import options_with
 
     options = getattr(wd, f"{command.capitalize()}Options")
     assert options_with(options(), {}) == options()
@@ -62,7 +62,7 @@ def test_defaults_of_options_pass_their_own_checks(command: str) -> None:
 def test_choices_of_options_are_those_of_the_settings_that_they_are_for() -> None:
     from typing import get_args, get_type_hints
 
-    from wsi_dbps.formats.export import ExportSpec
+    from wsi_dbps.export.export import ExportSpec
     from wsi_dbps.models.settings import EncoderConfig
     from wsi_dbps.training.settings import LoopConfig
     from wsi_dbps.workflows import embed, export
@@ -98,6 +98,19 @@ def test_a_cohort_is_made_of_rows_or_a_data_frame() -> None:
         ("b", "q", None, None, {"site": "Bonn"}),
     ]
     assert wd.cohort_from_slides(pd.DataFrame(rows)) == cohort
+
+
+def test_a_cohort_is_made_of_records_of_another() -> None:
+    cohort = wd.cohort_from_slides([{"slide_id": "a", "label": "x"}, {"slide_id": "b", "label": "y"}])
+    assert wd.cohort_from_slides(cohort.records[1]) == wd.Cohort((cohort.records[1],), ("y",))
+    assert wd.cohort_from_slides(cohort.records) == cohort
+
+
+@pytest.mark.parametrize("split", [{"split": "train"}, {"fold": "0"}, {}])
+def test_a_slide_to_learn_from_needs_a_label_also_in_a_cohort_without_a_manifest(split, tmp_path: Path) -> None:
+    cohort = wd.cohort_from_slides([{"slide_id": "a", "label": "x", **split}, {"slide_id": "b", **split}])
+    with pytest.raises(wd.ManifestError, match=r"the cohort: slide 'b' is to learn from and has no label \(1 such"):
+        wd.train(cohort, tmp_path, tmp_path / "run")
 
 
 def test_a_wrong_row_is_refused_as_in_a_manifest() -> None:

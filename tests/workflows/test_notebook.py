@@ -23,7 +23,7 @@ def notebook() -> str:
 def test_the_notebook_goes_from_a_slide_file_to_a_heatmap_figure(tmp_path: Path, monkeypatch) -> None:
     code = notebook()
     assert len([line for line in code.splitlines() if line.strip()]) <= 25
-    make_cohort(tmp_path / "demo_out", num_slides=16, size_px=1024)
+    make_cohort(tmp_path / "demo_out", num_slides=8, size_px=1024)
     monkeypatch.chdir(tmp_path)
     made: dict = {}
     exec(compile(code, "notebook", "exec"), made)

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 from wsi_dbps_cli.derive import derived
 
 from wsi_dbps.core.errors import ConfigError
+from wsi_dbps.core.options import Range, options_with
 from wsi_dbps.core.settings import settings
-from wsi_dbps.workflows.options import Range, options_with
 
 
 @settings

@@ -10,8 +10,7 @@ from wsi_dbps.core.errors import ConfigError, SlideError
 from wsi_dbps.formats.patch_cache import PatchCache
 from wsi_dbps.formats.spec import CacheSpec
 from wsi_dbps.slides.open import open_slide
-from wsi_dbps.workflows.plan_tiling import plan_tiling
-from wsi_dbps.workflows.tile import TileOptions, chosen_slides, tile, tile_slide
+from wsi_dbps.workflows.tile import TileOptions, chosen_slides, plan_tiling, tile, tile_slide
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def test_a_cohort_is_tiled_and_the_result_says_what_became_of_each_slide(slides:
 
 def test_one_slide_file_becomes_an_open_cache(slide_path: Path, tmp_path: Path) -> None:
     cache = tile_slide(slide_path, tmp_path, size=64)
-    assert (cache.path, cache.size_px) == (tmp_path / "a.h5", 64)
+    assert (cache.path, cache.grid.size_px) == (tmp_path / "a.h5", 64)
     assert len(cache) == len(PatchCache(tmp_path / "a.h5")) > 0
     assert len(tile_slide(str(slide_path), tmp_path, TileOptions(size=64))) == len(cache)
     with pytest.raises(SlideError, match="size_px is 64 in it, 32 asked"):
@@ -54,7 +53,7 @@ def test_the_plan_of_a_cohort_is_what_tiling_then_does(slides: Cohort, tmp_path:
     assert [slide.slide_id for slide in plan.planned] == ["a", "blank"]
     assert [failed.slide_id for failed in plan.failed] == ["bad"]
     cache = tile_slide(slides.records[0], tmp_path, size=64)
-    np.testing.assert_array_equal(plan.planned[0].tiles.origins_lv0, cache.coords_N2)
+    np.testing.assert_array_equal(plan.planned[0].tiles.grid.origins_lv0, cache.grid.origins_lv0)
     assert plan.planned[0].num_bytes == pytest.approx(cache.num_bytes, rel=0.2)
 
 

@@ -134,11 +134,12 @@ class CacheBag:
     @property
     def positions(self) -> torch.Tensor:
         """(N, 2) float32 (x, y) of the patches' top-left corners on the slide, in patch sides."""
-        if not math.isfinite(self.cache.tile_lv0):
+        grid = self.cache.grid
+        if not math.isfinite(grid.tile_lv0):
             raise CacheError(
                 f"{self.cache.path}: does not say how large its tiles are; set aggregator.position = 'none'"
             )
-        return torch.from_numpy(self.cache.coords_N2 / self.cache.tile_lv0).float()
+        return torch.from_numpy(grid.origins_lv0 / grid.tile_lv0).float()
 
     def read(self, id_lists: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
         """For each list of ids its (L, 3, P, P) uint8 pixels, or (L, D) float32 features."""
@@ -176,7 +177,7 @@ def patch_kind(cache: BagFile) -> PatchKind | FeatureKind:
     """What the patches of a cache, or the features of a file, are."""
     if isinstance(cache, FeatureFile):
         return FeatureKind(cache.dim, cache.encoder)
-    return PatchKind(float(cache.attrs["mpp_patch"]), cache.size_px)
+    return PatchKind(cache.grid.mpp_um, cache.grid.size_px)
 
 
 def kind_from(fields: dict[str, Any]) -> PatchKind | FeatureKind:

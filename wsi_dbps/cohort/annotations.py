@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from wsi_dbps.core.errors import SlideError
+from wsi_dbps.core.errors import SlideError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from wsi_dbps.cohort.cohort import SlideRecord
     from wsi_dbps.core.files import PathLike
-    from wsi_dbps.core.geometry import Size
+    from wsi_dbps.core.geometry import Size, TileGrid
 
 EXCLUSIONS: Final = ("exclusion", "_2", "normal", "ignore*")
 """Classes, in any case of letters, whose areas are taken out of the lesion: of CAMELYON16 and 17, and of QuPath."""
@@ -85,7 +85,7 @@ def read_annotations(path: PathLike) -> tuple[Area, ...]:
             _check_crossings([area.shape for area in areas], MAX_CROSSINGS_OF_AREAS, "MAX_CROSSINGS_OF_AREAS")
         return areas
     except (ShapelyError, ElementTree.ParseError, *_NO_ANNOTATIONS) as error:
-        raise SlideError(f"{path}: not annotations that can be used: {' '.join(str(error).split())[:200]}") from None
+        raise SlideError(f"{path}: not annotations that can be used: {one_line(error)}") from None
 
 
 def read_lesion(record: SlideRecord, slide_lv0: Size, names: Collection[str] = ()) -> BaseGeometry:
@@ -133,7 +133,7 @@ def read_lesion(record: SlideRecord, slide_lv0: Size, names: Collection[str] = (
     return _polygons(shapely.intersection(shapely.difference(lesion, excluded), on_slide))
 
 
-def lesion_shares(lesion: BaseGeometry, coords_N2: npt.ArrayLike, tile_lv0: float) -> npt.NDArray[np.float64]:
+def lesion_shares(lesion: BaseGeometry, grid: TileGrid) -> npt.NDArray[np.float64]:
     """(N,) the share of each tile's area that is lesion, 0 to 1, exact.
 
     Tiles are parted into strips and the lesion cut to each, again and again, until few tiles are left with the edges
@@ -141,18 +141,19 @@ def lesion_shares(lesion: BaseGeometry, coords_N2: npt.ArrayLike, tile_lv0: floa
 
     Args:
         lesion: A geometry in level-0 pixels.
-        coords_N2: (N, 2) top-left corners (x, y) in level-0 pixels.
-        tile_lv0: Tile side in level-0 pixels; not always whole.
+        grid: Where the tiles lie.
 
     Examples:
         >>> import shapely
-        >>> lesion_shares(shapely.box(0, 0, 10, 5), [[0, 0], [5, 0], [20, 0]], 10).tolist()
+        >>> from wsi_dbps.core.geometry import TileGrid
+        >>> tiles = TileGrid(np.array([[0, 0], [5, 0], [20, 0]]), 10)
+        >>> lesion_shares(shapely.box(0, 0, 10, 5), tiles).tolist()
         [0.5, 0.25, 0.0]
     """
     import shapely
 
-    low_N2 = np.asarray(coords_N2, np.float64).reshape(-1, 2)
-    boxes_N4 = np.concatenate([low_N2, low_N2 + tile_lv0], axis=1)
+    low_N2 = grid.origins_lv0.astype(np.float64)
+    boxes_N4 = np.concatenate([low_N2, low_N2 + grid.tile_lv0], axis=1)
     area_N = np.zeros(len(boxes_N4))
     todo = [(lesion, np.arange(len(boxes_N4)))]
     while todo:
@@ -167,7 +168,7 @@ def lesion_shares(lesion: BaseGeometry, coords_N2: npt.ArrayLike, tile_lv0: floa
         for some in np.array_split(order, _PARTS):
             frame = shapely.box(*boxes[some, :2].min(axis=0), *boxes[some, 2:].max(axis=0))
             todo.append((_polygons(shapely.intersection(part, frame)), rows[some]))
-    shares_N: npt.NDArray[np.float64] = (area_N / tile_lv0**2).clip(0, 1)
+    shares_N: npt.NDArray[np.float64] = (area_N / grid.tile_lv0**2).clip(0, 1)
     return shares_N
 
 

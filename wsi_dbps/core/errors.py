@@ -9,6 +9,7 @@
     ├── CacheError             a patch cache that is missing, damaged or of another version
     │   └── SpecMismatchError  a cache made with other settings or from another slide file, or an export
     │                          made with other settings or from another cache
+    ├── UnknownGridError       the size or mpp of a slide, which a file does not say
     ├── CheckpointError        a checkpoint that is missing, damaged or does not fit
     ├── TrainingError          training cannot start or go on
     │   └── StoppedError       training was told to end, and has saved its state
@@ -54,6 +55,10 @@ class SpecMismatchError(CacheError):
     """A patch cache made with other settings or from another slide file, or an export of another cache."""
 
 
+class UnknownGridError(WsiDbpsError):
+    """The size or mpp of a slide or its patches is needed, and the file at hand does not say it."""
+
+
 class CheckpointError(WsiDbpsError):
     """A checkpoint that is missing, damaged, or does not fit the cohort or the settings."""
 
@@ -83,6 +88,16 @@ class ForeignFileError(OutputError):
     """A file that this package did not write, or that was changed since, where it would write one of its own."""
 
 
+def one_line(said: object) -> str:
+    """What an error of another library says, on one line and at most 200 characters long.
+
+    Examples:
+        >>> one_line(ValueError("no such\\n   key"))
+        'no such key'
+    """
+    return " ".join(str(said).split())[:200]
+
+
 def torch_said(error: Exception) -> str:
     """Why `torch.load` refused a file, in one line, without torch's advice to let the file run code.
 
@@ -92,4 +107,4 @@ def torch_said(error: Exception) -> str:
     """
     if "weights_only" in str(error):
         return "it holds Python objects other than tensors, which could run code; save its tensors alone (.safetensors)"
-    return " ".join(str(error).split())[:200]
+    return one_line(error)

@@ -7,11 +7,14 @@ picture at hand, `_um` micrometres, mpp µm per pixel.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
+
+from wsi_dbps.core.errors import UnknownGridError, WsiDbpsError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     import numpy.typing as npt
@@ -52,30 +55,95 @@ class Level:
     """Level-0 pixels per pixel of this level, along each axis."""
 
 
-@dataclass(frozen=True, eq=False)
+T = TypeVar("T")
+Found: TypeAlias = T | Callable[[], T] | None
+"""A value; a function that finds it, or raises the error that says why it is not known; None where nothing says."""
+
+
 class TileGrid:
     """Where the tiles of one slide lie. Row i is the same tile in the plan, the cache, the bag, the attention and every
-    drawing."""
+    drawing.
 
-    origins_lv0: npt.NDArray[np.int64]
-    """(N, 2) top-left corners (x, y) in level-0 pixels; N may be 0."""
-    tile_lv0: float
-    """Tile side in level-0 pixels; not always a whole number."""
-    slide_lv0: Size
-    """Size of the slide in level-0 pixels."""
-    mpp_lv0_um: float
-    """µm per level-0 pixel."""
-    size_px: int
-    """Side of a patch in its own pixels."""
-    mpp_um: float
-    """µm per pixel of a patch."""
+    Files of other tools do not say everything. What is not known is an error when it is asked for, not before: `knows`
+    tells beforehand.
+    """
+
+    def __init__(
+        self,
+        origins_lv0: npt.NDArray[np.int64],
+        tile_lv0: float,
+        slide_lv0: Found[Size] = None,
+        mpp_lv0_um: Found[float] = None,
+        size_px: Found[int] = None,
+        mpp_um: Found[float] = None,
+    ) -> None:
+        self.origins_lv0: Final = origins_lv0
+        """(N, 2) top-left corners (x, y) in level-0 pixels; N may be 0."""
+        self.tile_lv0: Final = tile_lv0
+        """Tile side in level-0 pixels; not always a whole number; NaN where it is not known."""
+        self._found: Final[Mapping[str, Any]] = {
+            "slide_lv0": slide_lv0,
+            "mpp_lv0_um": mpp_lv0_um,
+            "size_px": size_px,
+            "mpp_um": mpp_um,
+        }
+
+    @property
+    def slide_lv0(self) -> Size:
+        """Size of the slide in level-0 pixels."""
+        return cast("Size", self._asked("slide_lv0"))
+
+    @property
+    def mpp_lv0_um(self) -> float:
+        """µm per level-0 pixel."""
+        return cast("float", self._asked("mpp_lv0_um"))
+
+    @property
+    def size_px(self) -> int:
+        """Side of a patch in its own pixels."""
+        return cast("int", self._asked("size_px"))
+
+    @property
+    def mpp_um(self) -> float:
+        """µm per pixel of a patch."""
+        return cast("float", self._asked("mpp_um"))
 
     def __len__(self) -> int:
         return len(self.origins_lv0)
 
+    def knows(self, *names: str) -> bool:
+        """Whether these of `slide_lv0`, `mpp_lv0_um`, `size_px` and `mpp_um` are known."""
+        try:
+            return all(self._asked(name) is not None for name in names)
+        except WsiDbpsError:
+            return False
+
     def take(self, rows: npt.NDArray[Any]) -> TileGrid:
         """The grid of some of its tiles, named by (n,) row numbers or by an (N,) mask."""
-        return replace(self, origins_lv0=self.origins_lv0[rows])
+        return TileGrid(self.origins_lv0[rows], self.tile_lv0, **self._found)
+
+    def with_tile(self, tile_lv0: float) -> TileGrid:
+        """The same corners with tiles of another side."""
+        return TileGrid(self.origins_lv0, tile_lv0, **self._found)
+
+    def completed(self, other: TileGrid) -> TileGrid:
+        """The grid, and what it does not know of the slide and the patches as another grid of the same slide has it."""
+        found = {name: value if self.knows(name) else other._found[name] for name, value in self._found.items()}
+        return TileGrid(self.origins_lv0, self.tile_lv0, **found)
+
+    def _asked(self, name: str) -> Any:
+        value = self._found[name]
+        if value is None:
+            raise UnknownGridError(f"{_NAMES[name]} is not known; give the patch caches that the tiles are of")
+        return value() if callable(value) else value
+
+
+_NAMES: Final = {
+    "slide_lv0": "the size of the slide",
+    "mpp_lv0_um": "the slide's mpp",
+    "size_px": "the patches' side",
+    "mpp_um": "the patches' mpp",
+}
 
 
 def pyramid_levels(sizes: Sequence[Size]) -> tuple[Level, ...]:

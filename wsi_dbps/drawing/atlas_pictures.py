@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from wsi_dbps.core.geometry import TileGrid
+
 DPI: Final = 150
 _SALIENT, _RECYCLED = "#b30000", "#0072b2"
 
@@ -63,10 +65,7 @@ def draw_maps(
     path: Path,
     title: str,
     thumbnail_HWC: npt.NDArray[np.uint8],
-    slide_lv0: Size,
-    mpp_lv0_um: float,
-    coords_N2: npt.NDArray[np.int64],
-    tile_lv0: float,
+    grid: TileGrid,
     first_N: npt.NDArray[np.int64],
     last_N: npt.NDArray[np.int64],
     times_N: npt.NDArray[np.int64],
@@ -80,10 +79,7 @@ def draw_maps(
         path: PNG to write.
         title: What the slide is called, and its class.
         thumbnail_HWC: (H, W, 3) RGB picture of the whole slide.
-        slide_lv0: Slide size in level-0 pixels.
-        mpp_lv0_um: µm per pixel at level 0.
-        coords_N2: (N, 2) top-left corners (x, y) in level-0 pixels.
-        tile_lv0: Tile side in level-0 pixels.
+        grid: Where the tiles lie.
         first_N: (N,) epoch of first choice, from 1; 0 for never.
         last_N: (N,) likewise the last.
         times_N: (N,) number of visits at which a tile was salient.
@@ -103,7 +99,7 @@ def draw_maps(
     text.set_parse_math(False)
     edges = (0, picture.width, picture.height, 0)
     slide.imshow(thumbnail_HWC, extent=edges)
-    _scale_bar(slide, picture, picture_mpp_um(slide_lv0, picture, mpp_lv0_um))
+    _scale_bar(slide, picture, picture_mpp_um(grid, picture))
     grey_HW = thumbnail_HWC @ np.array([0.299, 0.587, 0.114]) / 255
     ever_N = times_N > 0
     for panel, values_N, highest, colours, name, unit in (
@@ -111,9 +107,7 @@ def draw_maps(
         (early, first_N, num_epochs, "viridis", "First salient", "epoch"),
         (late, last_N, num_epochs, "viridis", "Last salient", "epoch"),
     ):
-        heatmap = rasterize(
-            coords_N2[ever_N], tile_lv0, values_N[ever_N].astype(np.float64), slide_lv0, picture, mpp_lv0_um
-        )
+        heatmap = rasterize(grid.take(ever_N), values_N[ever_N].astype(np.float64), picture)
         panel.imshow(0.45 + 0.55 * grey_HW, extent=edges, cmap="gray", vmin=0, vmax=1)
         shown = panel.imshow(heatmap.values_HW, extent=edges, cmap=colours, vmin=1, vmax=max(highest, 2), alpha=0.9,
                              interpolation="nearest")  # fmt: skip

@@ -72,9 +72,8 @@ def draw_level(
     level: int,
     attention: SlideAttention,
     one: TileMap,
-    mpp_lv0_um: float,
     *,
-    smooth_lv0: float = 0.0,
+    smooth_um: float = 0.0,
 ) -> None:
     """Write a PNG of a level's very pixels with the map over them, and below a scale bar and the scale of the colours.
 
@@ -87,17 +86,17 @@ def draw_level(
     """
     from PIL import Image
 
-    check_on_slide(attention, levels[0].size)
+    check_on_slide(attention)
     found = checked_level(attention.slide_id, levels, level, whole=True)
     width, height = found.size.width, found.size.height
     page_HWC = _blank_page(width, height)
     lines = max(1, _BAND_PX // width)
     for top in range(0, height, lines):
         region = Region(level, 0, top, width, min(lines, height - top))
-        mixed_HWC = _mixed(read(region), region, found.downsample, attention, one, smooth_lv0)
+        mixed_HWC = _mixed(read(region), region, found.downsample, attention, one, smooth_um)
         page_HWC[top : top + region.height, :width] = mixed_HWC
     said = f"{attention.slide_id}  ·  level {level}"
-    page_HWC[height:] = _foot(page_HWC.shape[1], one, said, mpp_lv0_um * found.downsample)
+    page_HWC[height:] = _foot(page_HWC.shape[1], one, said, attention.grid.mpp_lv0_um * found.downsample)
     with written_whole(path) as partial:
         Image.fromarray(page_HWC).save(partial, "PNG", compress_level=2)
 
@@ -108,12 +107,12 @@ def _mixed(
     downsample: float,
     attention: SlideAttention,
     one: TileMap,
-    smooth_lv0: float,
+    smooth_um: float,
 ) -> npt.NDArray[np.uint8]:
     """A region's pixels under the map, as they are where there is no tile."""
     x, y, width, height = (downsample * v for v in (region.x, region.y, region.width, region.height))
     window = Window(x, y, width, height, Size(region.width, region.height))
-    values_HW = rasterize_window(attention.coords_N2, attention.tile_lv0, one.values_N, window, smooth_lv0=smooth_lv0)
+    values_HW = rasterize_window(attention.grid, one.values_N, window, smooth_um=smooth_um)
     mixed_HWC = blend(pixels_HWC, values_HW, one.highest, signed=one.signed, strength=_STRENGTH)
     blank_HW = np.isnan(values_HW)
     mixed_HWC[blank_HW] = pixels_HWC[blank_HW]
@@ -130,9 +129,10 @@ def crop_regions(
     lie on the slide; a level smaller than that is taken whole.
     """
     size, downsample = levels[level].size, levels[level].downsample
-    side_px = max(CROP_PX, round(3 * attention.tile_lv0 / downsample))
+    grid = attention.grid
+    side_px = max(CROP_PX, round(3 * grid.tile_lv0 / downsample))
     width, height = min(side_px, size.width), min(side_px, size.height)
-    middles_N2 = (attention.coords_N2 + attention.tile_lv0 / 2) / downsample
+    middles_N2 = (grid.origins_lv0 + grid.tile_lv0 / 2) / downsample
     order = np.lexsort((-attention.weights_N, attention.role_N != ROLES.index("salient")))
     left_N = np.ones(len(order), bool)
     regions: list[tuple[int, Region]] = []
@@ -155,9 +155,8 @@ def draw_crops(
     count: int,
     attention: SlideAttention,
     one: TileMap,
-    mpp_lv0_um: float,
     *,
-    smooth_lv0: float = 0.0,
+    smooth_um: float = 0.0,
 ) -> list[Path]:
     """Write `<slide_id>.level<L>.crop<K>.png` for the regions of `crop_regions`: as it is, and under the map.
 
@@ -174,18 +173,18 @@ def draw_crops(
     """
     from PIL import Image
 
-    check_on_slide(attention, levels[0].size)
+    check_on_slide(attention)
     downsample = checked_level(attention.slide_id, levels, level, whole=False).downsample
     written: list[Path] = []
     rank_N = ranks(attention.weights_N)
     for number, (row, region) in enumerate(crop_regions(attention, levels, level, count), 1):
         pixels_HWC = read(region)
-        mixed_HWC = _mixed(pixels_HWC, region, downsample, attention, one, smooth_lv0)
+        mixed_HWC = _mixed(pixels_HWC, region, downsample, attention, one, smooth_um)
         x, y = round(region.x * downsample), round(region.y * downsample)
         said = f"{attention.slide_id}  ·  ({x}, {y})  ·  {ROLES[attention.role_N[row]]} #{rank_N[row]:,}  ·  " + (
             f"{one.name.lower()} {one.values_N[row]:.3g} in the middle"
         )
-        page = _page(pixels_HWC, mixed_HWC, one, said, mpp_lv0_um * downsample)
+        page = _page(pixels_HWC, mixed_HWC, one, said, attention.grid.mpp_lv0_um * downsample)
         path = drawn_path(folder, attention.slide_id, f"level{level}.crop{number}.png")
         with written_whole(path) as partial:
             Image.fromarray(page).save(partial, "PNG", compress_level=4)

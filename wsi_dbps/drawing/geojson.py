@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from wsi_dbps.core.geometry import Size
     from wsi_dbps.formats.attention import SlideAttention
 
 ROLE_COLOURS: Final = {"other": (150, 150, 150), "salient": (213, 94, 0), "recycled": (0, 114, 178)}
@@ -34,7 +33,7 @@ ROLE_COLOURS: Final = {"other": (150, 150, 150), "salient": (213, 94, 0), "recyc
 _IDS: Final = uuid.UUID("6ad3c1d6-6f5b-5a53-9a0b-2f0c7b1d9e55")
 
 
-def write_geojson(path: Path, attention: SlideAttention, slide_lv0: Size) -> None:
+def write_geojson(path: Path, attention: SlideAttention) -> None:
     """Write a FeatureCollection of one tile object per row, in row order, in level-0 pixels.
 
     Each tile measures `attention` (its weight), `attention percentile` (0 to 100), `evidence <class>` where the
@@ -45,7 +44,7 @@ def write_geojson(path: Path, attention: SlideAttention, slide_lv0: Size) -> Non
         PredictionError: If a tile starts outside the slide, or a value is not finite.
         OutputError: If the file cannot be written.
     """
-    check_on_slide(attention, slide_lv0)
+    check_on_slide(attention)
     head = json.dumps({"type": "FeatureCollection", "wsi_dbps": _origin(attention)}, ensure_ascii=False)
     features = _features(attention)
     with written_whole(path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
@@ -80,13 +79,16 @@ def _features(attention: SlideAttention) -> Iterator[str]:
         for name, p in zip(attention.classes, attention.prediction.probabilities, strict=True)
     )
     rows = zip(
-        attention.coords_N2.tolist(), attention.role_N.tolist(), zip(*measured.values(), strict=True), strict=True
+        attention.grid.origins_lv0.tolist(),
+        attention.role_N.tolist(),
+        zip(*measured.values(), strict=True),
+        strict=True,
     )
     for row, ((x, y), role, numbers) in enumerate(rows):
         values = ",".join(f"{name}:{number}" for name, number in zip(names, numbers, strict=True))
         yield (
             f'{{"type":"Feature","id":"{uuid.uuid5(_IDS, f"{attention.slide_id}/{row}")}",'
-            f'"geometry":{{"type":"Polygon","coordinates":[{_ring(x, y, attention.tile_lv0)}]}},'
+            f'"geometry":{{"type":"Polygon","coordinates":[{_ring(x, y, attention.grid.tile_lv0)}]}},'
             f'"properties":{{"objectType":"tile","classification":{kinds[role]},'
             f'"measurements":{{{values}{known}}}}}}}'
         )

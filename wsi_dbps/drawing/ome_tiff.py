@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from wsi_dbps.core.geometry import TileGrid
     from wsi_dbps.drawing.tile_maps import TileMap
     from wsi_dbps.formats.attention import SlideAttention
 
@@ -55,21 +56,21 @@ class MapGrid:
         return Window(0, 0, self.size.width * self.pixel_lv0, self.size.height * self.pixel_lv0, picture)
 
 
-def map_grid(
-    coords_N2: npt.NDArray[np.int64], tile_lv0: float, slide_lv0: Size, *, max_px: int = _MAX_VALUES
-) -> MapGrid:
+def map_grid(tiles: TileGrid, *, max_px: int = _MAX_VALUES) -> MapGrid:
     """A grid of four to sixteen pixels along a tile's side; coarser where it would hold more than `max_px`.
 
     Where tiles lie on a grid of whole pixels, as they do unless the slide was resampled, each pixel lies in tiles as a
     whole or not at all, so that the map holds the very values.
 
     Examples:
-        >>> map_grid(np.array([[512, 256]]), 256.0, Size(1000, 600))
+        >>> from wsi_dbps.core.geometry import TileGrid
+        >>> map_grid(TileGrid(np.array([[512, 256]]), 256.0, Size(1000, 600)))
         MapGrid(pixel_lv0=64, size=Size(width=16, height=10), num_levels=1)
     """
+    tile_lv0, slide_lv0 = tiles.tile_lv0, tiles.slide_lv0
     pixel = max(1, int(tile_lv0 / 8))
     if tile_lv0 == int(tile_lv0):
-        shared = int(np.gcd.reduce(np.append(coords_N2.ravel(), int(tile_lv0))))
+        shared = int(np.gcd.reduce(np.append(tiles.origins_lv0.ravel(), int(tile_lv0))))
         whole = max((d for d in range(1, int(tile_lv0 / 4) + 1) if shared % d == 0), default=1)
         pixel = whole if whole >= tile_lv0 / 16 else pixel
     while math.ceil(slide_lv0.width / pixel) * math.ceil(slide_lv0.height / pixel) > max_px:
@@ -80,9 +81,7 @@ def map_grid(
     return MapGrid(pixel, Size(width, height), halvings + 1)
 
 
-def write_value_map(
-    path: Path, attention: SlideAttention, slide_lv0: Size, mpp_lv0_um: float, *, smooth_um: float = 0.0
-) -> None:
+def write_value_map(path: Path, attention: SlideAttention, *, smooth_um: float = 0.0) -> None:
     """Write the numbers: a float32 channel each for percentile, attention, evidence by class, salient and recycled.
 
     The last two are the share of the pixel's tiles that have the role. NaN where there is no tile.
@@ -91,35 +90,31 @@ def write_value_map(
         PredictionError: If a tile starts outside the slide, or a value is not finite.
         OutputError: If the file cannot be written.
     """
-    check_on_slide(attention, slide_lv0)
+    check_on_slide(attention)
     evidence_NC = checked_evidence(attention)
     channels = {"attention percentile": percentile_map(attention).values_N, "attention": raw_map(attention).values_N}
     if evidence_NC is not None:
         channels |= {f"evidence {name}": evidence_NC[:, c] for c, name in enumerate(attention.classes)}
     channels |= {name: (attention.role_N == ROLES.index(name)).astype(float) for name in ("salient", "recycled")}
-    grid = map_grid(attention.coords_N2, attention.tile_lv0, slide_lv0, max_px=_MAX_VALUES // len(channels))
+    grid = map_grid(attention.grid, max_px=_MAX_VALUES // len(channels))
 
     values_KN = np.stack(list(channels.values()))
 
     def level(window: Window) -> npt.NDArray[np.float32]:
-        return rasterize_channels(
-            attention.coords_N2, attention.tile_lv0, values_KN, window, smooth_lv0=smooth_um / mpp_lv0_um
-        )
+        return rasterize_channels(attention.grid, values_KN, window, smooth_um=smooth_um)
 
     about = {
         "axes": "CYX",
         "Channel": {"Name": list(channels)},
     }
     # No predictor: Bio-Formats, and so QuPath, knows none for floats.
-    _write(path, attention, grid, mpp_lv0_um, level, about, photometric="minisblack")
+    _write(path, attention, grid, level, about, photometric="minisblack")
 
 
 def write_coloured_map(
     path: Path,
     attention: SlideAttention,
     one: TileMap,
-    slide_lv0: Size,
-    mpp_lv0_um: float,
     *,
     smooth_um: float = 0.0,
 ) -> None:
@@ -129,26 +124,23 @@ def write_coloured_map(
         PredictionError: If a tile starts outside the slide, or a weight is not finite.
         OutputError: If the file cannot be written.
     """
-    check_on_slide(attention, slide_lv0)
-    grid = map_grid(attention.coords_N2, attention.tile_lv0, slide_lv0, max_px=_MAX_VALUES // 3)
+    check_on_slide(attention)
+    grid = map_grid(attention.grid, max_px=_MAX_VALUES // 3)
 
     def level(window: Window) -> npt.NDArray[np.uint8]:
-        values_HW = rasterize_window(
-            attention.coords_N2, attention.tile_lv0, one.values_N, window, smooth_lv0=smooth_um / mpp_lv0_um
-        )
+        values_HW = rasterize_window(attention.grid, one.values_N, window, smooth_um=smooth_um)
         white_HWC = np.full((*values_HW.shape, 3), 255, np.uint8)
         return blend(white_HWC, values_HW, one.highest, signed=one.signed)
 
     scale = {"colours_show": f"{one.name}: {one.unit}", "full_colour_at": one.highest}
     about = {"axes": "YXS", "Channel": {"Name": [one.name]}, "MapAnnotation": scale}
-    _write(path, attention, grid, mpp_lv0_um, level, about, photometric="rgb", predictor=2)
+    _write(path, attention, grid, level, about, photometric="rgb", predictor=2)
 
 
 def _write(
     path: Path,
     attention: SlideAttention,
     grid: MapGrid,
-    mpp_lv0_um: float,
     level: Callable[[Window], npt.NDArray[Any]],
     about: dict[str, Any],
     **how: Any,
@@ -156,7 +148,7 @@ def _write(
     """A TIFF whose first image has the coarser levels as sub-images (SubIFDs), as OME-TIFF 6 asks."""
     import tifffile
 
-    mpp_um = grid.pixel_lv0 * mpp_lv0_um
+    mpp_um = grid.pixel_lv0 * attention.grid.mpp_lv0_um
     num_planes = len(about["Channel"]["Name"])
     origin, unit = [0.0] * num_planes, ["µm"] * num_planes
     best = int(np.argmax(attention.prediction.probabilities))

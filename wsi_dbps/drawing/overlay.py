@@ -43,8 +43,6 @@ def draw_overlay(
     path: Path,
     attention: SlideAttention,
     thumbnail_HWC: npt.NDArray[np.uint8],
-    slide_lv0: Size,
-    mpp_lv0_um: float,
     *,
     smooth_um: float = 0.0,
     scale: float = EVIDENCE_SCALE,
@@ -55,16 +53,14 @@ def draw_overlay(
         PredictionError: As `overlay_figure`.
         OutputError: If the file cannot be written.
     """
-    figure = overlay_figure(attention, thumbnail_HWC, slide_lv0, mpp_lv0_um, smooth_um=smooth_um, scale=scale)
+    figure = overlay_figure(attention, thumbnail_HWC, smooth_um=smooth_um, scale=scale)
     with written_whole(path) as partial:
-        figure.savefig(partial, format="png", dpi=DPI, metadata={"Software": None}, pil_kwargs={"compress_level": 4})
+        figure.savefig(partial, format="png", dpi=DPI, metadata={"Software": None}, pil_kwargs={"compress_level": 2})
 
 
 def overlay_figure(
     attention: SlideAttention,
     thumbnail_HWC: npt.NDArray[np.uint8],
-    slide_lv0: Size,
-    mpp_lv0_um: float,
     *,
     smooth_um: float = 0.0,
     scale: float = EVIDENCE_SCALE,
@@ -77,28 +73,24 @@ def overlay_figure(
     Args:
         attention: What to draw; it may have no tiles.
         thumbnail_HWC: (H, W, 3) RGB picture of the whole slide.
-        slide_lv0: Slide size in level-0 pixels.
-        mpp_lv0_um: µm per pixel at level 0.
         smooth_um: See `rasterize`.
         scale: Attribution of full colour, in log-odds; the same for all slides that are to be compared.
 
     Raises:
         PredictionError: If a tile starts outside the slide, or a value is not finite.
     """
-    check_on_slide(attention, slide_lv0)
+    check_on_slide(attention)
     picture = Size(thumbnail_HWC.shape[1], thumbnail_HWC.shape[0])
     maps = (raw_map(attention), percentile_map(attention), *evidence_maps(attention, scale))
     figure, (slide, *panels) = _figure_of(1 + len(maps), picture)
     write_head(figure, attention, smooth_um)
     _show(slide, thumbnail_HWC, "Slide")
-    _scale_bar(slide, picture, picture_mpp_um(slide_lv0, picture, mpp_lv0_um))
+    _scale_bar(slide, picture, picture_mpp_um(attention.grid, picture))
     for panel, one in zip(panels, maps, strict=True):
-        heatmap = rasterize(
-            attention.coords_N2, attention.tile_lv0, one.values_N, slide_lv0, picture, mpp_lv0_um, smooth_um=smooth_um
-        )
+        heatmap = rasterize(attention.grid, one.values_N, picture, smooth_um=smooth_um)
         _show(panel, blend(thumbnail_HWC, heatmap.values_HW, one.highest, signed=one.signed), one.name)
         _colour_bar(panel, one)
-    boxes_N4 = tile_boxes_px(attention.coords_N2, attention.tile_lv0, slide_lv0, picture)
+    boxes_N4 = tile_boxes_px(attention.grid, picture)
     outlined_N = _outlined(attention.role_N)
     _outline(slide, boxes_N4, outlined_N)
     _legend(slide, outlined_N)

@@ -19,7 +19,7 @@ from wsi_dbps.core.errors import PredictionError
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from wsi_dbps.core.geometry import Size
+    from wsi_dbps.core.geometry import Size, TileGrid
     from wsi_dbps.formats.attention import SlideAttention
 
 
@@ -43,24 +43,20 @@ class Window:
         """Width and height of a pixel of the picture, in level-0 pixels."""
         return self.width_lv0 / self.picture.width, self.height_lv0 / self.picture.height
 
-    def boxes_px(self, coords_N2: npt.NDArray[np.int64], tile_lv0: float) -> npt.NDArray[np.float64]:
+    def boxes_px(self, grid: TileGrid) -> npt.NDArray[np.float64]:
         """(N, 4) left, top, right, bottom of every tile in pixels of the picture; nothing is cut at its edges."""
-        corners_N2 = np.asarray(coords_N2, np.float64).reshape(-1, 2) - (self.x_lv0, self.y_lv0)
-        boxes_N4: npt.NDArray[np.float64] = np.concatenate([corners_N2, corners_N2 + tile_lv0], axis=1)
+        corners_N2 = grid.origins_lv0.astype(np.float64) - (self.x_lv0, self.y_lv0)
+        boxes_N4: npt.NDArray[np.float64] = np.concatenate([corners_N2, corners_N2 + grid.tile_lv0], axis=1)
         boxes_N4[:, 0::2] *= self.picture.width / self.width_lv0
         boxes_N4[:, 1::2] *= self.picture.height / self.height_lv0
         return boxes_N4
 
 
-def tile_boxes_px(
-    coords_N2: npt.NDArray[np.int64], tile_lv0: float, slide_lv0: Size, picture: Size
-) -> npt.NDArray[np.float64]:
+def tile_boxes_px(grid: TileGrid, picture: Size) -> npt.NDArray[np.float64]:
     """The edges of every tile on a picture of the whole slide.
 
     Args:
-        coords_N2: (N, 2) top-left corners (x, y) in level-0 pixels.
-        tile_lv0: Tile side in level-0 pixels; not always whole.
-        slide_lv0: Slide size in level-0 pixels.
+        grid: Where the tiles lie.
         picture: Size of the picture.
 
     Returns:
@@ -68,18 +64,18 @@ def tile_boxes_px(
         cut.
 
     Examples:
-        >>> from wsi_dbps.core.geometry import Size
-        >>> tile_boxes_px(np.array([[50, 0]]), 25.0, Size(100, 100), Size(20, 10)).tolist()
+        >>> from wsi_dbps.core.geometry import Size, TileGrid
+        >>> tile_boxes_px(TileGrid(np.array([[50, 0]]), 25.0, Size(100, 100)), Size(20, 10)).tolist()
         [[10.0, 0.0, 15.0, 2.5]]
     """
-    return Window.whole(slide_lv0, picture).boxes_px(coords_N2, tile_lv0)
+    return Window.whole(grid.slide_lv0, picture).boxes_px(grid)
 
 
-def picture_mpp_um(slide_lv0: Size, picture: Size, mpp_lv0_um: float) -> float:
+def picture_mpp_um(grid: TileGrid, picture: Size) -> float:
     """µm per pixel of a picture of the whole slide, by its longer side, which rounding changes least."""
     if picture.width >= picture.height:
-        return mpp_lv0_um * slide_lv0.width / picture.width
-    return mpp_lv0_um * slide_lv0.height / picture.height
+        return grid.mpp_lv0_um * grid.slide_lv0.width / picture.width
+    return grid.mpp_lv0_um * grid.slide_lv0.height / picture.height
 
 
 def round_length_um(longest_um: float) -> float:
@@ -104,22 +100,24 @@ def length_text(length_um: float) -> str:
     return f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm"
 
 
-def check_on_slide(attention: SlideAttention, slide_lv0: Size) -> None:
-    """Refuse attention that cannot be drawn on this slide.
+def check_on_slide(attention: SlideAttention) -> None:
+    """Refuse attention that cannot be drawn on its slide.
 
     Raises:
+        UnknownGridError: If the size of the slide is not known.
         PredictionError: If a tile starts outside the slide, its side is not known, or a weight is not finite.
     """
-    coords_N2 = attention.coords_N2
-    if not attention.tile_lv0 > 0:
+    origins_lv0 = attention.grid.origins_lv0
+    if not attention.grid.tile_lv0 > 0:
         raise PredictionError(
             f"{attention.slide_id}: the features do not say how large a tile is, so none can be drawn; make them with "
             "`wsi-dbps embed`, or ask for --format csv only"
         )
-    outside_N = ((coords_N2 < 0) | (coords_N2 >= [slide_lv0.width, slide_lv0.height])).any(axis=1)
+    slide_lv0 = attention.grid.slide_lv0
+    outside_N = ((origins_lv0 < 0) | (origins_lv0 >= [slide_lv0.width, slide_lv0.height])).any(axis=1)
     if outside_N.any():
         row = int(outside_N.argmax())
-        x, y = coords_N2[row].tolist()
+        x, y = origins_lv0[row].tolist()
         raise PredictionError(
             f"{attention.slide_id}: tile {row} starts at ({x}, {y}), outside the slide of {slide_lv0} px; "
             "the attention is of another slide, predict again"

@@ -13,6 +13,8 @@ from wsi_dbps.drawing.placement import Window, picture_mpp_um
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from wsi_dbps.core.geometry import TileGrid
+
 
 @dataclass(frozen=True)
 class Heatmap:
@@ -24,16 +26,7 @@ class Heatmap:
     """µm per pixel."""
 
 
-def rasterize(
-    coords_N2: npt.NDArray[np.int64],
-    tile_lv0: float,
-    values_N: npt.NDArray[np.floating],
-    slide_lv0: Size,
-    raster: Size,
-    mpp_lv0_um: float,
-    *,
-    smooth_um: float = 0.0,
-) -> Heatmap:
+def rasterize(grid: TileGrid, values_N: npt.NDArray[np.floating], raster: Size, *, smooth_um: float = 0.0) -> Heatmap:
     """The mean of the tiles over each pixel, each tile counting by the exact area of the pixel it covers.
 
     A pixel has a value where tiles cover half of it or more. Tiles too small to be sure of half a pixel lower that bar
@@ -41,64 +34,56 @@ def rasterize(
     overlapping tiles add up. What lies beyond the slide's edge is cut.
 
     Args:
-        coords_N2: (N, 2) top-left corners (x, y) in level-0 pixels; N may be 0.
-        tile_lv0: Tile side in level-0 pixels; not always whole.
+        grid: Where the tiles lie; there may be none.
         values_N: (N,) a finite value per tile.
-        slide_lv0: Slide size in level-0 pixels.
         raster: Size of the picture to make.
-        mpp_lv0_um: µm per pixel at level 0.
         smooth_um: Standard deviation of a Gaussian by which the tiles' neighbourhood counts too. Which pixels have a
             value does not change, and only area covered by tiles counts, so equal values stay as they are.
 
     Raises:
         ValueError: If a value is not finite, or the numbers of tiles and values differ.
     """
-    window = Window.whole(slide_lv0, raster)
-    values_HW = rasterize_window(coords_N2, tile_lv0, values_N, window, smooth_lv0=smooth_um / mpp_lv0_um)
-    return Heatmap(values_HW, picture_mpp_um(slide_lv0, raster, mpp_lv0_um))
+    values_HW = rasterize_window(grid, values_N, Window.whole(grid.slide_lv0, raster), smooth_um=smooth_um)
+    return Heatmap(values_HW, picture_mpp_um(grid, raster))
 
 
 def rasterize_window(
-    coords_N2: npt.NDArray[np.int64],
-    tile_lv0: float,
+    grid: TileGrid,
     values_N: npt.NDArray[np.floating],
     window: Window,
     *,
-    smooth_lv0: float = 0.0,
+    smooth_um: float = 0.0,
 ) -> npt.NDArray[np.float32]:
-    """(H, W) values over a part of the slide, NaN where there is no tile; as `rasterize`, smoothing in level-0 pixels.
+    """(H, W) values over a part of the slide, NaN where there is no tile; as `rasterize`.
 
     Raises:
         ValueError: If a value is not finite, or the numbers of tiles and values differ.
     """
-    return rasterize_channels(coords_N2, tile_lv0, values_N[None], window, smooth_lv0=smooth_lv0)[0]
+    return rasterize_channels(grid, values_N[None], window, smooth_um=smooth_um)[0]
 
 
 def rasterize_channels(
-    coords_N2: npt.NDArray[np.int64],
-    tile_lv0: float,
+    grid: TileGrid,
     values_KN: npt.NDArray[np.floating],
     window: Window,
     *,
-    smooth_lv0: float = 0.0,
+    smooth_um: float = 0.0,
 ) -> npt.NDArray[np.float32]:
     """(K, H, W) of several values per tile, in little more time than one takes; as `rasterize_window`.
 
     Raises:
         ValueError: If a value is not finite, or the numbers of tiles and values differ.
     """
-    if values_KN.shape[1:] != (len(coords_N2),) or not np.isfinite(values_KN).all():
-        raise ValueError(
-            f"needs a finite value per tile; found {values_KN.shape[1:]} values for {len(coords_N2)} tiles"
-        )
+    if values_KN.shape[1:] != (len(grid),) or not np.isfinite(values_KN).all():
+        raise ValueError(f"needs a finite value per tile; found {values_KN.shape[1:]} values for {len(grid)} tiles")
     out_KHW = np.full((len(values_KN), window.picture.height, window.picture.width), np.nan, np.float32)
-    ones_N = np.ones(len(coords_N2))
-    summed: _Sums | _SmoothSums = _Sums(coords_N2, tile_lv0, window)
+    ones_N = np.ones(len(grid))
+    summed: _Sums | _SmoothSums = _Sums(grid, window)
     area_HW = summed.of(ones_N)
-    covered_HW = area_HW >= _least_area(tile_lv0, window) - 1e-9
+    covered_HW = area_HW >= _least_area(grid.tile_lv0, window) - 1e-9
     if covered_HW.any():
-        if smooth_lv0:
-            summed = _SmoothSums(coords_N2, tile_lv0, window, smooth_lv0)
+        if smooth_um:
+            summed = _SmoothSums(grid, window, smooth_um / grid.mpp_lv0_um)
             area_HW = summed.of(ones_N)
         area = area_HW[covered_HW]
         for values_HW, values_N in zip(out_KHW, values_KN, strict=True):
@@ -142,14 +127,14 @@ class _SmoothSums:
     picture. It reaches beyond the window as far as anything counts: a crop is smoothed as the whole slide is.
     """
 
-    def __init__(self, coords_N2: npt.NDArray[np.int64], tile_lv0: float, window: Window, sigma_lv0: float) -> None:
+    def __init__(self, grid: TileGrid, window: Window, sigma_lv0: float) -> None:
         pixel = np.array(window.pixel_lv0)
         step = np.maximum(pixel, sigma_lv0 / _PER_SIGMA)
         beyond = np.ceil(_PER_SIGMA * sigma_lv0 / step).astype(int) + 1
         width, height = (np.ceil((window.width_lv0, window.height_lv0) / step).astype(int) + 2 * beyond).tolist()
         x, y = (window.x_lv0, window.y_lv0) - beyond * step
-        grid = Window(x, y, width * step[0], height * step[1], Size(width, height))
-        self._sums, self._sigma_px = _Sums(coords_N2, tile_lv0, grid), sigma_lv0 / step[::-1]
+        coarse = Window(x, y, width * step[0], height * step[1], Size(width, height))
+        self._sums, self._sigma_px = _Sums(grid, coarse), sigma_lv0 / step[::-1]
         self._columns, self._rows = (
             (np.arange(count) + 0.5) * pixel[axis] / step[axis] + beyond[axis] - 0.5
             for axis, count in enumerate((window.picture.width, window.picture.height))
@@ -181,9 +166,9 @@ class _Sums:
     the cost does not depend on the size of the tiles. Where the units drop is the same for all values.
     """
 
-    def __init__(self, coords_N2: npt.NDArray[np.int64], tile_lv0: float, window: Window) -> None:
+    def __init__(self, grid: TileGrid, window: Window) -> None:
         picture = window.picture
-        boxes_N4 = window.boxes_px(coords_N2, tile_lv0)
+        boxes_N4 = window.boxes_px(grid)
         inside_N = (boxes_N4[:, 2:] > 0).all(axis=1)
         self._seen_N = inside_N & (boxes_N4[:, :2] < (picture.width, picture.height)).all(axis=1)
         left, top, right, bottom = boxes_N4[self._seen_N].T

@@ -45,7 +45,6 @@ def draw_sheet(
     path: Path,
     attention: SlideAttention,
     patches: Callable[[Sequence[int]], npt.NDArray[np.uint8]],
-    mpp_lv0_um: float,
 ) -> None:
     """Write a PNG with up to `PER_KIND` patches of each kind, and below each its scores and its corner at level 0.
 
@@ -53,7 +52,6 @@ def draw_sheet(
         path: PNG to write.
         attention: Whose patches.
         patches: Gives (n, P, P, 3) RGB pixels of the rows asked for.
-        mpp_lv0_um: µm per pixel at level 0.
 
     Raises:
         PredictionError: If evidence does not fit, or is not finite.
@@ -83,7 +81,7 @@ def draw_sheet(
             panel.text(0, -0.04, caption(int(row)), fontsize=7.2, color=INK, va="top", linespacing=1.35,
                        transform=panel.transAxes, parse_math=False)  # fmt: skip
             if shown == 0:
-                _scale_bar(panel, pixels.shape[2], attention.tile_lv0 * mpp_lv0_um)
+                _scale_bar(panel, pixels.shape[2], attention.grid.tile_lv0 * attention.grid.mpp_lv0_um)
             shown += 1
         top += _NAME + _CELL + _TEXT
     figure.text(_MARGIN / width, 0.12 / height, legend, fontsize=7.2, color=GREY, parse_math=False)
@@ -101,7 +99,7 @@ def _captions(attention: SlideAttention) -> tuple[str, Callable[[int], str]]:
 
     def caption(row: int) -> str:
         second = f"{percentile_N[row]:.2f} %" + (f" · {evidence.values_N[row]:+.2g}" if evidence is not None else "")
-        x, y = attention.coords_N2[row].tolist()
+        x, y = attention.grid.origins_lv0[row].tolist()
         return f"#{rank_N[row]:,} · {shares_N[row]:.2g}×\n{second}\n({x}, {y})"
 
     rank_N = ranks(attention.weights_N)

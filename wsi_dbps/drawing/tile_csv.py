@@ -30,11 +30,12 @@ def write_scores(path: Path, attention: SlideAttention) -> None:
         OutputError: If the file cannot be written.
     """
     evidence_NC = checked_evidence(attention)
-    side = "" if math.isnan(attention.tile_lv0) else repr(attention.tile_lv0)
+    grid = attention.grid
+    side = "" if math.isnan(grid.tile_lv0) else repr(grid.tile_lv0)
     columns = {
-        "x": attention.coords_N2[:, 0].tolist(),
-        "y": attention.coords_N2[:, 1].tolist(),
-        "tile_lv0": [side] * len(attention.coords_N2),
+        "x": grid.origins_lv0[:, 0].tolist(),
+        "y": grid.origins_lv0[:, 1].tolist(),
+        "tile_lv0": [side] * len(grid),
         "attention": shortest(attention.weights_N),
         "percentile": [repr(round(p, 4)) for p in (100 * percentile_ranks(attention.weights_N)).tolist()],
         "role": [ROLES[role] for role in attention.role_N],
@@ -45,4 +46,4 @@ def write_scores(path: Path, attention: SlideAttention) -> None:
     with written_whole(path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["row", *columns])
-        writer.writerows(zip(range(len(attention.coords_N2)), *columns.values(), strict=True))
+        writer.writerows(zip(range(len(grid)), *columns.values(), strict=True))

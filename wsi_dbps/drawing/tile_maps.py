@@ -140,10 +140,10 @@ def checked_evidence(attention: SlideAttention) -> npt.NDArray[np.float64] | Non
     found = attention.evidence_NC
     if found is None:
         return None
-    if found.shape != (len(attention.coords_N2), len(attention.classes)) or not np.isfinite(found).all():
+    if found.shape != (len(attention.grid), len(attention.classes)) or not np.isfinite(found).all():
         raise PredictionError(
             f"{attention.slide_id}: its attention file holds evidence of shape {found.shape} for "
-            f"{len(attention.coords_N2)} tiles and {len(attention.classes)} classes, or some that is not finite; "
+            f"{len(attention.grid)} tiles and {len(attention.classes)} classes, or some that is not finite; "
             "predict again"
         )
     return found.astype(np.float64)

@@ -159,7 +159,7 @@ def measure_faithfulness(
 
 
 def _slide(predictor: Predictor, record: SlideRecord, config: FaithfulnessConfig) -> SlideFaithfulness:
-    check_same_patches(record.slide_id, [member.cache(record).coords_N2 for member in predictor.members])
+    check_same_patches(record.slide_id, [member.cache(record).grid for member in predictor.members])
     members = [_member(member, record, config) for member in predictor.members]
     deletion_F, deletion_random_F, insertion_F, insertion_random_F = np.mean([m.curves_4F for m in members], axis=0)
     overlaps = [member.salient_overlap for member in members if member.salient_overlap is not None]

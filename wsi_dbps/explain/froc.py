@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from shapely.geometry.base import BaseGeometry
 
+    from wsi_dbps.core.geometry import TileGrid
+
 MERGE_UM: Final = 75.0
 """Areas closer than this, about five tumour cells, are one lesion."""
 ITC_UM: Final = 200.0
@@ -49,18 +51,16 @@ class SlideHits:
     """Confidences of the detections that lie in no lesion."""
 
 
-def peaks(
-    coords_N2: npt.NDArray[np.int64], tile_lv0: float, scores_N: npt.NDArray[np.floating]
-) -> npt.NDArray[np.int64]:
+def peaks(grid: TileGrid, scores_N: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
     """Rows of the tiles that score above all tiles that touch or overlap them; of equals the first row counts more."""
     from scipy.spatial import cKDTree
 
-    if not len(coords_N2):
+    if not len(grid):
         return np.zeros(0, np.int64)
-    pairs = cKDTree(coords_N2).query_pairs(tile_lv0 + 1.0, p=np.inf, output_type="ndarray")
+    pairs = cKDTree(grid.origins_lv0).query_pairs(grid.tile_lv0 + 1.0, p=np.inf, output_type="ndarray")
     first, second = pairs.min(axis=1), pairs.max(axis=1)
     lower = np.where(scores_N[second] > scores_N[first], first, second)
-    is_peak_N = np.ones(len(coords_N2), bool)
+    is_peak_N = np.ones(len(grid), bool)
     is_peak_N[lower] = False
     return np.flatnonzero(is_peak_N)
 

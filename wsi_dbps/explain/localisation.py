@@ -12,25 +12,25 @@ import numpy as np
 
 from wsi_dbps.cohort.annotations import lesion_shares, read_lesion
 from wsi_dbps.cohort.each_slide import each_slide
-from wsi_dbps.core.errors import PredictionError
+from wsi_dbps.core.errors import PredictionError, SlideError
+from wsi_dbps.core.geometry import TileGrid
 from wsi_dbps.explain import froc
 from wsi_dbps.formats.attention import attention_path, read_attention
+from wsi_dbps.formats.features import open_bag
 from wsi_dbps.metrics.bootstrap import TWO_CASES, Estimate, MetricsConfig, estimates, mean_estimate
 from wsi_dbps.metrics.perfect import share_interval
+from wsi_dbps.slides.open import open_slide
+from wsi_dbps.tiling.plan import resolve_mpp
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Collection, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
 
     from wsi_dbps.cohort.cohort import Cohort, SlideRecord
-    from wsi_dbps.core.geometry import Size
     from wsi_dbps.formats.attention import SlideAttention
     from wsi_dbps.formats.predictions import Prediction, Predictions
-
-    Frame = Callable[[SlideRecord], tuple[Size, float]]
-    """A slide's size, and µm per pixel, at level 0."""
 
 Score = Literal["attention", "evidence"]
 LESION_SHARE: Final = 0.5
@@ -130,9 +130,10 @@ def locate_slides(
     predictions: Predictions,
     folder: Path,
     cohort: Cohort,
-    frame: Frame,
     score: Score = "attention",
     names: Collection[str] = (),
+    *,
+    caches: Path | None = None,
 ) -> Located:
     """Lay the tiles of every predicted slide on its lesion; a slide with which it cannot be done is named.
 
@@ -142,9 +143,9 @@ def locate_slides(
         predictions: Which slides.
         folder: Where their attention is.
         cohort: Their labels and annotations.
-        frame: The size and mpp of a slide.
         score: What tiles are scored by.
         names: As in `read_lesion`.
+        caches: Where attention files do not say size and mpp of their slides: `slide_grid`.
 
     Raises:
         PredictionError: If a predicted slide is not in the cohort, or all slides failed, or all that are annotated.
@@ -160,7 +161,9 @@ def locate_slides(
     def one(record: SlideRecord) -> None:
         path = attention_path(folder, record.slide_id)
         attention = _attention_of(of_id[record.slide_id], predictions.classes, path)
-        slides.append(_located(record, attention, frame, score, names, is_free=record.label == free))
+        if not attention.grid.knows("slide_lv0", "mpp_lv0_um"):
+            attention = attention.with_slide(slide_grid(record, caches))
+        slides.append(_located(record, attention, score, names, is_free=record.label == free))
 
     failed = each_slide("localising", known, one)
     needed = {record.slide_id for record in known if record.annotations is not None} or {r.slide_id for r in known}
@@ -178,7 +181,7 @@ def _attention_of(row: Prediction, classes: tuple[str, ...], path: Path) -> Slid
     found = attention.prediction.probabilities
     if attention.classes != classes or not np.allclose(found, row.probabilities, rtol=0, atol=1e-6):
         raise PredictionError(f"{path}: is not of the prediction in predictions.csv; predict again")
-    if not attention.tile_lv0 > 0:
+    if not attention.grid.tile_lv0 > 0:
         raise PredictionError(
             f"{path}: the features do not say how large a tile is, so none can be laid on annotations; make them with "
             "`wsi-dbps embed`"
@@ -186,29 +189,45 @@ def _attention_of(row: Prediction, classes: tuple[str, ...], path: Path) -> Slid
     return attention
 
 
+def slide_grid(record: SlideRecord, caches: Path | None) -> TileGrid:
+    """A slide's size and mpp, from its cache or features, or else from the slide file itself, which then has no tiles.
+
+    Raises:
+        CacheError: If the folder has no such cache, or features that do not say.
+        SlideError: If the slide cannot be opened.
+        MissingMppError: If nothing says how large a pixel is.
+    """
+    if caches is not None:
+        return open_bag(caches, record.slide_id, mpp_lv0_um=record.mpp_um, slide=record.file).grid
+    if record.file is None:
+        raise SlideError(f"{record.slide_id}: neither --caches nor a path in the manifest say how large the slide is")
+    with open_slide(record.file) as slide:
+        mpp_um = resolve_mpp(record.slide_id, record.mpp_um, slide.info.mpp_um)[0]
+        return TileGrid(np.empty((0, 2), np.int64), np.nan, slide.info.size_lv0, mpp_um)
+
+
 def _located(
-    record: SlideRecord, attention: SlideAttention, frame: Frame, score: Score, names: Collection[str], *, is_free: bool
+    record: SlideRecord, attention: SlideAttention, score: Score, names: Collection[str], *, is_free: bool
 ) -> LocatedSlide:
-    slide_lv0, mpp_lv0_um = frame(record)
-    lesion = read_lesion(record, slide_lv0, names) if record.annotations is not None else None
+    grid = attention.grid
+    lesion = read_lesion(record, grid.slide_lv0, names) if record.annotations is not None else None
     if lesion is not None and lesion.is_empty and not is_free:
         raise PredictionError(
             f"{record.slide_id}: {record.annotations} holds no area of lesion, though the slide is labelled "
             f"{record.label}; empty its cell in the manifest if it was not annotated"
         )
     scores_N, confidence_N = tile_scores(attention, score)
-    coords_N2, tile_lv0 = attention.coords_N2, attention.tile_lv0
-    if not 0 < tile_lv0 < np.inf:
+    if not 0 < grid.tile_lv0 < np.inf:
         raise PredictionError(
             f"{record.slide_id}: its features do not say how large a tile is; make them with `wsi-dbps embed`"
         )
-    if ((coords_N2 < 0) | (coords_N2 >= (slide_lv0.width, slide_lv0.height))).any():
+    if ((grid.origins_lv0 < 0) | (grid.origins_lv0 >= (grid.slide_lv0.width, grid.slide_lv0.height))).any():
         raise PredictionError(
-            f"{record.slide_id}: tiles lie outside the slide of {slide_lv0} px; its attention is of another slide"
+            f"{record.slide_id}: tiles lie outside the slide of {grid.slide_lv0} px; its attention is of another slide"
         )
-    shares_N = np.zeros(len(coords_N2)) if lesion is None else lesion_shares(lesion, coords_N2, tile_lv0)
-    rows = froc.peaks(coords_N2, tile_lv0, confidence_N)
-    hits = froc.slide_hits(coords_N2[rows] + tile_lv0 / 2, confidence_N[rows], lesion, mpp_lv0_um)
+    shares_N = np.zeros(len(grid)) if lesion is None else lesion_shares(lesion, grid)
+    rows = froc.peaks(grid, confidence_N)
+    hits = froc.slide_hits(grid.origins_lv0[rows] + grid.tile_lv0 / 2, confidence_N[rows], lesion, grid.mpp_lv0_um)
     return LocatedSlide(record.slide_id, record.case_id, record.label, scores_N, shares_N, hits)
 
 

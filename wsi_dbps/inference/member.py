@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from wsi_dbps.bags.bags import CacheBag, PatchReader, open_cache
-from wsi_dbps.core.errors import CheckpointError, PredictionError, WsiDbpsError
+from wsi_dbps.core.errors import CheckpointError, PredictionError, WsiDbpsError, one_line
 from wsi_dbps.formats.attention import ROLES, SlideAttention
 from wsi_dbps.formats.predictions import Prediction
 
@@ -51,7 +51,7 @@ class Member:
         except (CheckpointError, torch.OutOfMemoryError):
             raise
         except (WsiDbpsError, RuntimeError, TypeError, ValueError, AttributeError, KeyError) as error:
-            said = " ".join(str(error).split())[:200]
+            said = one_line(error)
             raise CheckpointError(f"{path}: no model can be built from it: {said}; train again") from None
         for name, values in model.state_dict().items():
             if values.is_floating_point() and not torch.isfinite(values).all():
@@ -102,8 +102,7 @@ class Member:
                 record.slide_id, record.case_id, record.split, record.label, len(cache), probabilities
             ),
             classes=self.checkpoint.classes,
-            coords_N2=cache.coords_N2,
-            tile_lv0=cache.tile_lv0,
+            grid=cache.grid,
             logits_NR=output.attention_RN.T.contiguous().numpy(),
             weights_N=output.weights_N.numpy(),
             role_N=role_N,

@@ -12,6 +12,7 @@ from wsi_dbps.bags.bags import PatchReader
 from wsi_dbps.core.digests import digest
 from wsi_dbps.core.errors import CacheError, PredictionError
 from wsi_dbps.formats.attention import ROLES, SlideAttention, attention_path, read_attention
+from wsi_dbps.formats.reuse import differences, refuse_others
 from wsi_dbps.inference.member import Member
 from wsi_dbps.models.device import pick_device
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from wsi_dbps.bags.bags import BagFile
     from wsi_dbps.cohort.cohort import SlideRecord
     from wsi_dbps.core.files import PathLike
+    from wsi_dbps.core.geometry import TileGrid
     from wsi_dbps.training.checkpoint import Checkpoint
 
 
@@ -79,11 +81,16 @@ class Predictor:
         """
         path = attention_path(folder, record.slide_id)
         attention = read_attention(path)
-        if attention.checkpoint_fingerprint != self.fingerprint:
-            asked = ", ".join(str(member.checkpoint.path) for member in self.members)
-            raise PredictionError(f"{path}: comes from another checkpoint than {asked}; predict again")
-        if attention.cache_fingerprint != self.cache(record).fingerprint:
-            raise PredictionError(f"{path}: comes from another cache of the slide; predict again")
+        checkpoints = ", ".join(str(member.checkpoint.path) for member in self.members)
+        differ = differences(
+            {"checkpoint": attention.checkpoint_fingerprint, "cache": attention.cache_fingerprint},
+            {"checkpoint": self.fingerprint, "cache": self.cache(record).fingerprint},
+            words={
+                "checkpoint": f"comes from another checkpoint than {checkpoints}",
+                "cache": "comes from another cache of the slide",
+            },
+        )
+        refuse_others(str(path), differ, "predict again", raised=PredictionError)
         return attention
 
     def kept_or_new(self, record: SlideRecord, folder: Path) -> SlideAttention:
@@ -117,7 +124,7 @@ def together(members: Sequence[SlideAttention]) -> SlideAttention:
     first = members[0]
     if len(members) == 1:
         return first
-    check_same_patches(first.slide_id, [member.coords_N2 for member in members])
+    check_same_patches(first.slide_id, [member.grid for member in members])
 
     def mean(field: str) -> npt.NDArray[np.float32]:
         stacked = np.stack([getattr(member, field) for member in members])
@@ -140,13 +147,13 @@ def together(members: Sequence[SlideAttention]) -> SlideAttention:
     )
 
 
-def check_same_patches(slide_id: str, coords: Sequence[npt.NDArray[np.int64]]) -> None:
+def check_same_patches(slide_id: str, grids: Sequence[TileGrid]) -> None:
     """Refuse runs that cannot be held against each other patch by patch.
 
     Raises:
-        PredictionError: If the (N, 2) corners differ.
+        PredictionError: If the corners of their tiles differ.
     """
-    if not all(np.array_equal(other_N2, coords[0]) for other_N2 in coords[1:]):
+    if not all(np.array_equal(other.origins_lv0, grids[0].origins_lv0) for other in grids[1:]):
         raise PredictionError(f"{slide_id}: the runs take different patches of it; take each alone")
 
 

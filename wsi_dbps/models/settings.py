@@ -42,15 +42,15 @@ class EncoderConfig:
 
 @settings
 class SelectionConfig:
-    """Which patches of a bag are encoded with gradient, which are recycled. Symbols: docs/method.md."""
+    """Which patches of a bag are salient (encoded with gradient) and which sub-salient. Symbols: docs/method.md."""
 
     preset: Literal["dbps", "dbps+", "ips", "random", "full"] = "dbps"
     """Member of the family; it fixes what makes it that member, see `PRESETS`."""
     num_salient: int = 16
-    """M, patches in the fundamental buffer: encoded with gradient."""
+    """M, patches in the salient buffer (the paper's fundamental buffer): encoded with gradient."""
     num_subsalient: int | Literal["all"] = 64
-    """S, embeddings in the auxiliary buffer: encoded without gradient and recycled. `all`: every kept patch that is not
-    salient."""
+    """S, patches in the sub-salient buffer (the paper's auxiliary buffer): encoded without gradient, and pooled with
+    the salient. `all`: every kept patch that is not salient."""
     subsalient_grad: Literal["none", "exact"] = "none"
     """`none`: the encoder learns from the salient patches alone (the published method). `exact`: from the sub-salient
     too, which are encoded and back-propagated in parts: the gradient of M + S patches in the memory of M."""
@@ -60,18 +60,18 @@ class SelectionConfig:
     predict_selector: Literal["streaming", "global", "random", "all"] = "global"
     """How they are filled in validation and prediction."""
     temperature: float = 1.0
-    """Of the draws of `sampled`: chances are in proportion to score ** (1 / temperature)."""
+    """Temperature of the draws of `sampled`: chances are in proportion to score ** (1 / temperature)."""
     drop_rate: float = 0.0
-    """r, share of the other patches dropped at random at each training visit, before any is read."""
+    """r, fraction of the other patches that are dropped at random at each training visit, before any is read."""
     num_kept: int | None = None
     """N', at most this many patches at each training visit, in place of `drop_rate`."""
     chunk_size: int = 64
     """L, patches encoded at once without gradient."""
     exploration: float = 0.0
-    """First share of training over which exploration falls from 1 to 0: until the encoder has learnt anything, its own
-    attention is a poor guide."""
+    """Fraction of training over which exploration decays linearly from 1 to 0: until the encoder has learnt anything,
+    its own attention is a poor guide."""
     exploration_kind: Literal["random", "gumbel"] = "random"
-    """What falls: the chance that a visit fills the buffers at `random`, or the scale of `gumbel` noise on the logits
+    """What decays: the chance that a visit fills the buffers at `random`, or the scale of `gumbel` noise on the logits
     that patches are ranked by (at scale 1 a draw in proportion to attention)."""
 
     def __post_init__(self) -> None:
@@ -93,7 +93,7 @@ class SelectionConfig:
 
     @property
     def most_subsalient(self) -> int | None:
-        """S; None where all that are not salient are recycled."""
+        """S; None where every patch that is not salient is sub-salient."""
         return None if self.num_subsalient == "all" else self.num_subsalient
 
 
@@ -117,8 +117,8 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
         "aggregator.name": "abmilx",
     },
 }
-"""What each preset fixes: plain end-to-end learning on every patch; M at random; selection without recycling; both;
-triple sampling that recycles all, under ABMILX."""
+"""What each preset fixes. `full`: plain end-to-end learning on every patch. `random`: M patches at random. `ips`:
+selection without sub-salient patches. `dbps`: nothing. `dbps+`: triple sampling, all others sub-salient, ABMILX."""
 
 
 def with_preset(tables: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -154,13 +154,13 @@ class AggregatorConfig:
     """How the embeddings of a bag become one slide-level output."""
 
     name: Literal["dual", "concat", "abmil", "abmilx"] = "dual"
-    """`dual`: salient patches make the query that pools the recycled ones (the published method). `concat`: one
+    """`dual`: salient patches make the query that pools the sub-salient ones (the published method). `concat`: one
     attention over both. `abmil`: gated attention over both. `abmilx`: that with several heads, each patch's attention
     refined by that of the patches like it."""
     num_heads: int = 8
     """H; divides the embedding size. `abmil` has one head whatever is set."""
     dropout: float = 0.1
-    """Share of units dropped in training, after each pooling and after the inner layer."""
+    """Fraction of units dropped in training, after each pooling and after the inner layer."""
     position: Literal["none", "sinusoidal"] = "none"
     """`sinusoidal` adds each patch's place on the slide, in patch sides, to its embedding, for scoring and pooling."""
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 NATIVE_TOLERANCE: Final = 0.02
 """A level up to this share coarser than what is asked for still serves: 0.5034 µm/px for 0.5."""
-_BAND_BYTES: Final = 64_000_000
+BAND_BYTES: Final = 64_000_000
+"""Pixels of a slide without coarse levels that are held at a time while its thumbnail is made."""
 _LANCZOS_SUPPORT: Final = 3
 """How many result pixels away a pixel still counts."""
 
@@ -82,7 +83,7 @@ def _snap(value: float) -> float:
     return float(round(value)) if abs(value - round(value)) < 1e-6 else value
 
 
-def thumbnail(reader: SlideReader, max_px: int) -> npt.NDArray[np.uint8]:
+def thumbnail(reader: SlideReader, max_px: int, *, band_bytes: int = BAND_BYTES) -> npt.NDArray[np.uint8]:
     """(H, W, 3) picture of the whole slide, its longer side at most `max_px`, never enlarged.
 
     Where the longer side of a level lies between a quarter of `max_px` and all of it, that level is the picture, as it
@@ -96,7 +97,7 @@ def thumbnail(reader: SlideReader, max_px: int) -> npt.NDArray[np.uint8]:
     out = fit_within(size_lv0, max_px)
     level = best_level(reader.info.levels, size_lv0.width / out.width)
     level_size = reader.info.levels[level].size
-    lines = max(1, _BAND_BYTES // (3 * level_size.width) * out.height // level_size.height)
+    lines = max(1, band_bytes // (3 * level_size.width) * out.height // level_size.height)
     scale_y = size_lv0.height / out.height
     margin = math.ceil(_LANCZOS_SUPPORT * max(1.0, scale_y / reader.info.levels[level].downsample))
     bands = [

@@ -100,12 +100,13 @@ def _card(slide_id: str, caches: Path, row: dict[str, str]) -> Card:
         warnings = (*_warnings(mask_HW, len(cache), len(cache.dropped())), *filter(None, [row.get("reason")]))
     except CacheError as error:
         return Card(slide_id, "", (row.get("reason") or str(error),), None, None)
+    grid = cache.grid
     caption = (
-        f"{len(cache)} patches of {cache.size_px} px at {cache.attrs['mpp_patch']:.4g} µm/px "
-        f"({cache.attrs.get('pixel_path', '')}); slide {cache.slide_lv0} px at {cache.mpp_lv0_um:.4g} µm/px; "
+        f"{len(cache)} patches of {grid.size_px} px at {grid.mpp_um:.4g} µm/px "
+        f"({cache.facts.pixel_path}); slide {grid.slide_lv0} px at {grid.mpp_lv0_um:.4g} µm/px; "
         f"{mask_HW.mean():.0%} tissue"
     )
-    return Card(slide_id, caption, warnings, _picture(cache, thumbnail, mask_HW), cache.mpp_lv0_um)
+    return Card(slide_id, caption, warnings, _picture(cache, thumbnail, mask_HW), grid.mpp_lv0_um)
 
 
 def _warnings(mask_HW: npt.NDArray[np.bool_], num_patches: int, num_dropped: int) -> Iterator[str]:
@@ -133,8 +134,10 @@ def _picture(cache: PatchCache, thumbnail: npt.NDArray[np.uint8], mask_HW: npt.N
     pixels[mask & ~inner] = OUTLINE_RGB
     image = Image.fromarray(pixels)
     draw = ImageDraw.Draw(image, "RGBA")
-    scale = np.array(image.size) / (cache.slide_lv0.width, cache.slide_lv0.height)
-    for (x0, y0), (x1, y1) in zip(cache.coords_N2 * scale, (cache.coords_N2 + cache.tile_lv0) * scale, strict=True):
+    grid = cache.grid
+    scale = np.array(image.size) / (grid.slide_lv0.width, grid.slide_lv0.height)
+    low_N2, high_N2 = grid.origins_lv0 * scale, (grid.origins_lv0 + grid.tile_lv0) * scale
+    for (x0, y0), (x1, y1) in zip(low_N2, high_N2, strict=True):
         if x1 - x0 >= 4:
             draw.rectangle((x0, y0, x1, y1), outline=(*TILE_RGB, 150))
         else:  # too small for lines

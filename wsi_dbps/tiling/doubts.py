@@ -43,9 +43,9 @@ SMALLEST_DIFFERENCE: Final = 0.005
 def slide_notes(decided: SlidePlan) -> Iterator[str]:
     """What a user should know about a slide before relying on its patches, a line each."""
     plan, file_um = decided.plan, decided.info.mpp_um
-    known_um = file_um if file_um is not None and is_plausible(file_um) else plan.mpp_lv0_um
-    if abs(plan.mpp_lv0_um / known_um - 1) > MPP_DISAGREEMENT:
-        yield f"the manifest says {plan.mpp_lv0_um:g} µm/px and the file {file_um:.4g}; the manifest is believed"
+    known_um = file_um if file_um is not None and is_plausible(file_um) else plan.grid.mpp_lv0_um
+    if abs(plan.grid.mpp_lv0_um / known_um - 1) > MPP_DISAGREEMENT:
+        yield f"the manifest says {plan.grid.mpp_lv0_um:g} µm/px and the file {file_um:.4g}; the manifest is believed"
     yield from _mask_notes(decided)
     if decided.spec.icc == "srgb" and not decided.info.icc_profile:
         yield "no ICC profile that can be read; its colours are taken for sRGB"
@@ -53,8 +53,8 @@ def slide_notes(decided: SlidePlan) -> Iterator[str]:
         yield f"{past} of {len(plan)} given tiles reach past the slide's edge; their patches are white there"
     if len(plan):
         return
-    if min(plan.slide_lv0.width, plan.slide_lv0.height) < plan.tile_lv0:
-        yield f"smaller ({plan.slide_lv0} px) than one tile of {plan.tile_lv0:g} px; no patches"
+    if min(plan.grid.slide_lv0.width, plan.grid.slide_lv0.height) < plan.grid.tile_lv0:
+        yield f"smaller ({plan.grid.slide_lv0} px) than one tile of {plan.grid.tile_lv0:g} px; no patches"
     elif not decided.mask.mask_HW.any():
         yield "no tissue found; no patches"
     else:
@@ -68,7 +68,7 @@ def _mask_notes(decided: SlidePlan) -> Iterator[str]:
     yield from colour_doubts(decided.thumbnail_HWC, mask_HW if method in METHODS else None)
     if method in METHODS:
         yield from tissue_doubts(
-            decided.thumbnail_HWC, plan.slide_lv0, plan.mpp_lv0_um, method, drop_pen=plan.spec.drop_pen
+            decided.thumbnail_HWC, plan.grid.slide_lv0, plan.grid.mpp_lv0_um, method, drop_pen=plan.spec.drop_pen
         )
     elif "none" not in (method, plan.spec.tissue) and mask_HW.all():
         yield "its mask takes the whole slide for tissue; is it the mask, and not a picture of the slide?"

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from wsi_dbps.core.geometry import Size
 
-    Rings = list[list[tuple[float, float]]]
+    Rings = list[npt.NDArray[np.float64]]
+    """(P, 2) points of each."""
 
 
 MAX_POINTS: Final = 200_000
@@ -33,6 +34,8 @@ COLOURED: Final = 0.01
 """Share of coloured pixels above which an image may be a picture."""
 MAX_COLOURS: Final = 64
 """Most colours that a mask in colour is painted with."""
+_NO_GEOJSON: Final = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError)
+"""What json and shapely raise on text that is no GeoJSON, besides `ShapelyError`."""
 
 
 def read_mask(path: Path, slide_lv0: Size, grid: Size) -> TissueMask:
@@ -85,11 +88,14 @@ def _is_picture(pixels_HWC: npt.NDArray[np.uint8]) -> bool:
 
 
 def _drawn(path: Path, slide_lv0: Size, grid: Size) -> npt.NDArray[np.bool_]:
+    from shapely.errors import ShapelyError
+
     try:
-        polygons = list(_polygons(json.loads(path.read_text(encoding="utf-8-sig"))))
+        with np.errstate(invalid="ignore", over="ignore"):  # of coordinates that are then refused
+            polygons = list(_polygons(json.loads(path.read_text(encoding="utf-8-sig"))))
     except OSError as error:
         raise SlideError(f"mask {path}: cannot be read: {error.strerror}") from None
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+    except (ShapelyError, *_NO_GEOJSON) as error:
         raise SlideError(f"mask {path}: not GeoJSON: {error!r}") from None
     if not polygons:
         raise SlideError(f"mask {path}: holds no polygon")
@@ -101,7 +107,7 @@ def _drawn(path: Path, slide_lv0: Size, grid: Size) -> npt.NDArray[np.bool_]:
     scale_x, scale_y = grid.width / slide_lv0.width, grid.height / slide_lv0.height
     picture = Image.new("1", (grid.width, grid.height))
     for rings in polygons:
-        drawn = [np.array(ring) * [scale_x, scale_y] - 0.5 for ring in rings]
+        drawn = [ring * [scale_x, scale_y] - 0.5 for ring in rings]
         left, top = np.clip(np.floor(drawn[0].min(0)), 0, picture.size).astype(int).tolist()
         right, bottom = np.clip(np.ceil(drawn[0].max(0)) + 1, 0, picture.size).astype(int).tolist()
         if right <= left or bottom <= top:
@@ -116,6 +122,9 @@ def _drawn(path: Path, slide_lv0: Size, grid: Size) -> npt.NDArray[np.bool_]:
 
 def _polygons(node: Any) -> Iterator[Rings]:
     """The rings of every polygon, its outline first; lists of features, as QuPath once wrote them, are taken too."""
+    import shapely
+    from shapely.geometry import shape
+
     if isinstance(node, list):
         for part in node:
             yield from _polygons(part)
@@ -127,14 +136,9 @@ def _polygons(node: Any) -> Iterator[Rings]:
     elif kind == "GeometryCollection":
         yield from _polygons(node["geometries"])
     elif kind in ("Polygon", "MultiPolygon"):
-        for polygon in [node["coordinates"]] if kind == "Polygon" else node["coordinates"]:
-            yield [_ring(ring) for ring in polygon]
-
-
-def _ring(points: list[list[float]]) -> list[tuple[float, float]]:
-    if len(points) < 3:
-        raise ValueError(f"a ring of {len(points)} points")
-    ring = [(float(x), float(y)) for x, y, *_ in points]
-    if not all(abs(value) < FARTHEST for point in ring for value in point):
-        raise ValueError("a coordinate that is no place on a slide")
-    return ring
+        geometry = shape(node)
+        if not (np.abs(shapely.get_coordinates(geometry)) < FARTHEST).all():
+            raise ValueError("a coordinate that is no place on a slide")
+        for polygon in shapely.get_parts(geometry):
+            if not polygon.is_empty:
+                yield [shapely.get_coordinates(ring) for ring in (polygon.exterior, *polygon.interiors)]

@@ -13,7 +13,7 @@ import numpy as np
 
 from wsi_dbps.core.errors import UnreadableSlideError
 from wsi_dbps.core.geometry import Size
-from wsi_dbps.formats.patch_cache import encode_jpeg
+from wsi_dbps.formats.cache_writer import encode_jpeg
 from wsi_dbps.slides.icc import in_colours
 from wsi_dbps.slides.jpeg_tiles import Damaged, JpegLevel
 from wsi_dbps.slides.readers.tiles import TileReader
@@ -91,7 +91,7 @@ def copied(
     Raises:
         SlideError: If the file cannot be read.
     """
-    cells_N2 = np.rint(plan.origins_lv0 / plan.tile_lv0).astype(np.int64)
+    cells_N2 = np.rint(plan.grid.origins_lv0 / plan.grid.tile_lv0).astype(np.int64)
     stored_N = ~plan.past_edge
     stored_N[stored_N] = tiles.counts[cells_N2[stored_N, 1], cells_N2[stored_N, 0]] > 0
     stored_cells_N2 = cells_N2[stored_N]
@@ -151,11 +151,11 @@ def in_threads(work: Callable[[S], T], items: Iterable[S], threads: int) -> Iter
 
 def patch_pixels(reader: SlideReader, level: int, plan: TilePlan, i: int) -> npt.NDArray[np.uint8]:
     """(P, P, 3) pixels of one patch, white beyond the slide's edge."""
-    x, y = (float(v) for v in plan.origins_lv0[i])
+    x, y = (float(v) for v in plan.grid.origins_lv0[i])
     side = plan.spec.size_px
     if not plan.past_edge[i]:
-        return read_box(reader, level, (x, y, x + plan.tile_lv0, y + plan.tile_lv0), Size(side, side))
-    stored, pixel_lv0 = reader.info.levels[level], plan.tile_lv0 / side
+        return read_box(reader, level, (x, y, x + plan.grid.tile_lv0, y + plan.grid.tile_lv0), Size(side, side))
+    stored, pixel_lv0 = reader.info.levels[level], plan.grid.tile_lv0 / side
     width, height = (
         min(side, max(0, math.floor((length_px * stored.downsample - start) / pixel_lv0 + 1e-6)))
         for length_px, start in ((stored.size.width, x), (stored.size.height, y))
@@ -176,7 +176,7 @@ def _encoded(reader: SlideReader, level: int, plan: TilePlan, quality: int, i: i
 
 def _runs(plan: TilePlan) -> Iterator[range]:
     """Ranges of patches that follow each other in one row of the grid."""
-    y_N = plan.origins_lv0[:, 1]
+    y_N = plan.grid.origins_lv0[:, 1]
     ends = np.flatnonzero(np.diff(y_N)) + 1
     for first, last in zip((0, *ends), (*ends, len(y_N)), strict=True):
         for start in range(int(first), int(last), RUN):

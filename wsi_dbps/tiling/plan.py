@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from wsi_dbps.core.errors import MissingMppError, SlideError
-from wsi_dbps.core.geometry import POSSIBLE_MPP_UM
+from wsi_dbps.core.geometry import POSSIBLE_MPP_UM, TileGrid
 from wsi_dbps.formats.spec import UPSAMPLING_TOLERANCE
 
 if TYPE_CHECKING:
@@ -29,24 +29,25 @@ class TilePlan:
     """The tiles of one slide, row by row. Row i is patch i of the cache, instance i of the bag."""
 
     spec: TilingSpec
-    slide_lv0: Size
-    mpp_lv0_um: float
-    origins_lv0: npt.NDArray[np.int64]
-    """(N, 2) top-left corners (x, y) in level-0 pixels; pixels are read from exactly there. N may be 0."""
-    tile_lv0: float
-    """Tile side in level-0 pixels; not always whole."""
+    grid: TileGrid
+    """Pixels are read from exactly these corners."""
     tissue_N: npt.NDArray[np.float32]
     """(N,) share of each tile that is tissue."""
 
     @cached_property
     def past_edge(self) -> npt.NDArray[np.bool_]:
         """(N,) whether a tile reaches past the slide's right or bottom edge, as given ones may, planned ones never."""
-        edge = np.array([self.slide_lv0.width, self.slide_lv0.height]) + 2e-6 * self.tile_lv0
-        past_N: npt.NDArray[np.bool_] = np.any(self.origins_lv0 + self.tile_lv0 > edge, axis=1)
+        grid = self.grid
+        edge = np.array([grid.slide_lv0.width, grid.slide_lv0.height]) + 2e-6 * grid.tile_lv0
+        past_N: npt.NDArray[np.bool_] = np.any(grid.origins_lv0 + grid.tile_lv0 > edge, axis=1)
         return past_N
 
     def __len__(self) -> int:
-        return len(self.origins_lv0)
+        return len(self.grid)
+
+    def take(self, rows: npt.NDArray[Any]) -> TilePlan:
+        """The plan of some of its tiles, named as in `TileGrid.take`."""
+        return TilePlan(self.spec, self.grid.take(rows), self.tissue_N[rows])
 
 
 def tile_origins(slide_lv0: Size, tile_lv0: float, *, stride_lv0: float) -> npt.NDArray[np.int64]:
@@ -98,7 +99,8 @@ def plan_tiles(mask: TissueMask, mpp_lv0_um: float, spec: TilingSpec) -> TilePla
     origins_lv0 = tile_origins(mask.slide_lv0, tile_lv0, stride_lv0=stride_lv0)
     tissue_N = mask.share(origins_lv0, tile_lv0)
     keep_N = tissue_N >= spec.min_tissue
-    return TilePlan(spec, mask.slide_lv0, mpp_lv0_um, origins_lv0[keep_N], tile_lv0, tissue_N[keep_N])
+    grid = TileGrid(origins_lv0[keep_N], tile_lv0, mask.slide_lv0, mpp_lv0_um, spec.size_px, spec.mpp_um)
+    return TilePlan(spec, grid, tissue_N[keep_N])
 
 
 def is_plausible(mpp_um: float) -> bool:

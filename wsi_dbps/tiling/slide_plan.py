@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from wsi_dbps.core.digests import file_digest
 from wsi_dbps.core.errors import SlideError, UnreadableSlideError
-from wsi_dbps.core.geometry import Size
-from wsi_dbps.formats.patch_cache import PixelSource, Provenance
+from wsi_dbps.core.geometry import Size, TileGrid
+from wsi_dbps.formats.cache_writer import PixelSource, Provenance
 from wsi_dbps.slides.icc import in_colours, to_srgb
 from wsi_dbps.slides.jpeg_tiles import JpegLevel, jpeg_levels
 from wsi_dbps.slides.open import open_slide
@@ -127,10 +127,11 @@ def decide(reader: SlideReader, record: SlideRecord, spec: CacheSpec, given: Giv
     if given is None:
         plan = plan_tiles(mask, mpp_um, tiling)
     else:
-        plan = TilePlan(tiling, info.size_lv0, mpp_um, given.origins_lv0, given.tile_lv0, given.tissue_N)
+        grid = TileGrid(given.origins_lv0, given.tile_lv0, info.size_lv0, mpp_um, tiling.size_px, tiling.mpp_um)
+        plan = TilePlan(tiling, grid, given.tissue_N)
     pixels = PixelSource("copy", native) if native is not None else _resampled(tiles, info, plan, why)
     level = info.levels[pixels.level]
-    if abs(plan.tile_lv0 - tiling.size_px * level.downsample) < 1e-6 * plan.tile_lv0:
+    if abs(plan.grid.tile_lv0 - tiling.size_px * level.downsample) < 1e-6 * plan.grid.tile_lv0:
         pixels = replace(pixels, level_px=level.size)
     return SlidePlan(record, spec, info, plan, provenance, picture, mask, tiles, pixels)
 
@@ -199,7 +200,7 @@ def _native_level(
 
 def _resampled(tiles: Sequence[JpegLevel | str], info: SlideInfo, plan: TilePlan, why: str) -> PixelSource:
     """What to read for patches that have to be decoded."""
-    downsample = plan.tile_lv0 / plan.spec.size_px
+    downsample = plan.grid.tile_lv0 / plan.spec.size_px
     if any(isinstance(level, JpegLevel) for level in tiles):
         levels, sources = steps(info, tiles)
         source = sources[best_level(levels, downsample)]

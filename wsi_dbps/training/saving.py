@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from wsi_dbps.core.errors import CheckpointError
+from wsi_dbps.core.errors import CheckpointError, one_line
 from wsi_dbps.formats.selection_record import record_path, write_selection_record
 from wsi_dbps.training.checkpoint import load_checkpoint, save_checkpoint, write_history
 from wsi_dbps.training.run_folder import check_same_run
@@ -102,5 +102,5 @@ def go_on_from(last: Checkpoint, trainer: Trainer) -> None:
     try:
         trainer.load_state_dict({"model": last.model_state, **last.loop_state})
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        why = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        why = one_line(f"{type(error).__name__} {error}")
         raise CheckpointError(f"{last.path}: is not what a run goes on from ({why}); {REPAIR}") from None

@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
+from wsi_dbps.core.options import options_with, to_stderr
 from wsi_dbps.core.settings import settings
-from wsi_dbps.workflows.options import options_with, to_stderr
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from wsi_dbps.cohort.cohort import SlideRecord
     from wsi_dbps.core.files import PathLike
+    from wsi_dbps.core.options import Say
     from wsi_dbps.explain.selection_atlas import SlideCourse
     from wsi_dbps.formats.features import FeatureFile
     from wsi_dbps.formats.patch_cache import PatchCache
     from wsi_dbps.formats.patch_filter import PatchFilter
-    from wsi_dbps.workflows.options import Say
 
 NUM_SLIDES: Final = 8
 """Slides that are drawn where none are named."""
@@ -171,7 +171,7 @@ def _draw(out: Path, of: SlideCourse, label: str | None, cache: PatchCache | Fea
         out / f"{of.slide_id}.atlas.png",
         f"{of.slide_id}, {label or 'no label'}: "
         f"{(of.times_N > 0).sum():,} of {len(of.times_N):,} tiles ever salient in {len(of.epochs_V)} visits",
-        *(cache.thumbnail(), cache.slide_lv0, cache.mpp_lv0_um, cache.coords_N2, cache.tile_lv0),
+        *(cache.thumbnail(), cache.grid),
         *(of.first_N, of.last_N, of.times_N),
         num_epochs=num_epochs,
     )

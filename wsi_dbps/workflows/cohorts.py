@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from wsi_dbps.cohort.cohort import Cohort
+from wsi_dbps.cohort.cohort import Cohort, SlideRecord
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ def as_cohort(
     join: PathLike | None = None,
     slides: PathLike | None = None,
 ) -> Cohort:
-    """A cohort as it is, or the cohort of a manifest at a path; all but `cohort` matters for a path only.
+    """A cohort as it is, or the cohort of a manifest at a path, for which alone all but `need_label` matters.
 
     Args:
         cohort: A cohort, or the path of a manifest.
@@ -47,15 +47,31 @@ def as_cohort(
         slides: A folder in which slide files are found by slide_id.
 
     Raises:
-        ManifestError: Listing every problem of the manifest with its line.
+        ManifestError: Listing every problem of the manifest with its line; or if a label is missing.
         ConfigError: If a text of `columns` is not `ours=theirs`.
     """
     from wsi_dbps.cohort.manifest import parse_columns, read_manifest
 
     if isinstance(cohort, Cohort):
+        if need_label:
+            _check_labels(cohort)
         return cohort
     renamed = parse_columns(list(columns)) if not hasattr(columns, "keys") else dict(columns)
     return read_manifest(cohort, columns=renamed, need_path=need_path, need_label=need_label, join=join, slides=slides)
+
+
+def _check_labels(cohort: Cohort) -> None:
+    """Refuse slides to learn from without a label, by the rule of `read_manifest`."""
+    from wsi_dbps.core.errors import ManifestError
+
+    used = [r for r in cohort.records if r.split in ("train", "val") or r.extra.get("fold")]
+    if not any(r.split or "fold" in r.extra for r in cohort.records):
+        used = list(cohort.records)
+    if missing := [r.slide_id for r in used if r.label is None]:
+        raise ManifestError(
+            f"the cohort: slide {missing[0]!r} is to learn from and has no label ({len(missing)} such slides); give it "
+            "a label, or no split"
+        )
 
 
 def read_cohort(
@@ -86,8 +102,8 @@ def cohort_from_slides(slides: Any) -> Cohort:
     case. The checks are those of a manifest.
 
     Args:
-        slides: A path or URL of a slide, or several; rows as mappings (`{"path": "a.svs", "label": "tumor"}`); or a
-            pandas DataFrame. Paths are relative to the current folder; None and NaN are empty cells.
+        slides: A path or URL of a slide, or several; slide records; rows as mappings (`{"path": "a.svs", "label":
+            "tumor"}`); or a pandas DataFrame. Paths are relative to the current folder; None and NaN are empty cells.
 
     Raises:
         ManifestError: Listing every problem with its line in the table, the first slide being line 2.
@@ -102,9 +118,12 @@ def cohort_from_slides(slides: Any) -> Cohort:
 
     from wsi_dbps.core.errors import ManifestError
 
+    rows = _rows_of(slides)
+    if rows and all(isinstance(each, SlideRecord) for each in rows):
+        return Cohort.of(rows)
     with TemporaryDirectory() as folder:
         manifest = Path(folder) / "slides.csv"
-        _write_rows(manifest, [_row_of(each) for each in _rows_of(slides)])
+        _write_rows(manifest, [_row_of(each) for each in rows])
         try:
             return as_cohort(manifest)
         except ManifestError as error:
@@ -115,7 +134,7 @@ def _rows_of(slides: Any) -> list[Any]:
     """One item per slide."""
     if hasattr(slides, "to_dict"):  # a pandas DataFrame
         return list(slides.to_dict("records"))
-    return [slides] if isinstance(slides, (str, os.PathLike, dict)) else list(slides)
+    return [slides] if isinstance(slides, (str, os.PathLike, dict, SlideRecord)) else list(slides)
 
 
 def _row_of(slide: Any) -> dict[str, str]:

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from wsi_dbps.core.errors import ConfigError
+from wsi_dbps.core.options import options_with, to_stderr
 from wsi_dbps.core.settings import build, settings
-from wsi_dbps.workflows.options import options_with, to_stderr
-from wsi_dbps.workflows.runs import check_same_model, prediction_folders
+from wsi_dbps.formats.run_folders import check_same_model, prediction_folders
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from wsi_dbps.core.files import PathLike
+    from wsi_dbps.core.options import Say
     from wsi_dbps.formats.predictions import Predictions
     from wsi_dbps.metrics.compare import Comparison
-    from wsi_dbps.workflows.options import Say
 
 
 @settings

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from wsi_dbps.core.options import Range, options_with, to_stderr
 from wsi_dbps.core.settings import settings
 from wsi_dbps.models.settings import EncoderConfig
 from wsi_dbps.workflows.cohorts import Columns, Device, cohort_part
-from wsi_dbps.workflows.options import Range, options_with, to_stderr
 
 if TYPE_CHECKING:
     from wsi_dbps.cohort.cohort import Cohort
     from wsi_dbps.core.files import PathLike
-    from wsi_dbps.workflows.options import Say
+    from wsi_dbps.core.options import Say
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Layout = Literal["h5", "pt", "stamp"]

@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from wsi_dbps.core.errors import ConfigError
+from wsi_dbps.core.options import options_with, to_stderr
 from wsi_dbps.core.settings import build, settings
+from wsi_dbps.formats.run_folders import check_same_model, check_truth_of, paths_of, prediction_folders
 from wsi_dbps.workflows.cohorts import Columns, as_cohort
-from wsi_dbps.workflows.options import options_with, to_stderr
-from wsi_dbps.workflows.runs import check_same_model, check_truth_of, paths_of, prediction_folders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from wsi_dbps.core.files import PathLike
+    from wsi_dbps.core.options import Say
     from wsi_dbps.formats.predictions import Predictions
     from wsi_dbps.metrics.metrics import Metrics
     from wsi_dbps.report.runs import Leak, RunRecord
-    from wsi_dbps.workflows.options import Say
 
 
 @settings
@@ -126,10 +126,17 @@ def _write(found: EvaluateResult, options: EvaluateOptions, **about: Any) -> Non
     from wsi_dbps.core.output_folder import output_folder
     from wsi_dbps.report.report import write_metrics, write_report
 
-    shown = {"heatmaps": options.heatmaps, "truth": options.truth, "atlas": options.atlas}
     with output_folder(found.folder, "evaluate", ("metrics.json", "report.html")):
         write_metrics(found.metrics, found.folder / "metrics.json")
-        write_report(found.report, found.predictions, found.metrics, **about, **shown)
+        write_report(
+            found.report,
+            found.predictions,
+            found.metrics,
+            heatmaps=options.heatmaps,
+            truth=options.truth,
+            atlas=options.atlas,
+            **about,
+        )
 
 
 def _checked_folders(given: Sequence[Path], options: EvaluateOptions) -> tuple[list[Path], list[Path]]:

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from wsi_dbps.core.options import Range, options_with, to_stderr
 from wsi_dbps.core.settings import settings
+from wsi_dbps.formats.run_folders import paths_of
 from wsi_dbps.workflows.cohorts import Columns, cohort_part
-from wsi_dbps.workflows.options import Range, options_with, to_stderr
-from wsi_dbps.workflows.runs import paths_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from wsi_dbps.cohort.cohort import Cohort, SlideRecord
     from wsi_dbps.core.files import PathLike
-    from wsi_dbps.formats.export import ExportOutcome, ExportSpec
-    from wsi_dbps.workflows.options import Say
+    from wsi_dbps.core.options import Say
+    from wsi_dbps.export.export import ExportOutcome, ExportSpec
 
 ExportFormat = Literal["jpeg", "png", "tar"]
 """What is written for each slide: its cached JPEG files, their pixels as PNG, or a WebDataset."""
@@ -91,7 +91,7 @@ def export(
     """
     from wsi_dbps.core.ownership import refuse_to_replace
     from wsi_dbps.core.settings import build
-    from wsi_dbps.formats.export import LABELS, ExportSpec, find_caches, records_of, write_labels
+    from wsi_dbps.export.export import LABELS, ExportSpec, find_caches, records_of, write_labels
 
     o, out = options_with(options, changes), Path(out)
     spec = build(ExportSpec, {"format": format, "max_patches": o.max, "seed": o.seed}, "export")
@@ -119,7 +119,7 @@ def _export_all(
     """Export every cache, with a progress display."""
     from wsi_dbps.core.cores import num_cores
     from wsi_dbps.core.progress import Progress
-    from wsi_dbps.formats.export import export_caches
+    from wsi_dbps.export.export import export_caches
 
     outcomes: list[ExportOutcome] = []
     with Progress("exporting", len(paths), "slides") as progress:

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from wsi_dbps.core.options import options_with, to_stderr
 from wsi_dbps.core.settings import build, settings
+from wsi_dbps.formats.run_folders import member_runs, paths_of, warn_of_seen
 from wsi_dbps.workflows.cohorts import Columns, Device, Fold, Split, cohort_part
-from wsi_dbps.workflows.options import options_with, to_stderr
-from wsi_dbps.workflows.runs import member_runs, paths_of, warn_of_seen
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from wsi_dbps.cohort.cohort import Cohort
     from wsi_dbps.core.files import PathLike
+    from wsi_dbps.core.options import Say
     from wsi_dbps.explain.faithfulness import SlideFaithfulness
-    from wsi_dbps.workflows.options import Say
 
 Score = Literal["attention", "evidence"]
 """What ranks the patches; `evidence` is attribution."""

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from wsi_dbps.core.errors import ConfigError, PredictionError
+from wsi_dbps.core.options import Range, options_with, to_stderr
 from wsi_dbps.core.settings import settings
+from wsi_dbps.formats.run_folders import member_runs, one_fold, paths_of
 from wsi_dbps.workflows.cohorts import Columns, Device, Fold, Split, cohort_part, one_slide
-from wsi_dbps.workflows.options import Range, options_with, to_stderr
-from wsi_dbps.workflows.runs import member_runs, one_fold, paths_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from wsi_dbps.bags.bags import BagFile
     from wsi_dbps.cohort.cohort import Cohort, SlideRecord
     from wsi_dbps.core.files import PathLike
+    from wsi_dbps.core.options import Say
     from wsi_dbps.formats.attention import SlideAttention
     from wsi_dbps.inference.predictor import Predictor
-    from wsi_dbps.workflows.options import Say
 
 Format = Literal["png", "ome-tiff", "geojson", "sheet", "csv"]
 """What is drawn."""
@@ -106,8 +106,8 @@ class HeatmapResult:
         record = drawn.record
         cache = open_bag(self.caches, record.slide_id, mpp_lv0_um=record.mpp_um, slide=record.file)
         attention, _ = with_tile_side(read_attention(drawn.attention), cache)
-        place = (cache.thumbnail(), cache.slide_lv0, cache.mpp_lv0_um)
-        return overlay_figure(attention, *place, smooth_um=self.options.smooth, scale=self.options.scale)
+        o = self.options
+        return overlay_figure(attention, cache.thumbnail(), smooth_um=o.smooth, scale=o.scale)
 
 
 def heatmap(
@@ -206,19 +206,23 @@ def _draw(
 
 
 def with_tile_side(attention: SlideAttention, cache: BagFile) -> tuple[SlideAttention, str]:
-    """The attention, where features do not say how large tiles are with the distance of neighbours for it; a notice."""
+    """The attention, with what it does not say of the slide and of the tiles; and a notice of what was taken for it.
+
+    Where features do not say how large tiles are, the smallest distance between two is taken.
+    """
     import math
 
     from wsi_dbps.formats.features import FeatureFile
 
-    if math.isfinite(attention.tile_lv0) or not isinstance(cache, FeatureFile):
+    attention = attention.with_slide(cache.grid)
+    if math.isfinite(attention.grid.tile_lv0) or not isinstance(cache, FeatureFile):
         return attention, ""
     step_lv0 = cache.step_lv0()
     notice = (
         f"{attention.slide_id}: the features do not say how large tiles are; each is drawn {step_lv0:g} px of level 0 "
         "wide, the smallest distance between two"
     )
-    return replace(attention, tile_lv0=step_lv0), notice
+    return replace(attention, grid=attention.grid.with_tile(step_lv0)), notice
 
 
 def draw_formats(out: Path, attention: SlideAttention, cache: BagFile, options: HeatmapOptions) -> list[Path]:
@@ -243,20 +247,17 @@ def draw_formats(out: Path, attention: SlideAttention, cache: BagFile, options: 
         write_scores(named("csv"), attention)
     if not set(formats) - {"csv"}:
         return written
-    slide_lv0 = cache.slide_lv0
     if "geojson" in formats:
-        write_geojson(named("geojson"), attention, slide_lv0)
+        write_geojson(named("geojson"), attention)
     if "ome-tiff" in formats:
-        place = (slide_lv0, cache.mpp_lv0_um)
-        write_value_map(named("ome.tiff"), attention, *place, smooth_um=smooth_um)
+        write_value_map(named("ome.tiff"), attention, smooth_um=smooth_um)
         one = chosen_map(attention, options.values, options.scale)
-        write_coloured_map(named("rgb.ome.tiff"), attention, one, *place, smooth_um=smooth_um)
+        write_coloured_map(named("rgb.ome.tiff"), attention, one, smooth_um=smooth_um)
     if "sheet" in formats:
         assert isinstance(cache, PatchCache)  # `heatmap` has refused runs on features
-        draw_sheet(named("sheet.png"), attention, cache.patches, cache.mpp_lv0_um)
+        draw_sheet(named("sheet.png"), attention, cache.patches)
     if "png" in formats:
-        picture = (cache.thumbnail(), slide_lv0, cache.mpp_lv0_um)
-        draw_overlay(named("png"), attention, *picture, smooth_um=smooth_um, scale=options.scale)
+        draw_overlay(named("png"), attention, cache.thumbnail(), smooth_um=smooth_um, scale=options.scale)
     return written
 
 
@@ -268,20 +269,20 @@ def draw_close(
     from wsi_dbps.drawing.closeup import draw_crops, draw_level
     from wsi_dbps.drawing.tile_maps import chosen_map
     from wsi_dbps.formats.attention import drawn_path
+    from wsi_dbps.formats.patch_cache import PatchCache
     from wsi_dbps.slides.open import open_slide
 
     if record.file is None:
         raise SlideError("no path in the manifest; --overlay-level and --crops read the slide itself")
     level, one = options.overlay_level or 0, chosen_map(attention, options.values, options.scale)
-    with open_slide(record.file, str(cache.attrs.get("reader", "auto"))) as slide:
-        info, expected = slide.info, cache.attrs.get("slide_fingerprint")
-        if info.size_lv0 != cache.slide_lv0 or (expected is not None and expected != info.fingerprint):
+    facts = cache.facts if isinstance(cache, PatchCache) else None  # features do not name the reader of the slide
+    with open_slide(record.file, facts.reader if facts else "auto") as slide:
+        info, expected = slide.info, facts and facts.slide_fingerprint
+        if info.size_lv0 != attention.grid.slide_lv0 or (expected is not None and expected != info.fingerprint):
             raise SpecMismatchError(f"{record.file}: is not the file that {cache.path} was made from; mend the path")
-        smooth_lv0 = options.smooth / cache.mpp_lv0_um
         what = (slide.read, info.levels, level)
         if options.crops:
-            how = (options.crops, attention, one, cache.mpp_lv0_um)
-            return draw_crops(out, *what, *how, smooth_lv0=smooth_lv0)
+            return draw_crops(out, *what, options.crops, attention, one, smooth_um=options.smooth)
         path = drawn_path(out, record.slide_id, f"level{level}.png")
-        draw_level(path, *what, attention, one, cache.mpp_lv0_um, smooth_lv0=smooth_lv0)
+        draw_level(path, *what, attention, one, smooth_um=options.smooth)
         return [path]

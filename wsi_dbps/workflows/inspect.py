@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wsi_dbps.workflows.options import to_stderr
-from wsi_dbps.workflows.runs import paths_of
+from wsi_dbps.core.options import to_stderr
+from wsi_dbps.formats.run_folders import paths_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from wsi_dbps.core.files import PathLike
-    from wsi_dbps.workflows.options import Say
+    from wsi_dbps.core.options import Say
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def inspect(
         Facts about each; a file that cannot be used has its `problem` in place of facts, and raises nothing.
     """
     from wsi_dbps.core.errors import WsiDbpsError
-    from wsi_dbps.workflows.describe import describe
+    from wsi_dbps.inspection.describe import describe
 
     found = []
     for path in paths_of(files):

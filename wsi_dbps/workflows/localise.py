@@ -6,20 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from wsi_dbps.core.options import options_with, to_stderr
 from wsi_dbps.core.settings import build, settings
+from wsi_dbps.formats.run_folders import check_same_model, one_fold
 from wsi_dbps.workflows.cohorts import Columns, as_cohort, cohort_name
-from wsi_dbps.workflows.options import options_with, to_stderr
-from wsi_dbps.workflows.runs import check_same_model, one_fold
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from wsi_dbps.cohort.cohort import Cohort, SlideRecord
+    from wsi_dbps.cohort.cohort import Cohort
     from wsi_dbps.core.files import PathLike
-    from wsi_dbps.core.geometry import Size
+    from wsi_dbps.core.options import Say
     from wsi_dbps.explain.localisation import Located, LocatedSlide
     from wsi_dbps.formats.predictions import Predictions
-    from wsi_dbps.workflows.options import Say
 
 Score = Literal["attention", "evidence"]
 """What a tile is scored by: attention weights, or attribution (called evidence)."""
@@ -127,9 +126,7 @@ def _located(
     evaluated, validation = parts(predicted, read_predicted(val) if val else None)
 
     def located(rows: Predictions, folder: Path) -> Located:
-        return locate_slides(
-            rows, folder, cohort, lambda record: slide_frame(record, options.caches), options.score, options.lesion
-        )
+        return locate_slides(rows, folder, cohort, options.score, options.lesion, caches=options.caches)
 
     measured = located(evaluated, pred)
     if validation is None:
@@ -146,8 +143,12 @@ def _about(pred: Path, failed: tuple[str, ...]) -> dict[str, Any]:
     """Keys of localisation.json that are there where there is something to say."""
     from wsi_dbps.formats.predictions import made_with
 
-    model = made_with(pred).get("checkpoint_fingerprint")
-    return {"failed": list(failed)} * bool(failed) | {"checkpoint_fingerprint": model} * bool(model)
+    about: dict[str, Any] = {}
+    if failed:
+        about["failed"] = list(failed)
+    if model := made_with(pred).get("checkpoint_fingerprint"):
+        about["checkpoint_fingerprint"] = model
+    return about
 
 
 def _reasons(pred: Path, predicted: Predictions, failed: tuple[str, ...]) -> dict[str, str]:
@@ -163,28 +164,6 @@ def _reasons(pred: Path, predicted: Predictions, failed: tuple[str, ...]) -> dic
     if failed:
         reasons["unusable"] = f"{len(failed)} slides could not be measured and are missing: {'; '.join(failed)}"
     return reasons
-
-
-def slide_frame(record: SlideRecord, caches: Path | None) -> tuple[Size, float]:
-    """A slide's size and µm per pixel at level 0: from its cache or features, or else from the slide file itself.
-
-    Raises:
-        CacheError: If the folder has no such cache, or features that do not say.
-        SlideError: If the slide cannot be opened.
-        MissingMppError: If nothing says how large a pixel is.
-    """
-    from wsi_dbps.core.errors import SlideError
-    from wsi_dbps.formats.features import open_bag
-    from wsi_dbps.slides.open import open_slide
-    from wsi_dbps.tiling.plan import resolve_mpp
-
-    if caches is not None:
-        cache = open_bag(caches, record.slide_id, mpp_lv0_um=record.mpp_um, slide=record.file)
-        return cache.slide_lv0, cache.mpp_lv0_um
-    if record.file is None:
-        raise SlideError(f"{record.slide_id}: neither --caches nor a path in the manifest say how large the slide is")
-    with open_slide(record.file) as slide:
-        return slide.info.size_lv0, resolve_mpp(record.slide_id, record.mpp_um, slide.info.mpp_um)[0]
 
 
 # ---- what is printed

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from wsi_dbps.core.options import options_with, to_stderr
 from wsi_dbps.core.settings import settings
 from wsi_dbps.workflows.cohorts import Columns, Device, as_cohort
-from wsi_dbps.workflows.options import options_with, to_stderr
 from wsi_dbps.workflows.run_settings import SetOption, run_tables
 
 if TYPE_CHECKING:
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
     from wsi_dbps.cohort.cohort import Cohort
     from wsi_dbps.core.files import PathLike
+    from wsi_dbps.core.options import Say
+    from wsi_dbps.planning.device_cost import Plan
     from wsi_dbps.training.cost import Need
-    from wsi_dbps.training.device_cost import Plan
     from wsi_dbps.training.settings import RunConfig
-    from wsi_dbps.workflows.options import Say
 
 
 @settings
@@ -99,7 +99,7 @@ def plan(
     tables, source = run_tables(o.config, settings, o.set, None if o.device == "auto" else o.device)
     asked = build_run_config(tables, source or "plan")
     whole = as_cohort(cohort, o.columns, need_label=True)
-    from wsi_dbps.training.device_cost import plan as measure
+    from wsi_dbps.planning.device_cost import plan as measure
 
     return PlanResult(measure(whole, caches, asked, budget), asked, vram, budget)
 

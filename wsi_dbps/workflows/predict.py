@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from wsi_dbps.core.errors import ConfigError, PredictionError
+from wsi_dbps.core.options import options_with, to_stderr
 from wsi_dbps.core.settings import settings
+from wsi_dbps.formats.run_folders import fold_runs, member_runs, paths_of, warn_of_seen
 from wsi_dbps.workflows.cohorts import Columns, Device, Fold, Split, cohort_part, one_slide
-from wsi_dbps.workflows.options import options_with, to_stderr
-from wsi_dbps.workflows.runs import fold_runs, member_runs, paths_of, warn_of_more_to_come, warn_of_seen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from wsi_dbps.cohort.cohort import Cohort
     from wsi_dbps.core.files import PathLike
+    from wsi_dbps.core.options import Say
     from wsi_dbps.formats.attention import SlideAttention
     from wsi_dbps.formats.predictions import Predictions
-    from wsi_dbps.workflows.options import Say
 
 
 @settings
@@ -159,6 +159,7 @@ def _predicted(
     from wsi_dbps.cohort.labels import mixed_cases
     from wsi_dbps.inference.predict import predict as predict_cohort
     from wsi_dbps.training.checkpoint import load_checkpoint
+    from wsi_dbps.training.run_folder import warn_of_more_to_come
 
     slides = one_slide(cohort) or cohort_part(cohort, options.columns, options.split, fold)
     if mixed := mixed_cases(slides.records):

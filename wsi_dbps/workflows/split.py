@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from wsi_dbps.core.options import options_with, to_stderr
 from wsi_dbps.core.settings import settings
 from wsi_dbps.workflows.cohorts import Columns, SlidesFolder, as_cohort, cohort_name
-from wsi_dbps.workflows.options import options_with, to_stderr
 
 if TYPE_CHECKING:
     from wsi_dbps.cohort.cohort import Cohort
     from wsi_dbps.cohort.splits import SplitCount
     from wsi_dbps.core.files import PathLike
-    from wsi_dbps.workflows.options import Say
+    from wsi_dbps.core.options import Say
 
 
 @settings

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
+from wsi_dbps.core.options import Range, options_with, to_stderr
 from wsi_dbps.core.settings import settings
 from wsi_dbps.formats.spec import CacheSpec, Codec, Icc, ReaderName, TilingSpec, Tissue
 from wsi_dbps.workflows.cohorts import Columns, SlidesFolder, as_cohort, cohort_name
-from wsi_dbps.workflows.options import Range, options_with, to_stderr
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
     from wsi_dbps.cohort.cohort import Cohort, SlideRecord
     from wsi_dbps.core.files import PathLike
+    from wsi_dbps.core.options import Say
     from wsi_dbps.formats.patch_cache import PatchCache
+    from wsi_dbps.tiling.dry_run import TilingPlan
     from wsi_dbps.tiling.outcomes import Failed, Kept, Tiled
-    from wsi_dbps.workflows.options import Say
 
 CHOOSING_TILES: Final = {
     "mpp": "--mpp",
@@ -194,6 +195,28 @@ def tile(
         there = [slide_id for slide_id in ids if slide_id in rows or cache_path(out, slide_id).exists()]
         sheet = contact_sheet.write_contact_sheet(there, out)
     return TileResult(out, tuple(outcomes), sheet, seconds)
+
+
+def plan_tiling(
+    cohort: Cohort | PathLike, options: TileOptions = TileOptions(), *, say: Say = lambda _: None, **changes: Any
+) -> TilingPlan:
+    """Plan what `tile` would do with the same options, without writing anything.
+
+    Args:
+        cohort: A cohort, or the path of its manifest.
+        options: Options; see `TileOptions`.
+        say: Takes the table's header, and each row as soon as it is ready; `print` shows them. Nothing by default.
+        changes: Options to change, by name.
+
+    Raises:
+        ManifestError: If the manifest cannot be used.
+        ConfigError: If an option is wrong.
+    """
+    from wsi_dbps.tiling.dry_run import plan_slides
+
+    o = options_with(options, changes)
+    _, records = chosen_slides(cohort, o, changes)
+    return plan_slides(records, o.spec(), say)
 
 
 def tile_slide(

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from wsi_dbps.core.options import options_with, to_stderr
 from wsi_dbps.core.settings import settings
 from wsi_dbps.workflows.cohorts import Columns, Fold, as_cohort
-from wsi_dbps.workflows.options import options_with, to_stderr
 from wsi_dbps.workflows.run_settings import SetOption, run_tables
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from wsi_dbps.cohort.cohort import Cohort
     from wsi_dbps.core.files import PathLike
+    from wsi_dbps.core.options import Say
     from wsi_dbps.training.loop import TrainingResult
-    from wsi_dbps.workflows.options import Say
 
 
 @settings

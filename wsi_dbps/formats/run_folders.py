@@ -1,19 +1,18 @@
-"""Which runs and predictions belong together, and what a user should know of them before they are used."""
+"""Which folders of runs and of predictions belong together, and whether they fit each other."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wsi_dbps.workflows.options import to_stderr
+from wsi_dbps.core.options import to_stderr
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from wsi_dbps.cohort.cohort import Cohort
     from wsi_dbps.core.files import PathLike
-    from wsi_dbps.training.checkpoint import Checkpoint
-    from wsi_dbps.workflows.options import Say
+    from wsi_dbps.core.options import Say
 
 
 def fold_runs(run: PathLike) -> dict[int, Path]:
@@ -86,18 +85,6 @@ def warn_of_seen(run: PathLike, slides: Cohort, say: Say = to_stderr) -> None:
             f"{len(known)} of {len(slides)} slides, the first {known[0]}, are of cases that {run} was trained or "
             "chosen on, and are not marked so; results on them are no test"
         )
-
-
-def warn_of_more_to_come(run: PathLike, checkpoint: Checkpoint, say: Say = to_stderr) -> None:
-    """Say so if the run's training has not ended, as far as its history tells: its best epoch may be yet to come."""
-    run = Path(run)
-    if not (run / "history.csv").is_file():
-        return
-    loop = checkpoint.config.training
-    epochs = len((run / "history.csv").read_text(encoding="utf-8").splitlines()) - 1
-    out_of_patience = loop.patience is not None and epochs - checkpoint.epoch >= loop.patience
-    if epochs < loop.epochs and not out_of_patience:
-        say(f"{run} has trained {epochs} of {loop.epochs} epochs; its best so far, epoch {checkpoint.epoch}, is taken")
 
 
 def check_same_model(pred: PathLike, val: PathLike) -> None:

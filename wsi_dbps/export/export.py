@@ -20,6 +20,7 @@ from wsi_dbps.core.ownership import refuse_to_replace
 from wsi_dbps.core.settings import settings
 from wsi_dbps.core.version import __version__
 from wsi_dbps.formats.patch_cache import PatchCache
+from wsi_dbps.formats.reuse import is_kept
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -229,7 +230,7 @@ def _check_names(cache: PatchCache) -> None:
         raise CacheError(f"{cache.path}: slide id {cache.slide_id!r} cannot name files: {why}; tile again")
     if same_file_key(cache.slide_id) != same_file_key(cache.path.stem):
         raise CacheError(f"{cache.path}: the patches are those of slide {cache.slide_id}; name it {cache.slide_id}.h5")
-    if len(np.unique(cache.coords_N2, axis=0)) < len(cache):
+    if len(np.unique(cache.grid.origins_lv0, axis=0)) < len(cache):
         raise CacheError(f"{cache.path}: two patches lie at one place; delete it and tile again")
 
 
@@ -246,11 +247,11 @@ def _facts(cache: PatchCache, spec: ExportSpec, record: SlideRecord | None) -> d
     known = {} if record is None else {name: getattr(record, name) for name in _KNOWN}
     return known | {
         "slide_id": cache.slide_id,
-        "mpp": cache.attrs["mpp_patch"],
-        "patch_size": cache.size_px,
-        "patch_size_level0": cache.tile_lv0,
-        "mpp_level0": cache.mpp_lv0_um,
-        "slide_size": [cache.slide_lv0.width, cache.slide_lv0.height],
+        "mpp": cache.grid.mpp_um,
+        "patch_size": cache.grid.size_px,
+        "patch_size_level0": cache.grid.tile_lv0,
+        "mpp_level0": cache.grid.mpp_lv0_um,
+        "slide_size": [cache.grid.slide_lv0.width, cache.grid.slide_lv0.height],
         "cache_fingerprint": cache.fingerprint,
         "format": spec.format,
         "max_patches": spec.max_patches,
@@ -262,7 +263,7 @@ def _facts(cache: PatchCache, spec: ExportSpec, record: SlideRecord | None) -> d
 def _places(cache: PatchCache, ids: Sequence[int]) -> Iterator[tuple[int, int, float]]:
     """(x, y, tissue) of each patch, with as many digits as tell the stored float32."""
     for i in ids:
-        x, y = cache.coords_N2[i]
+        x, y = cache.grid.origins_lv0[i]
         yield int(x), int(y), float(str(cache.tissue_N[i]))
 
 
@@ -274,13 +275,10 @@ def _is_kept(target: Path, facts: dict[str, Any], *, overwrite: bool) -> bool:
     """Whether there is an export that stays; one that differs, and what is no export, is an error."""
     if not target.exists():
         return False
+    asked = {name: facts.get(name) for name in _DECIDE}
     made = _made_with(target)
-    differ = [f"{k} is {made.get(k)!r} in it, {facts.get(k)!r} asked" for k in _DECIDE if made.get(k) != facts.get(k)]
-    if differ and not overwrite:
-        raise SpecMismatchError(
-            f"{target} was made otherwise: {'; '.join(differ)}; pass --overwrite, or another --out folder"
-        )
-    return not overwrite
+    found = {name: made.get(name) for name in _DECIDE}
+    return is_kept(target, found, asked, "pass --overwrite, or another --out folder", overwrite=overwrite)
 
 
 def _made_with(target: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from wsi_dbps.cohort.names import why_unsafe
 from wsi_dbps.core.errors import OutputError
 from wsi_dbps.core.files import claimed
 from wsi_dbps.core.ownership import RECORD
-from wsi_dbps.formats.export import (
+from wsi_dbps.export.export import (
     LABELS,
     ExportSpec,
     export_cache,
@@ -124,7 +124,7 @@ def test_the_table_holds_every_file_with_its_place_in_the_order_of_the_cache(
     cache, folder = PatchCache(many), export(many, tmp_path, format_)
     rows = table(folder)
     assert sorted(row["file"] for row in rows) == sorted({*names(folder)} - {"coordinates.csv", "slide.json"})
-    assert [(int(row["x"]), int(row["y"])) for row in rows] == [tuple(xy) for xy in cache.coords_N2.tolist()]
+    assert [(int(row["x"]), int(row["y"])) for row in rows] == [tuple(xy) for xy in cache.grid.origins_lv0.tolist()]
     np.testing.assert_array_equal(np.array([row["tissue"] for row in rows], np.float32), cache.tissue_N)
 
 
@@ -133,7 +133,7 @@ def test_members_of_a_tar_pair_up_and_hold_the_cache(many: Path, tmp_path: Path)
     assert [set(sample) for _, sample in found] == [{"jpg", "json"}] * len(cache)
     assert [sample["jpg"] for _, sample in found] == cache.jpegs(range(len(cache)))
     about = [json.loads(sample["json"]) for _, sample in found]
-    assert [(a["x"], a["y"]) for a in about] == [tuple(xy) for xy in cache.coords_N2.tolist()]
+    assert [(a["x"], a["y"]) for a in about] == [tuple(xy) for xy in cache.grid.origins_lv0.tolist()]
     np.testing.assert_array_equal(np.array([a["tissue"] for a in about], np.float32), cache.tissue_N)
     assert {a["slide_id"] for a in about} == {ID}
     assert [key for key, _ in found] == [sample_key(ID, a["x"], a["y"]) for a in about]
@@ -212,7 +212,7 @@ def test_sigkill_at_any_time_leaves_a_whole_export_or_none(many: Path, tmp_path:
     code = f"""
 import sys
 from pathlib import Path
-from wsi_dbps.formats.export import ExportSpec, export_cache
+from wsi_dbps.export.export import ExportSpec, export_cache
 print("go", flush=True)
 while True:
     outcome = export_cache(Path(sys.argv[1]), Path(sys.argv[2]), ExportSpec(format="{format_}"), overwrite=True)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
-
-from wsi_dbps.workflows.options import options_with
-from wsi_dbps.workflows.tile import TileOptions, chosen_slides
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from wsi_dbps.cohort.cohort import Cohort, SlideRecord
-    from wsi_dbps.core.files import PathLike
+    from collections.abc import Callable, Sequence
+
+    from wsi_dbps.cohort.cohort import SlideRecord
     from wsi_dbps.formats.spec import CacheSpec
     from wsi_dbps.tiling.outcomes import Failed
     from wsi_dbps.tiling.plan import TilePlan
-    from wsi_dbps.workflows.options import Say
 
 _ROW: Final = "{:<28} {:<14} {:>15} {:>8} {:<8} {:>5} {:>7} {:>9}"
 HEADER: Final = _ROW.format("slide", "vendor", "size", "mpp", "from", "level", "tiles", "size MB")
@@ -39,8 +36,8 @@ class PlannedSlide:
     @property
     def text(self) -> str:
         """The slide's row of the table, and its notes below."""
-        mpp, megabytes = f"{self.tiles.mpp_lv0_um:.4g}", f"{self.num_bytes / 1e6:.1f}"
-        size = str(self.tiles.slide_lv0)
+        mpp, megabytes = f"{self.tiles.grid.mpp_lv0_um:.4g}", f"{self.num_bytes / 1e6:.1f}"
+        size = str(self.tiles.grid.slide_lv0)
         row = (self.slide_id, self.vendor, size, mpp, self.mpp_source, self.level, len(self.tiles), megabytes)
         return "\n".join([_ROW.format(*row), *(f"  {note}" for note in self.notes)])
 
@@ -78,24 +75,14 @@ class TilingPlan:
         )
 
 
-def plan_tiling(
-    cohort: Cohort | PathLike, options: TileOptions = TileOptions(), *, say: Say = lambda _: None, **changes: Any
-) -> TilingPlan:
-    """Plan what `tile` would do with the same options, without writing anything.
+def plan_slides(records: Sequence[SlideRecord], spec: CacheSpec, say: Callable[[str], None]) -> TilingPlan:
+    """Plan what tiling would do, without writing anything.
 
     Args:
-        cohort: A cohort, or the path of its manifest.
-        options: Options; see `TileOptions`.
-        say: Takes the table's header, and each row as soon as it is ready; `print` shows them. Nothing by default.
-        changes: Options to change, by name.
-
-    Raises:
-        ManifestError: If the manifest cannot be used.
-        ConfigError: If an option is wrong.
+        records: The slides.
+        spec: What each cache would be made with.
+        say: Takes the table's header, and each row as soon as it is ready.
     """
-    o = options_with(options, changes)
-    spec = o.spec()
-    _, records = chosen_slides(cohort, o, changes)
     say(HEADER)
     slides = []
     for record in records:

@@ -1,0 +1,1 @@
+"""Patches as picture files and archives for other tools."""
