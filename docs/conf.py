@@ -4,6 +4,7 @@ At every build the pages under reference/generated/ are written from the code: o
 (`wsi_dbps.__all__`), and one for the command line.
 """
 
+import ast
 import importlib
 import inspect
 import pkgutil
@@ -12,6 +13,7 @@ from pathlib import Path
 from textwrap import dedent, indent
 from typing import Any
 
+import sphinx.pycode.parser
 import typer.main
 import wsi_dbps_cli.main
 from sphinx.application import Sphinx
@@ -41,6 +43,9 @@ autodoc_preserve_defaults = True
 add_module_names = False
 suppress_warnings = ["ref.python"]  # two packages may each have a class of one name
 python_use_unqualified_type_names = True
+
+
+sphinx.pycode.parser.ast_unparse = ast.unparse  # Sphinx's own cannot read f-strings
 
 
 def setup(app: Sphinx) -> None:
