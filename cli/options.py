@@ -160,9 +160,9 @@ def warn_of_more_to_come(run: Path, checkpoint: Checkpoint) -> None:
 def check_same_model(pred: Path, val: Path) -> None:
     """Refuse validation by another model than is judged, as far as predict.json tells."""
     from wsi_dbps.core.errors import PredictionError
-    from wsi_dbps.formats.predictions import made_with
+    from wsi_dbps.formats.predict_json import read_predict_json
 
-    own, other = (made_with(folder).get("checkpoint_fingerprint") for folder in (pred, val))
+    own, other = (read_predict_json(folder).checkpoint_fingerprint for folder in (pred, val))
     if own and other and own != other:
         raise PredictionError(
             f"{val}: was predicted with another checkpoint than {pred} ({other}, not {own}); a threshold holds for the "
@@ -173,13 +173,13 @@ def check_same_model(pred: Path, val: Path) -> None:
 def check_truth_of(truth: Path, preds: list[Path]) -> None:
     """Refuse what was found about another model's heatmaps than that of the predictions, as far as the files tell."""
     from wsi_dbps.core.errors import PredictionError
-    from wsi_dbps.formats.predictions import made_with, said_by
+    from wsi_dbps.formats.predict_json import json_object, read_predict_json
 
-    models = [made_with(pred).get("checkpoint_fingerprint") for pred in preds]
+    models = [read_predict_json(pred).checkpoint_fingerprint for pred in preds]
     if None in models:
         return
     for name in ("localisation", "faithfulness", "stability"):
-        other = said_by(truth / f"{name}.json").get("checkpoint_fingerprint")
+        other = json_object(truth / f"{name}.json").get("checkpoint_fingerprint")
         if other is not None and other not in models:
             raise PredictionError(
                 f"{truth / name}.json: is about the heatmaps of another model ({other}) than the predictions "

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from wsi_dbps.core.geometry import Size
-    from wsi_dbps.tiling.plan import TilePlan
+    from wsi_dbps.core.geometry import Size, TileGrid
 
 _WRITE_BYTES: Final = 4 << 20
 _MOST_AT_ONCE: Final = 1024
@@ -68,8 +67,10 @@ class PixelSource:
 class CacheHead:
     """All that a cache holds besides its patches."""
 
-    plan: TilePlan
+    grid: TileGrid
     """Row i is patch i."""
+    tissue_N: npt.NDArray[np.float32]
+    """(N,) share of each tile that is tissue."""
     provenance: Provenance
     spec: dict[str, Any]
     """The `CacheSpec` as plain values."""
@@ -110,7 +111,7 @@ class CacheWriter:
             planned: The head, if no tile is dropped.
         """
         self._partial = partial
-        needed = 64 * len(planned.plan) + len(planned.thumbnail) + planned.mask_HW.size + len(planned.icc_profile)
+        needed = 64 * len(planned.grid) + len(planned.thumbnail) + planned.mask_HW.size + len(planned.icc_profile)
         needed += 1 << 16
         self._room = 1 << (needed - 1).bit_length()
         self._offsets, self._crc32 = array("Q", [0]), array("I")
@@ -136,7 +137,7 @@ class CacheWriter:
         return self._offsets[-1]
 
     def finish(self, head: CacheHead) -> None:
-        """Write all that is not patches; `head.plan` holds the tiles that were added."""
+        """Write all that is not patches; `head.grid` holds the tiles that were added."""
         with tempfile.TemporaryFile(dir=self._partial.parent) as beside:
             place = self._write_head(beside, head)
             end = beside.seek(0, os.SEEK_END)
@@ -191,9 +192,9 @@ class CacheWriter:
 
 def _write_datasets(file: h5py.File, head: CacheHead) -> None:
     """All but the patches; the order decides where each lies, so that the same slide gives the same bytes."""
-    coords = file.create_dataset("coords", data=head.plan.grid.origins_lv0.astype(np.int64))
-    coords.attrs.update(_interop_attributes(head.plan, head.provenance, head.pixels))
-    file["tissue"] = head.plan.tissue_N.astype(np.float32)
+    coords = file.create_dataset("coords", data=head.grid.origins_lv0.astype(np.int64))
+    coords.attrs.update(_interop_attributes(head))
+    file["tissue"] = head.tissue_N.astype(np.float32)
     file["thumbnail"] = np.frombuffer(head.thumbnail, np.uint8)
     file.create_dataset("tissue_mask", data=head.mask_HW.astype(np.uint8), compression="gzip")
     if len(head.dropped_N2):
@@ -210,7 +211,7 @@ def _attributes(head: CacheHead) -> dict[str, Any]:
     """What the file says of itself, in the order in which it is stored."""
     from wsi_dbps.core.version import __version__
 
-    provenance, grid, pixels, spec = head.provenance, head.plan.grid, head.pixels, head.spec
+    provenance, grid, pixels, spec = head.provenance, head.grid, head.pixels, head.spec
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -244,7 +245,7 @@ def _fingerprint(spec: dict[str, Any], provenance: Provenance, mpp_lv0_um: float
     return digest(same)
 
 
-def _interop_attributes(plan: TilePlan, provenance: Provenance, pixels: PixelSource) -> dict[str, Any]:
+def _interop_attributes(head: CacheHead) -> dict[str, Any]:
     """Attributes on `/coords` by which TRIDENT's and CLAM's own readers know the tiles.
 
     The magnifications stand in the ratio of tile and patch, from which TRIDENT computes the tile's side. CLAM reads
@@ -252,22 +253,22 @@ def _interop_attributes(plan: TilePlan, provenance: Provenance, pixels: PixelSou
     other tiles, so its attributes are left out, and it stops at the missing `patch_level`. Folders are ".", as the
     same slide gives the same bytes anywhere; no reader uses them.
     """
-    spec, level0_magnification = plan.spec, round(10 / plan.grid.mpp_lv0_um)
+    grid, level0_magnification = head.grid, round(10 / head.grid.mpp_lv0_um)
     attributes = {
-        "patch_size": spec.size_px,
-        "patch_size_level0": round(plan.grid.tile_lv0),
+        "patch_size": grid.size_px,
+        "patch_size_level0": round(grid.tile_lv0),
         "level0_magnification": level0_magnification,
-        "target_magnification": level0_magnification * spec.size_px / plan.grid.tile_lv0,
-        "overlap": spec.overlap_px,
-        "level0_width": plan.grid.slide_lv0.width,
-        "level0_height": plan.grid.slide_lv0.height,
-        "name": provenance.slide_id,
+        "target_magnification": level0_magnification * grid.size_px / grid.tile_lv0,
+        "overlap": head.spec["tiling"]["overlap_px"],
+        "level0_width": grid.slide_lv0.width,
+        "level0_height": grid.slide_lv0.height,
+        "name": head.provenance.slide_id,
         "savetodir": ".",
     }
-    if (level := pixels.level_px) is not None:
-        slide = plan.grid.slide_lv0
+    if (level := head.pixels.level_px) is not None:
+        slide = grid.slide_lv0
         attributes |= {
-            "patch_level": pixels.level,
+            "patch_level": head.pixels.level,
             "downsample": np.array([slide.width / level.width, slide.height / level.height]),
             "level_dim": np.array([level.width, level.height], np.int64),
             "downsampled_level_dim": np.array([level.width, level.height], np.int64),

@@ -523,7 +523,8 @@ def _write(beside: Path, reader: SlideReader, decided: SlidePlan, spec: CacheSpe
     """Write the whole cache to `beside` as the patches come."""
     plan, bad, measures = decided.plan, {}, []
     head = CacheHead(
-        plan,
+        plan.grid,
+        plan.tissue_N,
         decided.provenance,
         to_dict(spec),
         decided.pixels,
@@ -546,10 +547,12 @@ def _write(beside: Path, reader: SlideReader, decided: SlidePlan, spec: CacheSpe
                 raise UnreadableSlideError(_too_damaged(bad, plan, spec))
         keep_N = np.ones(len(plan), np.bool_)
         keep_N[list(bad)] = False
+        kept = plan.take(keep_N)
         writer.finish(
             replace(
                 head,
-                plan=plan.take(keep_N),
+                grid=kept.grid,
+                tissue_N=kept.tissue_N,
                 quality=as_arrays(measures) if spec.qc else {},
                 dropped_N2=plan.grid.origins_lv0[~keep_N],
             )
