@@ -346,7 +346,7 @@ def _local(workers: int) -> Executor:
 
 def _cluster(address: str) -> Callable[[int], AbstractContextManager[Executor]]:
     """What gives the workers of a dask cluster as an executor, however many there are, while it has a scheduler."""
-    from wsi_dbps.core.errors import ConfigError
+    from wsi_dbps.core.errors import ConfigError, one_line
 
     try:
         from distributed import Client
@@ -355,7 +355,7 @@ def _cluster(address: str) -> Callable[[int], AbstractContextManager[Executor]]:
     try:
         client = Client(address, timeout=10, set_as_default=False)
     except OSError as error:
-        raise ConfigError(f"--dask {address}: no scheduler answers ({' '.join(str(error).split())})") from None
+        raise ConfigError(f"--dask {address}: no scheduler answers ({one_line(error)})") from None
 
     def check_scheduler() -> None:
         if client.status != "running":

@@ -24,6 +24,7 @@ from wsi_dbps.core.errors import (
     SlideError,
     UnreadableSlideError,
     WsiDbpsError,
+    one_line,
 )
 from wsi_dbps.core.files import BusyError, claimed, put_in_place
 from wsi_dbps.core.geometry import Size, TileGrid
@@ -168,7 +169,7 @@ def tile_slide(
         return SlideOutcome(record.slide_id, None, named(record, error))
     except Exception as error:
         changed = _stamp(record.file) != stamp
-        said = _CHANGED if changed else f"unforeseen {type(error).__name__}: {' '.join(str(error).split())}"
+        said = _CHANGED if changed else f"unforeseen {type(error).__name__}: {one_line(error)}"
         said = f"{record.slide_id}: {record.file}: {said}"
         return SlideOutcome(record.slide_id, None, said, None if changed else traceback.format_exc())
     return SlideOutcome(
