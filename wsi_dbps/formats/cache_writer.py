@@ -43,24 +43,24 @@ class Provenance:
     mpp_source: str
     """`file` or `manifest`."""
     mask_fingerprint: str
-    """Of the mask file that the manifest gave, or its word in the column `tissue`; empty where it gave neither. Of the
-    tiles (`GivenCoords.fingerprint`), where another tool chose them."""
+    """Digest of the mask file that the manifest names, or the manifest's word in the column `tissue`; empty where there
+    is neither. Where another tool chose the tiles, the digest of these tiles (`GivenCoords.fingerprint`)."""
 
 
 @dataclass(frozen=True)
 class PixelSource:
-    """How a slide's patches are had."""
+    """How the pixels of a slide's patches are read."""
 
     path: Literal["copy", "tiles", "reader"]
-    """The scanner's JPEG tiles unchanged; out of these, decoded; or through the reader."""
+    """`copy`: the scanner's JPEG tiles, unchanged. `tiles`: decoded from these tiles. `reader`: through the reader."""
     level: int
-    """Stored level they are read from."""
+    """Stored level that is read."""
     scale: int = 1
     """Each tile of it is decoded at 1 / scale of its size."""
     why: str = ""
-    """Why they are not copied."""
+    """Why the scanner's tiles are not copied."""
     level_px: Size | None = None
-    """Size of that level, if patches are its very pixels, neither shrunk nor enlarged."""
+    """Size of that level, if patches are its own pixels, neither shrunk nor enlarged; else None."""
 
 
 @dataclass(frozen=True)
@@ -97,18 +97,20 @@ def encode_jpeg(patch_HWC: npt.NDArray[np.uint8], quality: int) -> bytes:
 
 
 class CacheWriter:
-    """Streams patches, whose total size is known only at the end, to where they will lie in the finished file.
+    """Writes patches as they come, directly to their final place in the file.
 
-    The head of the file (everything but the patches) is made last, beside, and laid in front of them: HDF5 gives the
-    patches' place by its alignment rule, so every byte of a patch is written once.
+    The total size of the patches is known only at the end. So the head of the file (everything but the patches) is
+    written last, to a temporary file, and its bytes are then copied to both sides of the patches, whose place the
+    alignment rule of HDF5 gives beforehand. Every byte of a patch is written once: copying all patches a second time
+    took a cache of 200 MB from 0.20 s to 0.55 s.
     """
 
     def __init__(self, partial: Path, planned: CacheHead) -> None:
         """Begin.
 
         Args:
-            partial: The file to write, which the caller holds and gives its name when it is whole.
-            planned: The head, if no tile is dropped.
+            partial: The file to write. The caller holds its lock, and renames it when it is complete.
+            planned: The head of the file if no tile is dropped; it tells how much room to leave before the patches.
         """
         self._partial = partial
         needed = 64 * len(planned.grid) + len(planned.thumbnail) + planned.mask_HW.size + len(planned.icc_profile)
@@ -157,7 +159,7 @@ class CacheWriter:
         self.close()
 
     def _flush(self) -> None:
-        """Write what waits, without copying it once more."""
+        """Write the waiting patches without copying them in memory."""
         self._written += sum(map(len, self._waiting))
         for first in range(0, len(self._waiting), _MOST_AT_ONCE):
             some = self._waiting[first : first + _MOST_AT_ONCE]
@@ -169,11 +171,11 @@ class CacheWriter:
         self._waiting.clear()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file; it may be called twice."""
         self._file.close()
 
     def _write_head(self, beside: BinaryIO, head: CacheHead) -> int:
-        """The whole HDF5 file, with a hole in place of the patches; where the hole begins."""
+        """Write the whole HDF5 file except the patches, and return the byte at which they begin."""
         aligned = {"alignment_threshold": self._room, "alignment_interval": self._room} if self.num_bytes else {}
         with h5py.File(beside, "w", locking=False, libver=("v110", "v110"), **aligned) as file:
             _write_datasets(file, head)
