@@ -208,13 +208,15 @@ def draw_close(out: Path, attention: SlideAttention, cache: BagFile, record: Sli
     from wsi_dbps.drawing.closeup import draw_crops, draw_level
     from wsi_dbps.drawing.tile_maps import chosen_map
     from wsi_dbps.formats.attention import drawn_path
+    from wsi_dbps.formats.patch_cache import PatchCache
     from wsi_dbps.slides.open import open_slide
 
     if record.file is None:
         raise SlideError("no path in the manifest; --overlay-level and --crops read the slide itself")
     level, one = how.overlay_level or 0, chosen_map(attention, how.values.value, how.scale)
-    with open_slide(record.file, str(cache.attrs.get("reader", "auto"))) as slide:
-        info, expected = slide.info, cache.attrs.get("slide_fingerprint")
+    facts = cache.facts if isinstance(cache, PatchCache) else None  # features do not name the reader of the slide
+    with open_slide(record.file, facts.reader if facts else "auto") as slide:
+        info, expected = slide.info, facts and facts.slide_fingerprint
         if info.size_lv0 != attention.grid.slide_lv0 or (expected is not None and expected != info.fingerprint):
             raise SpecMismatchError(f"{record.file}: is not the file that {cache.path} was made from; mend the path")
         what = (slide.read, info.levels, level)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from wsi_dbps_cli.options import fold_runs
@@ -220,33 +220,27 @@ def _hdf5(path: Path) -> dict[str, str]:
         }
     if holds_features(path):
         features = FeatureFile(path)
-        ours = features.attrs.get("format") is not None
+        layout = features.facts.layout
         return {
-            "what": "features" if ours else f"features ({_layout(features.attrs)})",
+            "what": "features" if layout == "ours" else f"features ({layout})",
             "slide": features.slide_id or f"{path.stem} (by the file's name)",
             "patches": f"{len(features)} of {features.dim} numbers",
             "encoder": features.encoder or "not in the file",
             "fingerprint": features.fingerprint,
         }
-    if kind is None and (facts := coordinate_facts(path)):
-        return facts
+    if kind is None and (coordinates := coordinate_facts(path)):
+        return coordinates
     cache = PatchCache(path)
-    a, grid = cache.attrs, cache.grid
+    facts, grid = cache.facts, cache.grid
     return {
-        "what": f"patch cache (version {a['format_version']}, wsi-dbps {a['wsi_dbps_version']})",
-        "slide": f"{cache.slide_id}, {grid.slide_lv0} px at {grid.mpp_lv0_um:.4g} µm/px (from the {a['mpp_source']})",
-        "scanner": f"{a['vendor']}, read by {a['reader']}",
+        "what": f"patch cache (version {facts.format_version}, wsi-dbps {facts.wsi_dbps_version})",
+        "slide": f"{cache.slide_id}, {grid.slide_lv0} px at {grid.mpp_lv0_um:.4g} µm/px (from the {facts.mpp_source})",
+        "scanner": f"{facts.vendor}, read by {facts.reader}",
         "patches": f"{len(cache)} of {grid.size_px} px at {grid.mpp_um:g} µm/px, {cache.num_bytes / 1e6:.1f} MB",
-        "jpeg": "the scanner's" if a["jpeg_origin"] == "scanner" else f"quality {a['jpeg_quality']}",
-        "spec": str(a["spec"]),
+        "jpeg": "the scanner's" if facts.jpeg_origin == "scanner" else f"quality {facts.jpeg_quality}",
+        "spec": json.dumps(facts.spec, sort_keys=True),
         "fingerprint": cache.fingerprint,
     }
-
-
-def _layout(attrs: dict[str, Any]) -> str:
-    if "unit" in attrs or "tile_size_um" in attrs:
-        return "STAMP"
-    return "TRIDENT" if "patch_size_level0" in attrs else "CLAM"
 
 
 def _checkpoint(path: Path) -> dict[str, str]:

@@ -37,7 +37,8 @@ from wsi_dbps.core.errors import ConfigError
 from wsi_dbps.core.geometry import Size, TileGrid
 from wsi_dbps.core.settings import to_dict
 from wsi_dbps.dbps.drop import draw_kept, num_kept
-from wsi_dbps.formats.patch_cache import CacheHead, CacheWriter, PatchCache, PixelSource, Provenance, encode_jpeg
+from wsi_dbps.formats.cache_writer import CacheHead, CacheWriter, PixelSource, Provenance, encode_jpeg
+from wsi_dbps.formats.patch_cache import PatchCache
 from wsi_dbps.formats.spec import CacheSpec, TilingSpec
 from wsi_dbps.models.device import pick_device, pick_precision
 from wsi_dbps.models.slide_model import SlideModel

@@ -24,7 +24,7 @@ def test_version_1_is_read() -> None:
     assert cache.grid.origins_lv0.tolist() == [[x, y] for y in (0, 32, 64) for x in (0, 32, 64)]
     assert cache.tissue_N.tolist() == [1.0] * 9
     assert cache.fingerprint == "b4fc0745eaa1390c"
-    assert cache.spec["tiling"]["min_tissue"] == 0.5
+    assert cache.facts.spec["tiling"]["min_tissue"] == 0.5
     sha256 = "80a7355f2f29b19ae9dada12e4b1d0b437b22da0e7aaac3b40a3f42aa9f3b5d4"
     assert hashlib.sha256(b"".join(cache.jpegs(range(9)))).hexdigest() == sha256
     colours = [(60 + 60 * row, 30 + 20 * column, 120 + 25 * column) for row in range(3) for column in range(3)]

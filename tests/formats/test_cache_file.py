@@ -20,7 +20,8 @@ from wsi_dbps.core.errors import CacheError
 from wsi_dbps.core.files import claimed, put_in_place
 from wsi_dbps.core.geometry import Size, TileGrid
 from wsi_dbps.core.settings import to_dict
-from wsi_dbps.formats.patch_cache import CacheHead, CacheWriter, PatchCache, PixelSource, Provenance, encode_jpeg
+from wsi_dbps.formats.cache_writer import CacheHead, CacheWriter, PixelSource, Provenance, encode_jpeg
+from wsi_dbps.formats.patch_cache import PatchCache
 from wsi_dbps.formats.spec import CacheSpec, TilingSpec
 from wsi_dbps.tiling.plan import TilePlan
 
@@ -91,7 +92,9 @@ def test_what_is_written_is_read(num_patches: int, size_px: int, seed: int, data
 def test_every_attribute_has_the_value_it_was_given(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     write(path, 3)
-    attrs = PatchCache(path).attrs
+    with h5py.File(path) as file:
+        attrs = {name: value.item() if isinstance(value, np.generic) else value for name, value in file.attrs.items()}
+    facts = PatchCache(path).facts
     assert attrs.pop("slide_size").tolist() == [100_000, 80_000]
     spec = json.loads(attrs.pop("spec"))
     assert spec["tiling"] == {
@@ -125,7 +128,11 @@ def test_every_attribute_has_the_value_it_was_given(tmp_path: Path) -> None:
         "icc_profile": "",
         "icc_applied": False,
     }
-    assert not [name for name, value in attrs.items() if isinstance(value, np.generic)]
+    of_grid = {"format", "mpp_level0", "mpp_patch", "patch_size_px", "patch_size_level0", "read_scale"}
+    assert {name: getattr(facts, name) for name in attrs.keys() - of_grid} == {
+        name: value for name, value in attrs.items() if name not in of_grid
+    }
+    assert facts.spec == spec
 
 
 def test_trident_finds_its_attributes(tmp_path: Path) -> None:

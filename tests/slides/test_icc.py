@@ -72,7 +72,7 @@ def test_a_tone_curve_is_undone(tmp_path: Path, codec: str) -> None:
     """A profile with sRGB's primaries and gamma 1.0 holds light itself, which sRGB encodes."""
     stored, _ = tile(tmp_path / "keep", profile(SRGB, 1.0))
     shown, _ = tile(tmp_path / "srgb", profile(SRGB, 1.0), icc="srgb", codec=codec)
-    assert (stored.attrs["pixel_path"], shown.attrs["pixel_path"]) == ("copy", {"auto": "tiles"}.get(codec, codec))
+    assert (stored.facts.pixel_path, shown.facts.pixel_path) == ("copy", {"auto": "tiles"}.get(codec, codec))
     rows = range(len(stored))
     light = linear(shown.patches(rows).astype(float)) * 255
     assert np.abs(light - stored.patches(rows)).mean() < 3  # JPEG, twice
@@ -84,7 +84,7 @@ def test_the_profile_is_kept_with_the_patches_and_named(tmp_path: Path) -> None:
     stored = profile(SRGB, 1.0, "Leica GT450 no. 7")
     for icc in ("keep", "srgb"):
         cache, notes = tile(tmp_path / icc, stored, icc=icc)
-        assert (cache.attrs["icc_profile"], bool(cache.attrs["icc_applied"])) == ("Leica GT450 no. 7", icc == "srgb")
+        assert (cache.facts.icc_profile, bool(cache.facts.icc_applied)) == ("Leica GT450 no. 7", icc == "srgb")
         with h5py.File(cache.path) as file:
             assert file["icc_profile"][:].tobytes() == stored
         assert not notes
@@ -96,12 +96,12 @@ def test_a_profile_that_changes_nothing_costs_no_copy(tmp_path: Path) -> None:
     own = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     assert to_srgb(own) is None
     cache, _ = tile(tmp_path, own, icc="srgb")
-    assert cache.attrs["pixel_path"] == "copy"
+    assert cache.facts.pixel_path == "copy"
 
 
 def test_a_slide_without_a_profile_is_as_it_is_and_says_so(tmp_path: Path) -> None:
     cache, notes = tile(tmp_path, None, icc="srgb")
-    assert (cache.attrs["icc_profile"], bool(cache.attrs["icc_applied"])) == ("", False)
+    assert (cache.facts.icc_profile, bool(cache.facts.icc_applied)) == ("", False)
     assert notes == ("no ICC profile that can be read; its colours are taken for sRGB",)
 
 

@@ -168,9 +168,9 @@ def test_our_own_cache_gives_the_same_patches_again(record: SlideRecord, tmp_pat
     np.testing.assert_array_equal(again.tissue_N, first.tissue_N)
     assert (outcome.pixel_path, outcome.level) == (first_outcome.pixel_path, first_outcome.level)
     assert (again.grid.size_px, again.grid.tile_lv0) == (first.grid.size_px, pytest.approx(first.grid.tile_lv0))
-    assert again.attrs["mpp_patch"] == pytest.approx(first.attrs["mpp_patch"])
-    assert again.spec["tiling"]["mpp_um"] == pytest.approx(first.attrs["mpp_patch"])
-    assert again.spec["tiling"]["overlap_px"] == tiling.get("overlap_px", 0)
+    assert again.grid.mpp_um == pytest.approx(first.grid.mpp_um)
+    assert again.facts.spec["tiling"]["mpp_um"] == pytest.approx(first.grid.mpp_um)
+    assert again.facts.spec["tiling"]["overlap_px"] == tiling.get("overlap_px", 0)
 
 
 places = st.tuples(st.integers(0, SLIDE.width - 1), st.integers(0, SLIDE.height - 1))
@@ -199,7 +199,7 @@ def test_tiles_and_their_order_are_those_of_the_file_in_every_layout(coords: lis
 def test_given_tiles_on_the_scanners_grid_are_copied(record: SlideRecord, tmp_path: Path, write: Callable) -> None:
     write(tmp_path / "theirs", ON_GRID)
     outcome, cache = tile(record, tmp_path / "out", tmp_path / "theirs", codec="copy")
-    assert (outcome.pixel_path, cache.attrs["jpeg_origin"], outcome.notes) == ("copy", "scanner", ())
+    assert (outcome.pixel_path, cache.facts.jpeg_origin, outcome.notes) == ("copy", "scanner", ())
     assert cache.grid.origins_lv0.tolist() == [list(place) for place in ON_GRID]
     assert (cache.grid.size_px, cache.grid.tile_lv0, cache.grid.mpp_um) == (TILE, TILE, 0.25)
     _, whole = tile(
@@ -213,9 +213,8 @@ def test_clams_patch_size_counts_pixels_of_its_level(record: SlideRecord, tmp_pa
     write_clam(tmp_path, [(256, 0), (5, 200)], size_px=32, level=1)
     _, cache = tile(record, tmp_path / "out", tmp_path, quality=100)
     assert (cache.grid.size_px, cache.grid.tile_lv0, cache.grid.mpp_um) == (32, 128, 1.0)
-    assert cache.attrs["spec"] == json.dumps(cache.spec, sort_keys=True)
     asked = {"mpp_um": 1.0, "size_px": 32, "overlap_px": 0, "tissue": "none", "drop_pen": False, "min_tissue": 0.0}
-    assert cache.spec["tiling"] == asked
+    assert cache.facts.spec["tiling"] == asked
     with openslide.OpenSlide(record.path) as slide:
         expected = np.asarray(slide.read_region((256, 0), 1, (32, 32)).convert("RGB"))
     assert np.abs(cache.patches([0])[0].astype(int) - expected).mean() < 2
@@ -225,7 +224,7 @@ def test_hs2ps_shares_of_tissue_are_kept_and_the_mask_is_where_its_tiles_lie(rec
     write_hs2p(tmp_path, [(0, 0), (360, 264)], size_px=90, tile_lv0=180, tissue=[0.25, 1.0], overlap=0.1)
     _, cache = tile(record, tmp_path / "out", tmp_path)
     assert cache.tissue_N.tolist() == [0.25, 1.0]
-    assert cache.spec["tiling"]["overlap_px"] == 9
+    assert cache.facts.spec["tiling"]["overlap_px"] == 9
     mask_HW = cache.tissue_mask()
     height, width = mask_HW.shape
     assert mask_HW[: height // 4, : width // 4].all()
@@ -273,7 +272,7 @@ def test_tiles_past_the_edge_are_told_and_only_they_are_not_copied(record, tmp_p
 def test_given_tiles_off_the_scanners_grid_are_decoded_and_copy_refuses_them(record, tmp_path: Path, coords) -> None:
     write_trident(tmp_path, coords)
     outcome, cache = tile(record, tmp_path / "out", tmp_path)
-    assert (outcome.pixel_path, cache.attrs["jpeg_origin"]) == ("tiles", "encoded")
+    assert (outcome.pixel_path, cache.facts.jpeg_origin) == ("tiles", "encoded")
     failed = tile_slide(replace(record, coords=tmp_path), CacheSpec(codec="copy"), tmp_path / "refused")
     why = "the given tiles are not the scanner's"
     assert failed.error == f"a: {record.path}: the scanner's tiles cannot be copied: {why}; tile with --codec auto"
@@ -292,7 +291,7 @@ def test_a_cache_of_other_coordinates_is_refused_and_of_the_same_kept(record: Sl
     write_clam(same, ON_GRID)
     path = write_trident(other, ON_GRID[::-1])
     _, cache = tile(record, out, one)
-    assert cache.attrs["mask_fingerprint"].startswith("coords:")
+    assert cache.facts.mask_fingerprint.startswith("coords:")
     kept, _ = tile(record, out, same)
     assert isinstance(kept, Kept)
     failed = tile_slide(replace(record, coords=other), CacheSpec(thumbnail_px=200), out)

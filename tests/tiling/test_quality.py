@@ -10,7 +10,8 @@ from PIL import Image, ImageFilter
 from wsi_dbps.cohort.cohort import SlideRecord
 from wsi_dbps.core.errors import CacheError, ConfigError
 from wsi_dbps.core.settings import build
-from wsi_dbps.formats.patch_cache import PatchCache, encode_jpeg
+from wsi_dbps.formats.cache_writer import encode_jpeg
+from wsi_dbps.formats.patch_cache import PatchCache
 from wsi_dbps.formats.patch_filter import PatchFilter, filtered
 from wsi_dbps.formats.spec import CacheSpec
 from wsi_dbps.synth.pyramid import write_aperio

@@ -72,7 +72,7 @@ def test_other_settings_on_the_same_folder_end_with_1_and_overwrite_helps(wsi_db
     assert said in done.err.splitlines()
     done = wsi_dbps("tile", cohort(), "--out", out, *ARGUMENTS, "--quality", 80, "--overwrite")
     assert done.code == 0
-    assert PatchCache(out / "a.h5").attrs["jpeg_quality"] == 80
+    assert PatchCache(out / "a.h5").facts.jpeg_quality == 80
 
 
 def table(out: Path) -> dict[str, dict[str, str]]:

@@ -85,11 +85,11 @@ def test_a_damaged_slide_is_refused_or_its_cache_shows_what_its_file_shows(reque
             continue
         cache = PatchCache(outcome.path)
         patches, scale = cache.patches(range(len(cache))), cache.grid.tile_lv0 / cache.grid.size_px
-        with open_slide(path, cache.attrs["reader"]) as slide:
+        with open_slide(path, cache.facts.reader) as slide:
             for (x, y), patch in list(zip(cache.grid.origins_lv0.tolist(), patches, strict=True))[
                 :: max(1, len(cache) // 25)
             ]:
-                if cache.attrs["pixel_path"] != "copy" or scale != 1:
+                if cache.facts.pixel_path != "copy" or scale != 1:
                     continue
                 try:
                     seen = slide.read(Region(0, x, y, side, side))

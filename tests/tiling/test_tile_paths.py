@@ -50,7 +50,7 @@ def tile(record: SlideRecord, out: Path, threads: int = 1, **settings) -> tuple[
 @pytest.mark.parametrize("level", [0, 1])
 def test_copied_patches_are_what_openslide_shows_to_the_last_bit(record: SlideRecord, tmp_path: Path, level) -> None:
     outcome, cache = tile(record, tmp_path, tiling={"mpp_um": 0.25 * 4**level})
-    assert (outcome.pixel_path, outcome.level, cache.attrs["jpeg_origin"]) == ("copy", level, "scanner")
+    assert (outcome.pixel_path, outcome.level, cache.facts.jpeg_origin) == ("copy", level, "scanner")
     assert cache.grid.mpp_um == outcome.mpp_um == 0.2525 * 4**level
     assert cache.grid.tile_lv0 == TILE * 4**level
     with open_slide(record.path, "openslide") as slide:
@@ -80,7 +80,7 @@ def test_pillow_shows_a_copied_patch_right(record: SlideRecord, tmp_path: Path) 
 )
 def test_what_is_not_copied_is_within_a_stated_error_of_level_0(record, tmp_path: Path, changes, path) -> None:
     outcome, cache = tile(record, tmp_path, quality=100, **changes)
-    assert (outcome.pixel_path, cache.attrs["jpeg_origin"]) == (path, "encoded")
+    assert (outcome.pixel_path, cache.facts.jpeg_origin) == (path, "encoded")
     with open_slide(record.path) as slide:
         for (x, y), patch in list(zip(cache.grid.origins_lv0.tolist(), cache.patches(range(len(cache))), strict=True))[
             ::7

@@ -42,7 +42,7 @@ def test_every_real_slide_becomes_patches_that_show_it(
     outcome = tile_slide(record, spec, tmp_path)
     assert isinstance(outcome, Tiled)
     cache = PatchCache(outcome.path)
-    assert (cache.attrs["reader"], cache.attrs["vendor"], cache.attrs["mpp_source"]) == (reader, vendor, source)
+    assert (cache.facts.reader, cache.facts.vendor, cache.facts.mpp_source) == (reader, vendor, source)
     assert len(cache) >= least
     ids = np.unique(np.linspace(0, len(cache) - 1, 6).astype(int)).tolist()
     side = cache.grid.tile_lv0

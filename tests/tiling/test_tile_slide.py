@@ -161,13 +161,13 @@ def test_a_manifests_mask_decides(record: SlideRecord, make_spec, tmp_path: Path
     cache = PatchCache(outcome.path)
     assert sorted({x for x, _ in cache.grid.origins_lv0.tolist()}) == [0, 64, 128, 192]
     assert len(cache) == 4 * 7
-    assert len(cache.attrs["mask_fingerprint"]) == 16
+    assert len(cache.facts.mask_fingerprint) == 16
 
 
 def test_a_manifests_mpp_decides(record: SlideRecord, make_spec, tmp_path: Path) -> None:
     outcome = tile_slide(replace(record, mpp_um=0.25), make_spec(), tmp_path)
     cache = PatchCache(outcome.path)
-    assert (cache.grid.tile_lv0, cache.grid.mpp_lv0_um, cache.attrs["mpp_source"]) == (128, 0.25, "manifest")
+    assert (cache.grid.tile_lv0, cache.grid.mpp_lv0_um, cache.facts.mpp_source) == (128, 0.25, "manifest")
     assert outcome.notes == ("the manifest says 0.25 µm/px and the file 0.5; the manifest is believed",)
     assert tile_slide(replace(record, mpp_um=0.51), make_spec(), tmp_path / "x").notes == ()
 
@@ -229,7 +229,7 @@ def test_a_flat_picture_is_tiled_when_its_mpp_is_given(tmp_path: Path, make_spec
     Image.fromarray(image).save(tmp_path / "a.png")
     record = SlideRecord("a", "a", tmp_path / "a.png", mpp_um=0.5)
     cache = PatchCache(tile_slide(record, make_spec(tissue="none", quality=100), tmp_path).path)
-    assert (len(cache), cache.attrs["reader"], cache.attrs["vendor"]) == (6, "image", "image")
+    assert (len(cache), cache.facts.reader, cache.facts.vendor) == (6, "image", "image")
     luma = [0.299, 0.587, 0.114]  # colour noise does not survive 4:2:0
     found, expected = cache.patches([4])[0] @ luma, image[64:128, 64:128] @ luma
     assert np.abs(found - expected).mean() < 3

@@ -182,7 +182,8 @@ def test_a_slide_without_patches_gives_a_file_without_rows_and_is_left_out_of_tr
     empty, record = PatchCache(caches / "slide_09.h5").only(np.zeros(36, bool), "none"), cohort.records[9]
     from wsi_dbps.formats.features import features_written
 
-    made = {k: str(FeatureFile(features / "slide_09.h5").attrs[k]) for k in ("encoder", "encoder_fingerprint")}
+    encoder, weights = FeatureFile(features / "slide_09.h5").facts.encoder.split()
+    made = {"encoder": encoder, "encoder_fingerprint": weights}
     shutil.copytree(features, tmp_path / "f")
     with features_written(tmp_path / "f" / "slide_09.h5", empty, 128, made | {"precision": "float32", "batch": 9}):
         pass

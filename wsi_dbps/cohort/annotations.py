@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from wsi_dbps.core.errors import SlideError
+from wsi_dbps.core.errors import SlideError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -85,7 +85,7 @@ def read_annotations(path: PathLike) -> tuple[Area, ...]:
             _check_crossings([area.shape for area in areas], MAX_CROSSINGS_OF_AREAS, "MAX_CROSSINGS_OF_AREAS")
         return areas
     except (ShapelyError, ElementTree.ParseError, *_NO_ANNOTATIONS) as error:
-        raise SlideError(f"{path}: not annotations that can be used: {' '.join(str(error).split())[:200]}") from None
+        raise SlideError(f"{path}: not annotations that can be used: {one_line(error)}") from None
 
 
 def read_lesion(record: SlideRecord, slide_lv0: Size, names: Collection[str] = ()) -> BaseGeometry:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wsi_dbps.core.errors import CheckpointError, OutputError, WsiDbpsError
+from wsi_dbps.core.errors import CheckpointError, OutputError, WsiDbpsError, one_line
 from wsi_dbps.core.progress import Progress
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def each_slide(what: str, records: Sequence[SlideRecord], do: Callable[[SlideRec
             except (MemoryError, RuntimeError) as error:
                 if not _wants_memory(error):
                     raise
-                said = " ".join(str(error).split())[:200]
+                said = one_line(error)
                 failed.append(f"{record.slide_id}: takes more memory than there is: {said}")
                 progress.say(failed[-1])
             progress.advance()

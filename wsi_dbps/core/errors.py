@@ -88,6 +88,16 @@ class ForeignFileError(OutputError):
     """A file that this package did not write, or that was changed since, where it would write one of its own."""
 
 
+def one_line(said: object) -> str:
+    """What an error of another library says, on one line and at most 200 characters long.
+
+    Examples:
+        >>> one_line(ValueError("no such\\n   key"))
+        'no such key'
+    """
+    return " ".join(str(said).split())[:200]
+
+
 def torch_said(error: Exception) -> str:
     """Why `torch.load` refused a file, in one line, without torch's advice to let the file run code.
 
@@ -97,4 +107,4 @@ def torch_said(error: Exception) -> str:
     """
     if "weights_only" in str(error):
         return "it holds Python objects other than tensors, which could run code; save its tensors alone (.safetensors)"
-    return " ".join(str(error).split())[:200]
+    return one_line(error)

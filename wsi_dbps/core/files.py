@@ -21,7 +21,7 @@ from wsi_dbps.core.ownership import (
     append_to_record,
     h5_format,
     note_written,
-    one_line,
+    recorded_name,
     refuse_another_kind,
     refuse_to_replace,
 )
@@ -143,7 +143,7 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
         yield new
         append_to_record(
             new / RECORD,
-            "".join(f"-\t{one_line(file.name)}\n" for file in sorted(new.iterdir()) if file.name != RECORD),
+            "".join(f"-\t{recorded_name(file.name)}\n" for file in sorted(new.iterdir()) if file.name != RECORD),
         )
         for file in new.iterdir():
             _sync(file)

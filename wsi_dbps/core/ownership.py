@@ -71,7 +71,7 @@ def refuse_to_replace(path: Path) -> None:
 def _names_of_ours(folder: Path) -> set[str]:
     """The names of all that its record knows, whose record is read once, as a folder may hold very many patches."""
     known = {line.partition("\t")[2] for line in record_lines(folder / RECORD)}
-    return {file.name for file in folder.iterdir() if one_line(file.name) in known}
+    return {file.name for file in folder.iterdir() if recorded_name(file.name) in known}
 
 
 def refuse_another_kind(path: Path, kind: str) -> None:
@@ -89,7 +89,7 @@ def refuse_another_kind(path: Path, kind: str) -> None:
 
 def _recorded(path: Path) -> set[str]:
     lines = (line.partition("\t") for line in record_lines(path.parent / RECORD))
-    return {digest for digest, _, name in lines if name == one_line(path.name)}
+    return {digest for digest, _, name in lines if name == recorded_name(path.name)}
 
 
 def record_lines(record: Path) -> list[str]:
@@ -120,7 +120,7 @@ def writer_of(path: Path) -> str:
     for line in record_lines(path.parent / RECORD):
         if line.startswith("# wsi-dbps "):
             command = line.removeprefix("# wsi-dbps ").partition("\t")[0]
-        elif line.partition("\t")[2] == one_line(path.name):
+        elif line.partition("\t")[2] == recorded_name(path.name):
             found = command
     return found
 
@@ -160,7 +160,7 @@ def note_written(path: Path, content: Path | None) -> None:
     if path.name in _MADE_BY_0_1 and path.is_file() and _made_by_0_1(path):
         beside = (path.with_name(name) for name in _MADE_BY_0_1[path.name] if name != path.name)
         marks |= {file: _mark(file, file.suffix) for file in beside if file.is_file()}
-    new = [f"{mark}\t{one_line(file.name)}\n" for file, mark in marks.items() if mark not in _recorded(file)]
+    new = [f"{mark}\t{recorded_name(file.name)}\n" for file, mark in marks.items() if mark not in _recorded(file)]
     if new:
         append_to_record(path.parent / RECORD, "".join(new))
 
@@ -187,6 +187,6 @@ def append_to_record(record: Path, line: str) -> None:
         os.close(handle)
 
 
-def one_line(name: str) -> str:
+def recorded_name(name: str) -> str:
     """A file's name as the record holds it: without line breaks."""
     return name.replace("\n", "\\n")

@@ -12,7 +12,7 @@ import numpy as np
 
 from wsi_dbps.core.errors import PredictionError, UnknownGridError
 from wsi_dbps.core.geometry import Size, TileGrid
-from wsi_dbps.formats.hdf5 import h5_written_whole
+from wsi_dbps.formats.hdf5 import h5_written_whole, reading
 from wsi_dbps.formats.predictions import Prediction
 
 if TYPE_CHECKING:
@@ -143,51 +143,32 @@ def read_attention(path: PathLike) -> SlideAttention:
         PredictionError: If the file is missing, damaged, or of another format or version.
     """
     path = Path(path)
-    import h5py
-
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            found = (file.attrs.get("format"), file.attrs.get("format_version"))
-            if found[0] != ATTENTION_FORMAT or found[1] not in READS_VERSIONS:
-                raise PredictionError(
-                    f"{path}: is {found[0]!r} version {found[1]}, not {ATTENTION_FORMAT!r} version 1 or 2"
-                )
-            a = file.attrs
-            coords_N2, probabilities = file["coords"][:], tuple(float(p) for p in a["probabilities"])
-            classes = tuple(str(name) for name in json.loads(a["classes"]))
-            _check_arrays(path, file, len(classes), len(probabilities))
-            rows = [len(file[name]) for name in ("logits", "weights", "role", "evidence") if name in file]
-            if coords_N2.shape != (len(coords_N2), 2) or set(rows) != {len(coords_N2)}:
-                raise PredictionError(f"{path}: {len(coords_N2)} coordinates for {rows} rows; predict again")
-            if (role_N := file["role"][:]).max(initial=0) >= len(ROLES):
-                raise PredictionError(f"{path}: role {role_N.max()} is none of 0 to {len(ROLES) - 1}; predict again")
-            classes = tuple(json.loads(a["classes"]))
-            if len(probabilities) != len(classes) or (
-                "evidence" in file and file["evidence"].shape[1:] != (len(classes),)
-            ):
-                raise PredictionError(
-                    f"{path}: probabilities or evidence for other than its {len(classes)} classes; predict again"
-                )
-            prediction = Prediction(
-                a["slide_id"], a["case_id"], a["split"] or None, a["label"] or None, len(coords_N2), probabilities
+    missing = "no such attention file; run `wsi-dbps predict` first"
+    with reading(path, PredictionError, "not a readable attention file", "predict again", missing=missing) as file:
+        a = file.attrs
+        found = (a.get("format"), a.get("format_version"))
+        if found[0] != ATTENTION_FORMAT or found[1] not in READS_VERSIONS:
+            raise PredictionError(
+                f"{path}: is {found[0]!r} version {found[1]}, not {ATTENTION_FORMAT!r} version 1 or 2"
             )
-            return SlideAttention(
-                slide_id=str(a["slide_id"]),
-                prediction=prediction,
-                classes=classes,
-                grid=_grid(path, coords_N2, a),
-                logits_NR=file["logits"][:],
-                weights_N=file["weights"][:],
-                role_N=role_N,
-                cache_fingerprint=a["cache_fingerprint"],
-                checkpoint_fingerprint=a["checkpoint_fingerprint"],
-                **{field: file[name][:] for name, field in _MAY.items() if name in file},
-            )
-    except FileNotFoundError:
-        raise PredictionError(f"{path}: no such attention file; run `wsi-dbps predict` first") from None
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise PredictionError(f"{path}: not a readable attention file: {said}; predict again") from None
+        coords_N2, probabilities = file["coords"][:], tuple(float(p) for p in a["probabilities"])
+        classes = tuple(str(name) for name in json.loads(a["classes"]))
+        _check_arrays(path, file, len(classes), len(probabilities))
+        prediction = Prediction(
+            a["slide_id"], a["case_id"], a["split"] or None, a["label"] or None, len(coords_N2), probabilities
+        )
+        return SlideAttention(
+            slide_id=str(a["slide_id"]),
+            prediction=prediction,
+            classes=classes,
+            grid=_grid(path, coords_N2, a),
+            logits_NR=file["logits"][:],
+            weights_N=file["weights"][:],
+            role_N=file["role"][:],
+            cache_fingerprint=a["cache_fingerprint"],
+            checkpoint_fingerprint=a["checkpoint_fingerprint"],
+            **{field: file[name][:] for name, field in _MAY.items() if name in file},
+        )
 
 
 def _grid(path: Path, coords_N2: npt.NDArray[np.int64], a: Mapping[str, Any]) -> TileGrid:
@@ -228,6 +209,7 @@ _ARRAYS: Final = {
 
 
 def _check_arrays(path: Path, file: h5py.File, num_classes: int, num_probabilities: int) -> None:
+    """Refuse arrays of another kind or shape than docs/formats/attention.md says, and roles that have no name."""
     for name in [name for name in _ARRAYS if name in file]:
         kinds, num_axes = _ARRAYS[name]
         found, of_classes = file[name], name in ("evidence", "class_logits", "empty_logits")
@@ -241,3 +223,9 @@ def _check_arrays(path: Path, file: h5py.File, num_classes: int, num_probabiliti
                 f"{path}: /{name} is {found.dtype} {found.shape} beside {num_probabilities} probabilities of "
                 f"{num_classes} classes; predict again"
             )
+    num_tiles = len(file["coords"])
+    rows = [len(file[name]) for name in ("logits", "weights", "role", "evidence") if name in file]
+    if file["coords"].shape[1] != 2 or set(rows) != {num_tiles}:
+        raise PredictionError(f"{path}: {num_tiles} coordinates for {rows} rows; predict again")
+    if (highest := file["role"][:].max(initial=0)) >= len(ROLES):
+        raise PredictionError(f"{path}: role {highest} is none of 0 to {len(ROLES) - 1}; predict again")

@@ -20,6 +20,7 @@ from wsi_dbps.core.ownership import refuse_to_replace
 from wsi_dbps.core.settings import settings
 from wsi_dbps.core.version import __version__
 from wsi_dbps.formats.patch_cache import PatchCache
+from wsi_dbps.formats.reuse import is_kept
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -274,13 +275,10 @@ def _is_kept(target: Path, facts: dict[str, Any], *, overwrite: bool) -> bool:
     """Whether there is an export that stays; one that differs, and what is no export, is an error."""
     if not target.exists():
         return False
+    asked = {name: facts.get(name) for name in _DECIDE}
     made = _made_with(target)
-    differ = [f"{k} is {made.get(k)!r} in it, {facts.get(k)!r} asked" for k in _DECIDE if made.get(k) != facts.get(k)]
-    if differ and not overwrite:
-        raise SpecMismatchError(
-            f"{target} was made otherwise: {'; '.join(differ)}; pass --overwrite, or another --out folder"
-        )
-    return not overwrite
+    found = {name: made.get(name) for name in _DECIDE}
+    return is_kept(target, found, asked, "pass --overwrite, or another --out folder", overwrite=overwrite)
 
 
 def _made_with(target: Path) -> dict[str, Any]:

@@ -1,6 +1,5 @@
-"""A slide's features, one row per patch, in one HDF5 file: writing ours, reading ours, TRIDENT's, CLAM's and STAMP's.
+"""A slide's features, one row per patch, in one HDF5 file: writing ours, and reading ours and other tools'.
 
-Source: what the tools' own writers write. Ours is TRIDENT's layout with attributes of the file in addition.
 Documented in docs/formats/features.md. N patches, D numbers each.
 """
 
@@ -21,10 +20,11 @@ import simplejpeg
 from wsi_dbps.core.digests import digest
 from wsi_dbps.core.errors import CacheError, SpecMismatchError
 from wsi_dbps.core.geometry import Size, TileGrid
-from wsi_dbps.formats.hdf5 import h5_written_whole
+from wsi_dbps.formats.hdf5 import DAMAGED, MOST_ROWS, h5_written_whole, plain, reading, translated, why_not_stored
+from wsi_dbps.formats.other_features import FORMAT, FORMAT_VERSION, REPAIR, feature_facts, find_bag
 from wsi_dbps.formats.patch_cache import PatchCache
+from wsi_dbps.formats.reuse import is_kept
 from wsi_dbps.formats.spec import FORMAT as CACHE_FORMAT
-from wsi_dbps.formats.stored import MOST_ROWS, why_not_stored
 from wsi_dbps.slides.open import open_slide
 from wsi_dbps.slides.sampling import thumbnail
 from wsi_dbps.slides.source import sampled_fingerprint
@@ -38,25 +38,14 @@ if TYPE_CHECKING:
     from wsi_dbps.slides.base import SlideInfo
     from wsi_dbps.slides.source import SlideFile
 
-FORMAT: Final = "wsi-dbps features"
-FORMAT_VERSION: Final = 1
-STAMP_VERSION: Final = "2.0.0"
-"""Said to have written files in STAMP's layout: STAMP refuses files of a version later than its own."""
-_REQUIRED: Final = ("slide_id", "slide_size", "mpp_level0", "patch_size_level0", "encoder", "encoder_fingerprint",
-                    "fingerprint")  # fmt: skip
 _DECIDE: Final = ("cache_fingerprint", "encoder", "encoder_fingerprint", "precision", "batch")
 """Attributes that say what the features of a slide are, to the last bit on one machine, besides the slide."""
-_AGAIN: Final = "delete it and make the features again"
 _ADD_PATH: Final = "name the slide file in the column path of the manifest, or make the features with `wsi-dbps embed`"
 _MOST_DIM: Final = 1 << 20
 _MOST_COORD: Final = 2.0**31
 """In level-0 pixels, or µm."""
-_SIDE_TOLERANCE: Final = 0.05
 _THUMBNAIL_PX: Final = 1024
 """Longer side of a thumbnail that is made from the slide."""
-_TRIDENT_PLACES: Final = ("features_*", "*_overlap/features_*")
-_TRIDENT_TILES: Final = "*_overlap/patches"
-_DAMAGED: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError)
 
 
 @contextmanager
@@ -84,38 +73,12 @@ def features_written(path: Path, cache: PatchCache, dim: int, made: Mapping[str,
         if "thumbnail" in source:
             source.copy("thumbnail", file)
         taken = ("slide_id", "slide_size", "mpp_level0", "mpp_patch", "patch_size_px", "patch_size_level0")
-        file.attrs.update({name: cache.attrs[name] for name in taken} | about)
+        file.attrs.update({name: plain(source.attrs[name]) for name in taken} | about)
         file.attrs.update(
             format=FORMAT,
             format_version=FORMAT_VERSION,
             fingerprint=digest([about[name] for name in _DECIDE]),
             wsi_dbps_version=__version__,
-        )
-        yield rows
-
-
-@contextmanager
-def stamp_written(path: Path, cache: PatchCache, dim: int, made: Mapping[str, str | int]) -> Iterator[h5py.Dataset]:
-    """Yield the (N, D) float16 rows to fill of a file in STAMP's layout; else as `features_written`.
-
-    What decides the rows is kept as JSON in an attribute that STAMP does not read.
-
-    Raises:
-        OutputError: If it cannot be written.
-    """
-    about = {**made, "cache_fingerprint": cache.fingerprint, "slide_id": cache.slide_id}
-    with h5_written_whole(path, size=len(cache) * (dim * 2 + 8)) as file:
-        rows = file.create_dataset("feats", (len(cache), dim), np.float16)
-        file["coords"] = (cache.grid.origins_lv0 * cache.grid.mpp_lv0_um).astype(np.float32)
-        file.attrs.update(
-            stamp_version=STAMP_VERSION,
-            extractor=made["encoder"],
-            unit="um",
-            tile_size_um=cache.grid.tile_lv0 * cache.grid.mpp_lv0_um,
-            tile_size_px=cache.grid.size_px,
-            code_hash="",
-            feat_type="tile",
-            wsi_dbps=json.dumps(about),
         )
         yield rows
 
@@ -141,28 +104,21 @@ def are_kept(
     if not found:
         raise SpecMismatchError(f"{path}: there already, and no features of ours; name another --out folder")
     wanted = {**made, "cache_fingerprint": cache.fingerprint, "layout": layout}
-    differ = [
-        f"{k} is {found.get(k, 'not named')!r} in it, {wanted[k]!r} asked"
-        for k in ("layout", *_DECIDE)
-        if found.get(k) != wanted[k]
-    ]
-    if differ and not overwrite:
-        raise SpecMismatchError(
-            f"{path} was made otherwise: {'; '.join(differ)}; ask for the same, pass --overwrite, or name another "
-            "--out folder"
-        )
-    return not overwrite
+    asked = {name: wanted[name] for name in ("layout", *_DECIDE)}
+    return is_kept(
+        path, found, asked, "ask for the same, pass --overwrite, or name another --out folder", overwrite=overwrite
+    )
 
 
 def _made_with(path: Path) -> dict[str, Any]:
     """What decided the features in a file that we wrote, and its layout; empty for any other file."""
     try:
         with h5py.File(path, "r", locking=False) as file:
-            found = {name: _plain(value) for name, value in file.attrs.items()}
+            found = {name: plain(value) for name, value in file.attrs.items()}
         if found.get("format") == FORMAT:
             return found | {"layout": "ours"}
         return {**json.loads(found["wsi_dbps"]), "layout": "stamp"}
-    except _DAMAGED:
+    except DAMAGED:
         return {}
 
 
@@ -172,7 +128,7 @@ def holds_features(path: PathLike) -> bool:
     try:
         with h5py.File(path, "r", locking=False) as file:
             return file.attrs.get("format") != CACHE_FORMAT and ("features" in file or "feats" in file)
-    except _DAMAGED:
+    except DAMAGED:
         return False
 
 
@@ -193,40 +149,21 @@ class FeatureFile:
         """
         path = Path(path)
         self.path, self._mpp_lv0_um, self._slide = path, mpp_lv0_um, slide
-        try:
-            with h5py.File(path, "r", locking=False) as file:
-                self._key = "features" if "features" in file else "feats"
-                rows, coords = file[self._key], file["coords"]
-                named = {**coords.attrs, **rows.attrs, **file.attrs}
-                self.attrs: dict[str, Any] = {name: _plain(value) for name, value in named.items()}
-                """Those of the coordinates, the features and the file; of the same name the last."""
-                self._check_format()
-                self._check_shapes(rows, coords)
-                is_empty = rows.shape in ((0,), (1, 0))  # TRIDENT's of a slide without tissue
-                self.dim = 0 if is_empty else int(rows.shape[-1])
-                """D; 0 where the file has no row and does not say."""
-                self._num, self._lead, self._dtype = int(coords.shape[0]), rows.ndim - 2, rows.dtype
-                self._block = rows.chunks[-2] if rows.chunks and not is_empty else 1
-                self._place = rows.id.get_offset() if rows.chunks is None else None
-                self._check_attributes()
-                self._check_coords(coords[:])
-        except FileNotFoundError:
-            raise CacheError(f"{path}: no such file of features") from None
-        except _DAMAGED as error:
-            raise CacheError(f"{path}: not a readable file of features: {_line(error)}; {_AGAIN}") from None
-        ours = self.attrs.get("format") == FORMAT
-        self._fingerprint = str(self.attrs["fingerprint"]) if ours else sampled_fingerprint(path)
-
-    def _check_format(self) -> None:
-        if (found := self.attrs.get("format")) == FORMAT:
-            if (version := self.attrs.get("format_version")) != FORMAT_VERSION:
-                raise CacheError(
-                    f"{self.path}: features of version {version}, and this wsi-dbps reads {FORMAT_VERSION}"
-                )
-            if missing := [name for name in _REQUIRED if name not in self.attrs]:
-                raise CacheError(f"{self.path}: attributes {', '.join(missing)} missing; {_AGAIN}")
-        elif found is not None:
-            raise CacheError(f"{self.path}: a {found}, and no file of features")
+        missing = "no such file of features"
+        with reading(path, CacheError, "not a readable file of features", REPAIR, missing=missing) as file:
+            self._key = "features" if "features" in file else "feats"
+            rows, coords = file[self._key], file["coords"]
+            named = {**coords.attrs, **rows.attrs, **file.attrs}
+            self.facts = feature_facts(path, {name: plain(value) for name, value in named.items()})
+            self._check_shapes(rows, coords)
+            is_empty = rows.shape in ((0,), (1, 0))  # TRIDENT's of a slide without tissue
+            self.dim = 0 if is_empty else int(rows.shape[-1])
+            """D; 0 where the file has no row and does not say."""
+            self._num, self._lead, self._dtype = int(coords.shape[0]), rows.ndim - 2, rows.dtype
+            self._block = rows.chunks[-2] if rows.chunks and not is_empty else 1
+            self._place = rows.id.get_offset() if rows.chunks is None else None
+            self._check_coords(coords[:])
+        self._fingerprint = self.facts.fingerprint or sampled_fingerprint(path)
 
     def _check_shapes(self, rows: h5py.Dataset, coords: h5py.Dataset) -> None:
         shape = tuple(rows.shape)
@@ -237,50 +174,24 @@ class FeatureFile:
                 f"{self.path}: /{rows.name.strip('/')} is {_numbers(rows)} {shape}, not floats (N, D) or (1, N, D)"
             )
         if coords.shape[:1] != shape[-2:-1] or (coords.shape[0] and coords.shape[1:] != (2,)):
-            raise CacheError(f"{self.path}: {shape[-2]} rows of features and coordinates {coords.shape}; {_AGAIN}")
+            raise CacheError(f"{self.path}: {shape[-2]} rows of features and coordinates {coords.shape}; {REPAIR}")
         if coords.dtype.kind not in "iuf":
-            raise CacheError(f"{self.path}: /coords holds {_numbers(coords)}, not numbers; {_AGAIN}")
+            raise CacheError(f"{self.path}: /coords holds {_numbers(coords)}, not numbers; {REPAIR}")
         if shape[-2] > MOST_ROWS or shape[-1] > _MOST_DIM:
             raise CacheError(
                 f"{self.path}: claims {shape[-2]} rows of {shape[-1]} numbers; at most {MOST_ROWS} of {_MOST_DIM} are "
-                f"read; {_AGAIN}"
+                f"read; {REPAIR}"
             )
         for data in (rows, coords):
             if why := why_not_stored(data, self.path.stat().st_size):
-                raise CacheError(f"{self.path}: /{data.name.strip('/')} {why}; {_AGAIN}")
-
-    def _check_attributes(self) -> None:
-        for name in ("patch_size_level0", "tile_size_um", "mpp_level0", "level0_width", "level0_height"):
-            if name in self.attrs and not _is_length(self.attrs[name]):
-                raise CacheError(f"{self.path}: {name} is {self.attrs[name]!r}, not a positive number; {_AGAIN}")
-        size = np.ravel(self.attrs.get("slide_size", (1, 1)))
-        if len(size) != 2 or not all(_is_length(side) for side in size):
-            raise CacheError(f"{self.path}: slide_size is {self.attrs['slide_size']!r}, not width and height; {_AGAIN}")
-        self._check_tile_side()
-
-    def _check_tile_side(self) -> None:
-        """Refuse a tile side that the file's own resolutions contradict."""
-        found = self.attrs.get("patch_size_level0")
-        for size, factor, divisor in (
-            ("patch_size_px", "mpp_patch", "mpp_level0"),  # ours
-            ("patch_size", "level0_magnification", "target_magnification"),  # TRIDENT's
-        ):
-            values: list[Any] = [self.attrs.get(name) for name in (size, factor, divisor)]
-            if found is None or not all(_is_length(value) for value in values):
-                continue
-            expected = float(values[0]) * float(values[1]) / float(values[2])
-            if abs(float(found) - expected) > max(1.0, _SIDE_TOLERANCE * expected):
-                raise CacheError(
-                    f"{self.path}: patch_size_level0 is {float(found):g}, but {size} x {factor} / {divisor} = "
-                    f"{expected:g}; {_AGAIN}"
-                )
+                raise CacheError(f"{self.path}: /{data.name.strip('/')} {why}; {REPAIR}")
 
     def _check_coords(self, coords: npt.NDArray[Any]) -> None:
         usable = np.isfinite(coords) & (abs(coords.astype(np.float64)) < _MOST_COORD)
         if not usable.all():
             row = int(np.argmin(usable.reshape(len(coords), -1).all(axis=1)))
             raise CacheError(
-                f"{self.path}: the coordinates of patch {row} are {coords[row].tolist()}, no place on a slide; {_AGAIN}"
+                f"{self.path}: the coordinates of patch {row} are {coords[row].tolist()}, no place on a slide; {REPAIR}"
             )
 
     def __len__(self) -> int:
@@ -289,7 +200,7 @@ class FeatureFile:
     @property
     def slide_id(self) -> str | None:
         """Whose features these are; None where only the file's name says so."""
-        return self.attrs.get("slide_id")
+        return self.facts.slide_id
 
     @property
     def fingerprint(self) -> str:
@@ -299,8 +210,7 @@ class FeatureFile:
     @property
     def encoder(self) -> str:
         """What made the features: ours by name and weights, TRIDENT's and STAMP's by name, empty where not known."""
-        name = str(self.attrs.get("encoder", self.attrs.get("extractor", "")))
-        return f"{name} {self.attrs['encoder_fingerprint']}" if self.attrs.get("format") == FORMAT else name
+        return self.facts.encoder
 
     @property
     def grid(self) -> TileGrid:
@@ -313,35 +223,28 @@ class FeatureFile:
             CacheError: If the coordinates are in µm and the slide's mpp is not known, or cannot be read.
             SlideError: If the slide file is needed for that and cannot be opened.
         """
-        origins_lv0, tile_lv0 = self._origins_lv0(), self._tile_lv0()
-        sizes = [self.attrs[name] for name in ("patch_size_px", "patch_size", "tile_size_px") if name in self.attrs]
-        size_px = int(sizes[0]) if sizes and _is_length(sizes[0]) else None
+        facts, origins_lv0, tile_lv0 = self.facts, self._origins_lv0(), self._tile_lv0()
 
         def mpp_um() -> float:
-            if "mpp_patch" in self.attrs:
-                return float(self.attrs["mpp_patch"])
-            if size_px is None:
-                raise CacheError(f"{self.path}: does not say what its features were made from")
-            return tile_lv0 * self._mpp_lv0() / size_px
+            if facts.size_px is None:
+                raise CacheError(f"{self.path}: does not say how large the patches were that its features are of")
+            return tile_lv0 * self._mpp_lv0() / facts.size_px
 
-        return TileGrid(origins_lv0, tile_lv0, self._slide_lv0, self._mpp_lv0, size_px, mpp_um)
+        return TileGrid(origins_lv0, tile_lv0, self._slide_lv0, self._mpp_lv0, facts.size_px, facts.mpp_um or mpp_um)
 
     def _origins_lv0(self) -> npt.NDArray[np.int64]:
-        try:
-            with h5py.File(self.path, "r", locking=False) as file:
-                coords: npt.NDArray[Any] = file["coords"][:].reshape(-1, 2)
-        except _DAMAGED as error:
-            raise CacheError(f"{self.path}: /coords cannot be read: {_line(error)}; {_AGAIN}") from None
-        if self.attrs.get("unit") == "um":
+        with reading(self.path, CacheError, "/coords cannot be read", REPAIR) as file:
+            coords: npt.NDArray[Any] = file["coords"][:].reshape(-1, 2)
+        if self.facts.in_um:
             coords = np.rint(coords.astype(np.float64) / self._mpp_for_um())
         elif self._key == "feats":
             raise CacheError(f"{self.path}: does not say the unit of its coordinates; make the features with STAMP 2")
         return coords.astype(np.int64)
 
     def _tile_lv0(self) -> float:
-        if "tile_size_um" in self.attrs:
-            return float(self.attrs["tile_size_um"]) / self._mpp_for_um()
-        return float(self.attrs.get("patch_size_level0", np.nan))
+        if self.facts.tile_um is not None:
+            return self.facts.tile_um / self._mpp_for_um()
+        return np.nan if self.facts.tile_lv0 is None else self.facts.tile_lv0
 
     def _mpp_for_um(self) -> float:
         if self._mpp_lv0_um is not None:
@@ -364,18 +267,12 @@ class FeatureFile:
         assert self._slide is not None
         with open_slide(self._slide) as reader:
             info = reader.info
-        if (size := self._size_in_file()) not in (None, info.size_lv0):
+        if (size := self.facts.slide_lv0) not in (None, info.size_lv0):
             raise CacheError(
                 f"{self.path}: features of a slide of {size} px, and {self._slide} has {info.size_lv0}; correct the "
                 "path in the manifest"
             )
         return info
-
-    def _size_in_file(self) -> Size | None:
-        for names in (("slide_size",), ("level0_width", "level0_height")):
-            if all(name in self.attrs for name in names):
-                return Size(*(int(side) for side in np.concatenate([np.ravel(self.attrs[name]) for name in names])))
-        return None
 
     def _slide_lv0(self) -> Size:
         """The slide's size in level-0 pixels, as the file has it, or else the slide.
@@ -384,8 +281,8 @@ class FeatureFile:
             CacheError: If neither says.
             SlideError: If the slide is needed and cannot be opened.
         """
-        if (size := self._size_in_file()) is not None:
-            return size
+        if self.facts.slide_lv0 is not None:
+            return self.facts.slide_lv0
         if self._slide is not None:
             return self._of_slide.size_lv0
         raise CacheError(f"{self.path}: does not say how large its slide is; {_ADD_PATH}")
@@ -397,12 +294,12 @@ class FeatureFile:
             CacheError: If none says.
             SlideError: If the slide is needed and cannot be opened.
         """
-        found = self.attrs.get("mpp_level0", self._mpp_lv0_um)
+        found = self._mpp_lv0_um if self.facts.mpp_lv0_um is None else self.facts.mpp_lv0_um
         if found is None and self._slide is not None:
             found = self._of_slide.mpp_um
         if found is None:
             raise CacheError(f"{self.path}: does not say its slide's mpp; add an mpp column to the manifest")
-        return float(found)
+        return found
 
     def step_lv0(self) -> float:
         """Smallest distance between two columns or rows of tiles, in level-0 pixels: the tile side, if none overlap.
@@ -422,14 +319,10 @@ class FeatureFile:
             CacheError: If there is neither, or the slide is not that of the features.
             SlideError: If the slide is needed and cannot be read.
         """
-        try:
-            with h5py.File(self.path, "r", locking=False) as file:
-                jpeg = file["thumbnail"][:].tobytes() if "thumbnail" in file else None
-            if jpeg is not None:
-                picture: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(jpeg)
+        with reading(self.path, CacheError, "the thumbnail is damaged", REPAIR) as file:
+            if "thumbnail" in file:
+                picture: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(file["thumbnail"][:].tobytes())
                 return picture
-        except _DAMAGED as error:
-            raise CacheError(f"{self.path}: the thumbnail is damaged: {_line(error)}; {_AGAIN}") from None
         if self._slide is None:
             raise CacheError(f"{self.path}: has no thumbnail to draw on; {_ADD_PATH}")
         with open_slide(self._slide) as reader:
@@ -449,16 +342,13 @@ class FeatureFile:
         out = np.empty((len(rows), self.dim), np.float32)
         apart = (np.diff(rows) > 1) & (np.diff(rows // self._block) > 0)
         runs = pairwise([0, *(np.flatnonzero(apart) + 1).tolist(), len(rows)])
-        try:
-            with self._opened() as read:
-                for first, last in runs if len(rows) else ():
-                    start = int(rows[first])
-                    found = read(start, int(rows[last - 1]) + 1)
-                    out[order[first:last]] = found[rows[first:last] - start]
-        except _DAMAGED as error:
-            raise CacheError(f"{self.path}: features cannot be read: {_line(error)}; {_AGAIN}") from None
+        with translated(self.path, CacheError, "features cannot be read", REPAIR), self._opened() as read:
+            for first, last in runs if len(rows) else ():
+                start = int(rows[first])
+                found = read(start, int(rows[last - 1]) + 1)
+                out[order[first:last]] = found[rows[first:last] - start]
         if not (finite := np.isfinite(out).all(axis=1)).all():
-            raise CacheError(f"{self.path}: the features of patch {ids[int(finite.argmin())]} are not finite; {_AGAIN}")
+            raise CacheError(f"{self.path}: the features of patch {ids[int(finite.argmin())]} are not finite; {REPAIR}")
         return out
 
     @contextmanager
@@ -498,64 +388,13 @@ def open_bag(
     Raises:
         CacheError: If it is missing or damaged, or belongs to another slide.
     """
-    path = _find_bag(Path(caches), slide_id)
+    path = find_bag(Path(caches), slide_id)
     found = FeatureFile(path, mpp_lv0_um=mpp_lv0_um, slide=slide) if holds_features(path) else PatchCache(path)
     if found.slide_id not in (None, slide_id):
         raise CacheError(f"{path}: holds slide {found.slide_id!r}, not {slide_id!r}")
     return found
 
 
-def _find_bag(caches: Path, slide_id: str) -> Path:
-    """The slide's file in a folder, or in a folder of another tool; where there is none, where it would be."""
-    name = f"{slide_id}.h5"
-    if (path := caches / name).exists():
-        return path
-    if (clam := caches / "h5_files" / name).exists():
-        return clam
-    jobs = sorted({folder for place in _TRIDENT_PLACES for folder in caches.glob(place) if folder.is_dir()})
-    holding = [folder for folder in jobs if (folder / name).exists()]
-    if len(jobs) == 1:
-        return jobs[0] / name
-    if jobs:
-        which = ", ".join(map(str, holding or jobs))
-        raise CacheError(f"{caches}: a TRIDENT job with {len(jobs)} folders of features; give --caches one: {which}")
-    if sorted(caches.glob(_TRIDENT_TILES)):
-        raise CacheError(
-            f"{caches}: a TRIDENT job with coordinates and no features; make features with TRIDENT, or cut its tiles "
-            f"with `wsi-dbps tile COHORT.csv --coords {caches} --out CACHES` and give --caches CACHES"
-        )
-    for where in (caches, caches / "tile_embeddings"):
-        if any((where / f"{slide_id}{ending}").exists() for ending in (".meta.json", ".npz")):
-            raise CacheError(
-                f"{where}: tile embeddings of slide2vec, a layout that is not read; cut its tiles with `wsi-dbps tile "
-                "COHORT.csv --coords FOLDER --out CACHES`, FOLDER being its output folder that holds tiles/, and give "
-                "--caches CACHES, or CACHES embedded with `wsi-dbps embed`"
-            )
-    for lone in (path.with_suffix(".pt"), caches / "pt_files" / f"{slide_id}.pt"):
-        if lone.exists():
-            raise CacheError(
-                f"{lone}: features without coordinates, which are needed too; give --caches the folder that holds "
-                "CLAM's h5_files, or embed the slides with `wsi-dbps embed`"
-            )
-    return path
-
-
-def _is_length(value: Any) -> bool:
-    """Whether an attribute is one positive finite number."""
-    return np.ndim(value) == 0 and np.asarray(value).dtype.kind in "iuf" and 0 < float(value) < np.inf
-
-
 def _numbers(data: h5py.Dataset) -> str:
     """What a dataset holds, in words."""
     return "text" if data.dtype.kind in "OSU" else str(data.dtype)
-
-
-def _plain(value: Any) -> Any:
-    """An attribute's value as Python's own text or number, where it is one."""
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -6,18 +6,16 @@ To be used, it is read by `read_coords` of given_coords.py, which checks it agai
 from __future__ import annotations
 
 import json
-import zipfile
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 
-from wsi_dbps.core.errors import SlideError
+from wsi_dbps.core.errors import SlideError, one_line
+from wsi_dbps.formats.hdf5 import DAMAGED
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-_DAMAGED: Final = (OSError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, EOFError, zipfile.BadZipFile)
 
 
 def coordinate_facts(path: Path) -> dict[str, str] | None:
@@ -41,10 +39,10 @@ def coordinate_facts(path: Path) -> dict[str, str] | None:
                 return None
             coords, attrs = file["coords"], dict(file["coords"].attrs)
             return _hdf5_facts(coords.shape[0], attrs)
-    except _DAMAGED as error:
+    except DAMAGED as error:
         if path.suffix not in (".json", ".npz"):
             return None
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        said = one_line(f"{type(error).__name__}: {error}")
         raise SlideError(f"{path}: not a file of coordinates of hs2p: {said}") from None
 
 

@@ -4,7 +4,6 @@ docs/formats/selection-record.md.
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from wsi_dbps.core.errors import CheckpointError
 from wsi_dbps.core.files import written_whole
+from wsi_dbps.formats.hdf5 import translated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,7 +78,8 @@ def read_selection_record(path: Path) -> tuple[VisitRecord, ...]:
     Raises:
         CheckpointError: If the file is missing, damaged, or of another format or version.
     """
-    try:
+    missing = "no such selection record; train with training.record = true"
+    with translated(path, CheckpointError, "not a readable selection record", "train again", missing=missing):
         with np.load(path, allow_pickle=False) as file:
             found = (str(file["format"]), int(file["format_version"]))
             if found != (RECORD_FORMAT, RECORD_VERSION):
@@ -103,12 +104,6 @@ def read_selection_record(path: Path) -> tuple[VisitRecord, ...]:
             if ids.min(initial=0) < 0 or ids.max(initial=-1) >= len(visit.kept_N):
                 raise ValueError(f"{visit.slide_id} has {len(visit.kept_N)} patches, and others are chosen")
         return visits
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such selection record; train with training.record = true") from None
-    except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise CheckpointError(
-            f"{path}: not a readable selection record: {' '.join(str(error).split())[:200]}"
-        ) from None
 
 
 def _split(array: npt.NDArray[Any], lengths: npt.NDArray[np.int64]) -> list[npt.NDArray[Any]]:

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 
 from wsi_dbps.bags.bags import PatchReader, open_cache, patch_kind
-from wsi_dbps.core.errors import CacheError, ConfigError, OutputError, SpecMismatchError, WsiDbpsError
+from wsi_dbps.core.errors import CacheError, ConfigError, OutputError, SpecMismatchError, WsiDbpsError, one_line
 from wsi_dbps.core.files import written_whole
 from wsi_dbps.core.output_folder import output_folder
 from wsi_dbps.core.ownership import refuse_to_replace
 from wsi_dbps.core.progress import Progress
-from wsi_dbps.formats.features import FeatureFile, are_kept, features_written, stamp_written
+from wsi_dbps.formats.features import FeatureFile, are_kept, features_written
+from wsi_dbps.formats.other_features import stamp_written
 from wsi_dbps.formats.patch_cache import PatchCache
 from wsi_dbps.formats.patch_filter import PatchFilter
 from wsi_dbps.models.device import pick_device, pick_precision
@@ -218,7 +219,7 @@ class Embedder:
                 features_LD = self._encoder(pixels_LCPP.to(self._device, non_blocking=True)).float().cpu()
             return np.asarray(features_LD.numpy(), np.float32)
         except (AssertionError, RuntimeError) as error:
-            size_px, said = pixels_LCPP.shape[-1], " ".join(str(error).split())[:200]
+            size_px, said = pixels_LCPP.shape[-1], one_line(error)
             raise ConfigError(
                 f"encoder {self.made['encoder']} fails on {len(pixels_LCPP)} patches of {size_px} px: {said}; tile at "
                 "the size it takes, or give a smaller --batch if memory ran out"

@@ -15,13 +15,14 @@ from wsi_dbps.bags.bags import CacheBag, PatchReader, open_cache
 from wsi_dbps.cohort.each_slide import each_slide
 from wsi_dbps.cohort.labels import mixed_cases
 from wsi_dbps.core.digests import digest, file_digest
-from wsi_dbps.core.errors import CacheError, CheckpointError, PredictionError, WsiDbpsError
+from wsi_dbps.core.errors import CacheError, CheckpointError, PredictionError, WsiDbpsError, one_line
 from wsi_dbps.core.files import write_json
 from wsi_dbps.core.output_folder import output_folder
 from wsi_dbps.core.settings import to_dict
 from wsi_dbps.core.version import __version__
 from wsi_dbps.formats.attention import ROLES, SlideAttention, attention_path, read_attention
 from wsi_dbps.formats.predictions import TABLE_DIGEST, Prediction, Predictions
+from wsi_dbps.formats.reuse import differences, refuse_others
 from wsi_dbps.metrics.pooling import pool_cases
 from wsi_dbps.models.device import pick_device
 
@@ -161,11 +162,16 @@ class Predictor:
         """
         path = attention_path(folder, record.slide_id)
         attention = read_attention(path)
-        if attention.checkpoint_fingerprint != self.fingerprint:
-            asked = ", ".join(str(member.checkpoint.path) for member in self.members)
-            raise PredictionError(f"{path}: comes from another checkpoint than {asked}; predict again")
-        if attention.cache_fingerprint != self.cache(record).fingerprint:
-            raise PredictionError(f"{path}: comes from another cache of the slide; predict again")
+        checkpoints = ", ".join(str(member.checkpoint.path) for member in self.members)
+        differ = differences(
+            {"checkpoint": attention.checkpoint_fingerprint, "cache": attention.cache_fingerprint},
+            {"checkpoint": self.fingerprint, "cache": self.cache(record).fingerprint},
+            words={
+                "checkpoint": f"comes from another checkpoint than {checkpoints}",
+                "cache": "comes from another cache of the slide",
+            },
+        )
+        refuse_others(str(path), differ, "predict again", raised=PredictionError)
         return attention
 
     def kept_or_new(self, record: SlideRecord, folder: Path) -> SlideAttention:
@@ -213,7 +219,7 @@ class Member:
         except (CheckpointError, torch.OutOfMemoryError):
             raise
         except (WsiDbpsError, RuntimeError, TypeError, ValueError, AttributeError, KeyError) as error:
-            said = " ".join(str(error).split())[:200]
+            said = one_line(error)
             raise CheckpointError(f"{path}: no model can be built from it: {said}; train again") from None
         for name, values in model.state_dict().items():
             if values.is_floating_point() and not torch.isfinite(values).all():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import nn
 
-from wsi_dbps.core.errors import ConfigError, torch_said
+from wsi_dbps.core.errors import ConfigError, one_line, torch_said
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -159,7 +159,7 @@ def _timm_model(config: EncoderConfig, *, fetch: bool) -> Any:
         try:
             return timm.create_model(config.name, pretrained=fetch, num_classes=0)
         except Exception as error:
-            said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            said = f"{type(error).__name__}: {one_line(error)}"
             if out_of_reach and "LocalEntryNotFound" in said:
                 said = out_of_reach
             raise ConfigError(
@@ -183,7 +183,7 @@ def _hub_asked_once() -> Iterator[str]:
         try:
             get_session().head(constants.ENDPOINT, timeout=_HUB_SECONDS)  # any answer will do
         except Exception as error:  # requests' or httpx's, by the version
-            said = " ".join(str(error).split())[:200] or type(error).__name__
+            said = one_line(error) or type(error).__name__
             cache = f"and they are not in the cache {constants.HF_HUB_CACHE}"
             out_of_reach = f"{constants.ENDPOINT} cannot be reached: {said}; {cache}"
     try:

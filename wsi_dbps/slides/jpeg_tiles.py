@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from wsi_dbps.core.errors import SlideError, UnreadableSlideError
+from wsi_dbps.core.errors import SlideError, UnreadableSlideError, one_line
 from wsi_dbps.slides.source import opened
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def jpeg_levels(path: SlideFile, info: SlideInfo) -> list[JpegLevel | str]:
     except SlideError:  # the network failed
         raise
     except Exception as error:  # tifffile raises IndexError, struct.error and others on damaged files
-        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        said = f"{type(error).__name__}: {one_line(error)}"
         return [f"tifffile cannot read its tables ({said})"] * len(info.levels)
 
 

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self, cast
 
-from wsi_dbps.core.errors import SlideError, UnreadableSlideError
+from wsi_dbps.core.errors import SlideError, UnreadableSlideError, one_line
 
 if TYPE_CHECKING:
     from wsi_dbps.slides.base import SlideInfo
@@ -226,4 +226,4 @@ def _line(error: BaseException) -> str:
         cause = cause.__cause__ or cause.__context__
     if "range requests" in str(error):
         return _NO_RANGES
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {one_line(error)}"

@@ -103,7 +103,7 @@ def _card(slide_id: str, caches: Path, row: dict[str, str]) -> Card:
     grid = cache.grid
     caption = (
         f"{len(cache)} patches of {grid.size_px} px at {grid.mpp_um:.4g} µm/px "
-        f"({cache.attrs.get('pixel_path', '')}); slide {grid.slide_lv0} px at {grid.mpp_lv0_um:.4g} µm/px; "
+        f"({cache.facts.pixel_path}); slide {grid.slide_lv0} px at {grid.mpp_lv0_um:.4g} µm/px; "
         f"{mask_HW.mean():.0%} tissue"
     )
     return Card(slide_id, caption, warnings, _picture(cache, thumbnail, mask_HW), grid.mpp_lv0_um)

@@ -17,8 +17,8 @@ import numpy as np
 from wsi_dbps.core.digests import digest
 from wsi_dbps.core.errors import SlideError
 from wsi_dbps.core.geometry import Size
+from wsi_dbps.formats.hdf5 import MOST_ROWS, translated, why_not_stored
 from wsi_dbps.formats.spec import FORMAT, MAX_JPEG_SIDE, UPSAMPLING_TOLERANCE, TilingSpec
-from wsi_dbps.formats.stored import MOST_ROWS, why_not_stored
 from wsi_dbps.tiling.tissue import TissueMask
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ _NAMES: Final = ("{}_patches.h5", "{}.h5", "{}.coordinates.meta.json")
 _PLACES: Final = ("patches", "tiles", "*_overlap/patches")
 """Where in a tool's output folder they lie, besides the folder itself."""
 _AGAIN: Final = "make the coordinates anew, or tile without --coords"
-_DAMAGED: Final = (OSError, RuntimeError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile)
-"""What h5py, numpy and json raise on damaged files and on things of another kind than expected."""
 
 
 @dataclass(frozen=True)
@@ -120,13 +118,11 @@ def read_coords(path: Path, info: SlideInfo) -> GivenCoords:
         SlideError: If the file is of none of these layouts or damaged, its tiles are not those of this slide, or their
             size is not in it or out of range.
     """
-    try:
-        given, slide_lv0 = _from_json(path) if path.suffix == ".json" else _from_hdf5(path, info)
-    except KeyError as error:
-        raise SlideError(f"coordinates {path}: not in it: {error.args[0]}; {_AGAIN}") from None
-    except _DAMAGED as error:
-        said = " ".join(str(error).split())[:200]
-        raise SlideError(f"coordinates {path}: cannot be used: {said}; {_AGAIN}") from None
+    with translated(f"coordinates {path}", SlideError, "cannot be used", _AGAIN):
+        try:
+            given, slide_lv0 = _from_json(path) if path.suffix == ".json" else _from_hdf5(path, info)
+        except KeyError as error:
+            raise SlideError(f"coordinates {path}: not in it: {error.args[0]}; {_AGAIN}") from None
     if slide_lv0 not in (None, info.size_lv0):
         raise SlideError(f"coordinates {path}: of a slide of {slide_lv0} px, and this one has {info.size_lv0}")
     if not ((given.tissue_N >= 0) & (given.tissue_N <= 1)).all():

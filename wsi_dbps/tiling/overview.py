@@ -86,14 +86,14 @@ def _row_now(outcome: Tiled | Kept | Failed, known: dict[str, str] | None, cache
         return _row(outcome)
     if known is not None:
         return known
-    level, attrs = cache.attrs.get("read_level"), cache.attrs
+    facts = cache.facts
     return {
         "slide_id": outcome.slide_id,
         "status": "kept" if len(cache) else "empty",
         "reason": "",
-        "reader": str(attrs["reader"]),
-        "pixels": str(attrs.get("pixel_path", "")),
-        "level": "" if level is None else str(level),
+        "reader": facts.reader,
+        "pixels": facts.pixel_path,
+        "level": "" if facts.read_level is None else str(facts.read_level),
         "mpp": f"{cache.grid.mpp_um:.6g}",
         "patches": str(len(cache)),
         "dropped": str(dropped),

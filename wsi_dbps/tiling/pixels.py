@@ -13,7 +13,7 @@ import numpy as np
 
 from wsi_dbps.core.errors import UnreadableSlideError
 from wsi_dbps.core.geometry import Size
-from wsi_dbps.formats.patch_cache import encode_jpeg
+from wsi_dbps.formats.cache_writer import encode_jpeg
 from wsi_dbps.slides.icc import in_colours
 from wsi_dbps.slides.jpeg_tiles import Damaged, JpegLevel
 from wsi_dbps.slides.readers.tiles import TileReader

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, cast
 from wsi_dbps.core.digests import file_digest
 from wsi_dbps.core.errors import SlideError, UnreadableSlideError
 from wsi_dbps.core.geometry import Size, TileGrid
-from wsi_dbps.formats.patch_cache import PixelSource, Provenance
+from wsi_dbps.formats.cache_writer import PixelSource, Provenance
 from wsi_dbps.slides.icc import in_colours, to_srgb
 from wsi_dbps.slides.jpeg_tiles import JpegLevel, jpeg_levels
 from wsi_dbps.slides.open import open_slide

@@ -14,14 +14,15 @@ from wsi_dbps.core.errors import (
     ForeignFileError,
     OutputError,
     SlideError,
-    SpecMismatchError,
     UnreadableSlideError,
     WsiDbpsError,
 )
 from wsi_dbps.core.files import BusyError, claimed, put_in_place
 from wsi_dbps.core.ownership import refuse_another_kind, refuse_to_replace
 from wsi_dbps.core.settings import build, to_dict
-from wsi_dbps.formats.patch_cache import CacheHead, CacheWriter, PatchCache, encode_jpeg
+from wsi_dbps.formats.cache_writer import CacheHead, CacheWriter, encode_jpeg
+from wsi_dbps.formats.patch_cache import PatchCache
+from wsi_dbps.formats.reuse import differences, refuse_others
 from wsi_dbps.formats.spec import FORMAT, CacheSpec
 from wsi_dbps.slides.icc import profile_name
 from wsi_dbps.slides.source import check_unchanged
@@ -34,6 +35,8 @@ from wsi_dbps.tiling.slide_plan import decide, given_tiles, open_record, provena
 if TYPE_CHECKING:
     from wsi_dbps.cohort.cohort import SlideRecord
     from wsi_dbps.core.files import PathLike
+    from wsi_dbps.formats.cache_writer import Provenance
+    from wsi_dbps.formats.patch_cache import CacheFacts
     from wsi_dbps.slides.base import SlideInfo, SlideReader
     from wsi_dbps.slides.source import SlideFile
     from wsi_dbps.tiling.given_coords import GivenCoords
@@ -240,21 +243,25 @@ def _kept(path: Path, info: SlideInfo, record: SlideRecord, spec: CacheSpec, giv
     """The outcome for a cache that is there and fits; one that does not fit is an error naming what differs."""
     cache = PatchCache(path)
     mpp_um, provenance = provenance_of(info, record, given)
-    made_with = to_dict(build(CacheSpec, cache.spec, str(path)))  # settings that came later have their defaults
-    asked = _flat(to_dict(spec)) | {"slide_id": record.slide_id, "mpp_level0": mpp_um}
-    found = _flat(made_with) | {name: cache.attrs[name] for name in ("slide_id", "mpp_level0")}
-    differ = [f"{k} is {found.get(k)!r} in it, {v!r} asked" for k, v in asked.items() if found.get(k) != v]
-    if cache.attrs["slide_fingerprint"] != provenance.slide_fingerprint:
-        differ.append(f"the slide file was another one than {record.file}")
-    if cache.attrs["mask_fingerprint"] != provenance.mask_fingerprint:
-        now = record.mask or record.extra.get("tissue") or "none"
-        what = f"the manifest's mask or tissue was another one than {now}"
-        differ.append(what if given is None else f"its tiles are not those of {given.path}")
-    if differ:
-        raise SpecMismatchError(
-            f"{path} was made otherwise: {'; '.join(differ)}; pass --overwrite, or another --out folder"
-        )
+    made_with = build(CacheSpec, dict(cache.facts.spec), str(path))  # settings that came later have their defaults
+    now = record.mask or record.extra.get("tissue") or "none"
+    mask_said = f"the manifest's mask or tissue was another one than {now}"
+    differ = differences(
+        _flat(to_dict(made_with)) | _inputs(cache.slide_id, cache.grid.mpp_lv0_um, cache.facts),
+        _flat(to_dict(spec)) | _inputs(record.slide_id, mpp_um, provenance),
+        words={
+            "slide_fingerprint": f"the slide file was another one than {record.file}",
+            "mask_fingerprint": mask_said if given is None else f"its tiles are not those of {given.path}",
+        },
+    )
+    refuse_others(f"{path} was made otherwise", differ, "pass --overwrite, or another --out folder")
     return Kept(record.slide_id, path, num_patches=len(cache))
+
+
+def _inputs(slide_id: str, mpp_lv0_um: float, of: Provenance | CacheFacts) -> dict[str, Any]:
+    """What else than the settings decides the content of a cache, by the name that an error gives it."""
+    fingerprints = {"slide_fingerprint": of.slide_fingerprint, "mask_fingerprint": of.mask_fingerprint}
+    return {"slide_id": slide_id, "mpp_level0": mpp_lv0_um} | fingerprints
 
 
 def _flat(spec: dict[str, Any]) -> dict[str, Any]:

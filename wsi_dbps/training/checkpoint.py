@@ -18,7 +18,7 @@ import torch
 
 from wsi_dbps.bags.bags import FeatureKind, PatchKind, kind_from
 from wsi_dbps.core.digests import file_digest
-from wsi_dbps.core.errors import CheckpointError, torch_said
+from wsi_dbps.core.errors import CheckpointError, one_line, torch_said
 from wsi_dbps.core.files import write_text, written_whole
 from wsi_dbps.core.settings import build, to_dict
 from wsi_dbps.models.slide_model import SlideModel
@@ -58,7 +58,7 @@ class Checkpoint:
         try:
             model.load_state_dict(self.model_state)
         except RuntimeError as error:
-            raise CheckpointError(f"{self.path}: weights do not fit its settings: {_line(error)}") from None
+            raise CheckpointError(f"{self.path}: weights do not fit its settings: {one_line(error)}") from None
         return model.to(device).eval()
 
 
@@ -123,7 +123,7 @@ def load_checkpoint(path: PathLike) -> Checkpoint:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: a checkpoint that is not whole: {type(error).__name__} {_line(error)}"
+            f"{path}: a checkpoint that is not whole: {type(error).__name__} {one_line(error)}"
         ) from None
 
 
@@ -135,7 +135,3 @@ def write_history(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
         writer.writeheader()
         writer.writerows(history)
     write_text(path, out.getvalue())
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -19,7 +19,7 @@ from torch import nn
 
 from wsi_dbps.bags.bags import CacheBag, PatchReader
 from wsi_dbps.bags.gpu_decode import pick_decoder
-from wsi_dbps.core.errors import CheckpointError, ConfigError, StoppedError, TrainingError
+from wsi_dbps.core.errors import CheckpointError, ConfigError, StoppedError, TrainingError, one_line
 from wsi_dbps.core.output_folder import output_folder
 from wsi_dbps.core.progress import Progress
 from wsi_dbps.formats.selection_record import VisitRecord, record_path, write_selection_record
@@ -181,7 +181,7 @@ def _fit(  # noqa: PLR0912, PLR0915 - it reads straight down
             history, now = list(last.loop_state["history"]), _Epoch(**last.loop_state["epoch"])
             visited = [_visit_from(state) for state in last.loop_state["visits"]] if world.rank == 0 else []
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            why = " ".join(f"{type(error).__name__} {error}".split())[:200]
+            why = one_line(f"{type(error).__name__} {error}")
             raise CheckpointError(f"{last.path}: is not what a run goes on from ({why}); {REPAIR}") from None
         if world.rank == 0 and history:  # a run killed between its last two files has an epoch too few there
             write_history(run / "history.csv", history)

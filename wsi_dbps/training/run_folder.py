@@ -8,10 +8,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from wsi_dbps.cohort.manifest import write_manifest
-from wsi_dbps.core.errors import CheckpointError
+from wsi_dbps.core.errors import CheckpointError, one_line
 from wsi_dbps.core.files import write_json, write_text
 from wsi_dbps.core.settings import build, to_dict, to_toml
 from wsi_dbps.core.version import __version__
+from wsi_dbps.formats.reuse import differences
 from wsi_dbps.models.settings import with_preset
 from wsi_dbps.training.settings import RunConfig
 
@@ -92,6 +93,9 @@ _FREE: Final = tuple(
 """Settings that a run may go on with changed: where it runs, not what it computes."""
 
 
+_EPOCHS: Final = "training.epochs"
+
+
 def _begun(run: Path) -> dict[str, Any]:
     path = run / "run.json"
     try:
@@ -101,7 +105,7 @@ def _begun(run: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{run}: no run to resume here; leave --resume out to begin one") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        why = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        why = one_line(f"{type(error).__name__} {error}")
         raise CheckpointError(
             f"{path}: is damaged ({why}); put back an intact copy, or begin another run in another --out folder"
         ) from None
@@ -136,17 +140,17 @@ def _inputs(config: RunConfig, data: TrainingData) -> dict[str, Any]:
 
 def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What differs and may not, each as one says it."""
-    found = []
-    for table, keys in new.items():
-        for key, value in keys.items():
-            name, before = f"{table}.{key}", old.get(table, {}).get(key)
-            if before == value or name in _FREE:
-                continue
-            if name != "training.epochs" or not isinstance(before, int):
-                found.append(f"{name} was {before!r}, now {value!r}")
-            elif value < before:
-                found.append(f"{name} was {before!r}, now {value!r}, and may only grow")
-    return found
+    now = {f"{table}.{key}": value for table, keys in new.items() for key, value in keys.items()}
+    begun = {f"{table}.{key}": old.get(table, {}).get(key) for table, keys in new.items() for key in keys}
+    epochs, before = now[_EPOCHS], begun[_EPOCHS]
+    if isinstance(before, int) and epochs >= before:
+        del now[_EPOCHS]
+    return differences(
+        begun,
+        {name: value for name, value in now.items() if name not in _FREE},
+        words={_EPOCHS: f"{_EPOCHS} was {before!r}, now {epochs!r}, and may only grow"},
+        sentence="{name} was {before}, now {now}",
+    )
 
 
 def _versions() -> dict[str, str]:

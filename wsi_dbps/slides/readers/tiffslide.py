@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import tiffslide
 
-from wsi_dbps.core.errors import SlideError, UnreadableSlideError
+from wsi_dbps.core.errors import SlideError, UnreadableSlideError, one_line
 from wsi_dbps.core.geometry import Size, pyramid_levels
 from wsi_dbps.slides.base import SlideInfo, square_mpp
 from wsi_dbps.slides.colour import as_rgb
@@ -127,4 +127,4 @@ def _icc_profile(slide: tiffslide.TiffSlide) -> bytes:
 
 
 def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {one_line(error)}"

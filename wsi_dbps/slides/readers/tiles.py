@@ -15,7 +15,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from wsi_dbps.core.errors import UnreadableSlideError
+from wsi_dbps.core.errors import UnreadableSlideError, one_line
 from wsi_dbps.core.geometry import Level, Region, Size
 from wsi_dbps.slides.jpeg_tiles import Damaged, JpegLevel
 from wsi_dbps.slides.readers.common import Reader
@@ -142,7 +142,7 @@ class TileReader(Reader):
                 return pixels
             except ValueError as error:
                 jpeg = Damaged(str(error))
-        place, why = (column * tiles.tile_px, row * tiles.tile_px), " ".join(jpeg.why.split())[:200]
+        place, why = (column * tiles.tile_px, row * tiles.tile_px), one_line(jpeg.why)
         raise UnreadableSlideError(f"{self._path}: cannot decode level {source.level} at {place}: {why}")
 
     def _left_out(self, source: Source, tiles: JpegLevel, row: int, column: int) -> npt.NDArray[np.uint8]:
