@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from wsi_dbps.core.errors import ConfigError
+from wsi_dbps.core.processes import copies_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,10 +29,7 @@ def in_this_process(workers: int) -> Executor:
 
 def in_processes(workers: int) -> Executor:
     """Processes on this machine: a decoder that crashes takes one down, not the run."""
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
-    if method == "forkserver":
-        context.set_forkserver_preload(["wsi_dbps.tiling.tile_cohort"])
+    context = copies_with("wsi_dbps.tiling.tile_cohort")
     return ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent)
 
 
