@@ -112,17 +112,21 @@ def draw_maps(
         shown = panel.imshow(heatmap.values_HW, extent=edges, cmap=colours, vmin=1, vmax=max(highest, 2), alpha=0.9,
                              interpolation="nearest")  # fmt: skip
         panel.set_title(name, fontsize=9.5, color=INK)
-        bar = figure.colorbar(shown, ax=panel, location="bottom", fraction=0.05, pad=0.03, aspect=30)
-        bar.locator = _whole_numbers()
-        bar.update_ticks()
-        bar.set_label(unit, fontsize=8, color=GREY)
-        bar.ax.tick_params(labelsize=7.5)
-        bar.outline.set(linewidth=0.5, edgecolor="#bbbbbb")
+        _colour_bar(figure, panel, shown, unit)
     slide.set_title("Slide", fontsize=9.5, color=INK)
     for panel in (slide, often, early, late):
         panel.set(xticks=[], yticks=[], xlim=(0, picture.width), ylim=(picture.height, 0), anchor="N")
         panel.spines[:].set(color="#bbbbbb", linewidth=0.5)
     _save(path, figure)
+
+
+def _colour_bar(figure: Figure, panel: Axes, shown: Any, unit: str) -> None:
+    bar = figure.colorbar(shown, ax=panel, location="bottom", fraction=0.05, pad=0.03, aspect=30)
+    bar.locator = _whole_numbers()
+    bar.update_ticks()
+    bar.set_label(unit, fontsize=8, color=GREY)
+    bar.ax.tick_params(labelsize=7.5)
+    bar.outline.set(linewidth=0.5, edgecolor="#bbbbbb")
 
 
 def _figure(width: float, height: float) -> Figure:

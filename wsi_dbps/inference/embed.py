@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from wsi_dbps.bags.bags import BagFile
     from wsi_dbps.cohort.cohort import Cohort
     from wsi_dbps.models.settings import EncoderConfig
 
@@ -96,12 +97,7 @@ def embed(
     with output_folder(out, "embed"), Progress("embedding", len(cohort), "slides") as progress:
         for record in cohort.records:
             try:
-                cache = open_cache(caches, record, kind, PatchFilter())
-                if not isinstance(cache, PatchCache):
-                    raise CacheError(
-                        f"{cache.path}: holds features already; give --caches a folder of patch caches, as `wsi-dbps "
-                        "tile` writes them, or give this folder to `train` or `predict` as it is"
-                    )
+                cache = _patches(open_cache(caches, record, kind, PatchFilter()))
                 kind = kind or patch_kind(cache)
                 if embedder.slide_in_layout(cache, out, progress, layout=layout, overwrite=overwrite):
                     num_slides += 1
@@ -115,6 +111,16 @@ def embed(
             progress.advance(extra=embedder.speed())
     embedder.close()
     return EmbedResult(num_slides, embedder.num_patches, kept, tuple(failed), embedder.speed())
+
+
+def _patches(bag: BagFile) -> PatchCache:
+    """The cache of a slide, which holds pixels; features cannot be encoded again."""
+    if isinstance(bag, PatchCache):
+        return bag
+    raise CacheError(
+        f"{bag.path}: holds features already; give --caches a folder of patch caches, as `wsi-dbps tile` writes them, "
+        "or give this folder to `train` or `predict` as it is"
+    )
 
 
 class Embedder:
