@@ -34,7 +34,7 @@ def command(
     from wsi_dbps.core.files import write_json
     from wsi_dbps.core.output_folder import output_folder
     from wsi_dbps.core.settings import build
-    from wsi_dbps.formats.predictions import failed_slides
+    from wsi_dbps.formats.predict_json import read_predict_json
     from wsi_dbps.metrics.bootstrap import MetricsConfig
     from wsi_dbps.metrics.compare import compare
 
@@ -50,7 +50,7 @@ def command(
     found = compare(_read(a), _read(b), config, validation_a=validation_a, validation_b=validation_b, common=common)
     _print(found, a, b)
     for name, pred in (("A", a), ("B", b)):
-        if num := sum(len(failed_slides(folder)) for folder in prediction_folders([pred])):
+        if num := sum(len(read_predict_json(folder).failed) for folder in prediction_folders([pred])):
             print(f"{name} lacks {num} slides that could not be predicted; see predict.json")
     if out is not None:
         head = {"format": "wsi-dbps comparison", "format_version": 1, "a": str(a), "b": str(b)}

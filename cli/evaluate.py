@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from wsi_dbps_cli.options import Columns, check_same_model, check_truth_of, prediction_folders
@@ -11,6 +11,7 @@ from wsi_dbps_cli.options import Columns, check_same_model, check_truth_of, pred
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from wsi_dbps.formats.predict_json import PredictedBy
     from wsi_dbps.formats.predictions import Predictions
     from wsi_dbps.metrics.metrics import Metrics
     from wsi_dbps.report.runs import RunRecord
@@ -57,7 +58,8 @@ def command(
     from wsi_dbps.core.errors import ConfigError
     from wsi_dbps.core.output_folder import output_folder
     from wsi_dbps.core.settings import build
-    from wsi_dbps.formats.predictions import failed_slides, read_predicted
+    from wsi_dbps.formats.predict_json import read_predict_json
+    from wsi_dbps.formats.predictions import read_predicted
     from wsi_dbps.metrics.metrics import MetricsConfig, evaluate_folds, with_flaws
     from wsi_dbps.metrics.pooling import pool_folds
     from wsi_dbps.metrics.thresholds import parts
@@ -84,7 +86,7 @@ def command(
     groups = _subgroups(evaluated, cohort, columns, by) if cohort else None
     metrics = evaluate_folds(folds, config, validation=dict(zip(folds, given, strict=False)), subgroups=groups)
     runs, why_none = _runs(preds, tested, run)
-    failed = [line for pred in preds for line in failed_slides(pred)]
+    failed = [line for pred in preds for line in read_predict_json(pred).failed]
     metrics = with_flaws(metrics, failed=failed, leaked=(leak.case_id for leak in find_leaks(evaluated, runs)))
     with output_folder(folder, "evaluate", ("metrics.json", "report.html")):
         write_metrics(metrics, folder / "metrics.json")
@@ -147,31 +149,27 @@ def headline(metrics: Metrics) -> str:
 
 def _facts(preds: list[Path]) -> dict[str, str]:
     """What predict.json knows of the making of the predictions, where it is there."""
-    from wsi_dbps.formats.predictions import made_with
+    from wsi_dbps.formats.predict_json import read_predict_json
 
-    made = [made_with(pred) for pred in preds if (pred / "predict.json").exists()]
-    try:
-        return _facts_of(made) if made else {}
-    except (KeyError, TypeError, AttributeError) as error:  # of another version, or edited
-        return {"predict.json": f"cannot be used: {type(error).__name__}: {error}"[:200]}
-
-
-def _facts_of(made: list[dict[str, Any]]) -> dict[str, str]:
-    members = [member for one in made for member in one["members"]]
+    made = [read_predict_json(pred) for pred in preds if (pred / "predict.json").exists()]
+    members = [member for one in made for member in one.members]
     if not members:
-        raise KeyError("members")
+        return {"predict.json": "cannot be used: it names no checkpoint"} if made else {}
 
-    def each(say: Callable[[dict[str, Any]], str], of: list[dict[str, Any]] = members) -> str:
-        return "; ".join(dict.fromkeys(map(say, of)))
+    def each(say: Callable[[PredictedBy], str]) -> str:
+        return "; ".join(dict.fromkeys(map(say, members)))
 
-    def selection(member: dict[str, Any]) -> str:
-        of = member["settings"]["selection"]
+    def selection(member: PredictedBy) -> str:
+        of = member.settings["selection"]
         return f"{of['preset']}, M = {of['num_salient']}, S = {of['num_subsalient']}"
 
-    return {
-        "Checkpoint": each(lambda m: f"{m['checkpoint']} ({m['checkpoint_fingerprint']}), epoch {m['epoch']}"),
-        "Encoder": each(lambda m: m["settings"]["encoder"]["name"]),
-        "Selection": each(selection),
-        "Seed": each(lambda m: str(m["settings"]["training"]["seed"])),
-        "wsi-dbps": each(lambda one: str(one["wsi_dbps_version"]), made),
-    }
+    try:
+        return {
+            "Checkpoint": each(lambda m: f"{m.checkpoint} ({m.checkpoint_fingerprint}), epoch {m.epoch}"),
+            "Encoder": each(lambda m: str(m.settings["encoder"]["name"])),
+            "Selection": each(selection),
+            "Seed": each(lambda m: str(m.settings["training"]["seed"])),
+            "wsi-dbps": "; ".join(dict.fromkeys(str(one.wsi_dbps_version) for one in made)),
+        }
+    except (KeyError, TypeError) as error:  # settings of another version, or edited
+        return {"predict.json": f"cannot be used: {type(error).__name__}: {error}"[:200]}

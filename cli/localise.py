@@ -44,7 +44,8 @@ def command(
     from wsi_dbps.core.output_folder import output_folder
     from wsi_dbps.core.settings import build
     from wsi_dbps.explain.localisation import best_percentile, locate_slides, summarise
-    from wsi_dbps.formats.predictions import failed_slides, made_with, read_predicted
+    from wsi_dbps.formats.predict_json import read_predict_json
+    from wsi_dbps.formats.predictions import read_predicted
     from wsi_dbps.metrics.bootstrap import MetricsConfig
     from wsi_dbps.metrics.thresholds import check_validation, parts
 
@@ -70,9 +71,9 @@ def command(
     found = summarise(slides, unknown, score.value, percentile=percentile, config=config)
     if left_out := len(predicted.slides) - len(evaluated.slides):
         found["reasons"]["splits"] = f"{left_out} predicted slides are not of split test and are left out"
-    if failed := failed_slides(pred):
+    if failed := read_predict_json(pred).failed:
         found["reasons"]["failed"] = f"{len(failed)} slides could not be predicted and are missing; see predict.json"
-    if model := made_with(pred).get("checkpoint_fingerprint"):
+    if model := read_predict_json(pred).checkpoint_fingerprint:
         found["checkpoint_fingerprint"] = model
     path = (out or pred) / "localisation.json"
     with output_folder(path.parent, "localise", (path.name,)):

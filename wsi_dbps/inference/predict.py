@@ -21,7 +21,8 @@ from wsi_dbps.core.output_folder import output_folder
 from wsi_dbps.core.settings import to_dict
 from wsi_dbps.core.version import __version__
 from wsi_dbps.formats.attention import ROLES, SlideAttention, attention_path, read_attention
-from wsi_dbps.formats.predictions import TABLE_DIGEST, Prediction, Predictions
+from wsi_dbps.formats.predict_json import TABLE_DIGEST
+from wsi_dbps.formats.predictions import Prediction, Predictions
 from wsi_dbps.formats.reuse import differences, refuse_others
 from wsi_dbps.metrics.pooling import pool_cases
 from wsi_dbps.models.device import pick_device

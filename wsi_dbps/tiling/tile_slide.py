@@ -16,6 +16,7 @@ from wsi_dbps.core.errors import (
     SlideError,
     UnreadableSlideError,
     WsiDbpsError,
+    one_line,
 )
 from wsi_dbps.core.files import BusyError, claimed, put_in_place
 from wsi_dbps.core.ownership import refuse_another_kind, refuse_to_replace
@@ -87,7 +88,7 @@ def tile_slide(
         return Failed(record.slide_id, named(record, error))
     except Exception as error:
         changed = _stamp(record.file) != stamp
-        said = _CHANGED if changed else f"unforeseen {type(error).__name__}: {' '.join(str(error).split())}"
+        said = _CHANGED if changed else f"unforeseen {type(error).__name__}: {one_line(error)}"
         said = f"{record.slide_id}: {record.file}: {said}"
         return Failed(record.slide_id, said, None if changed else traceback.format_exc())
 
@@ -202,10 +203,12 @@ def _write(beside: Path, reader: SlideReader, decided: SlidePlan, threads: int) 
                 raise UnreadableSlideError(_too_damaged(bad, plan, spec))
         keep_N = np.ones(len(plan), np.bool_)
         keep_N[list(bad)] = False
+        kept = plan.take(keep_N)
         writer.finish(
             replace(
                 head,
-                plan=plan.take(keep_N),
+                grid=kept.grid,
+                tissue_N=kept.tissue_N,
                 quality=as_arrays(measures) if spec.qc else {},
                 dropped_N2=plan.grid.origins_lv0[~keep_N],
             )
@@ -219,7 +222,8 @@ def _write(beside: Path, reader: SlideReader, decided: SlidePlan, threads: int) 
 def _head(decided: SlidePlan) -> CacheHead:
     """What the cache holds besides its patches, if no tile is dropped."""
     return CacheHead(
-        decided.plan,
+        decided.plan.grid,
+        decided.plan.tissue_N,
         decided.provenance,
         to_dict(decided.spec),
         decided.pixels,
