@@ -96,7 +96,7 @@ def check_same_model(pred: PathLike, val: PathLike) -> None:
     from wsi_dbps.core.errors import PredictionError
     from wsi_dbps.formats.predict_json import read_predict_json
 
-    own, other = (read_predict_json(Path(folder)).checkpoint_fingerprint for folder in (pred, val))
+    own, other = (read_predict_json(folder).checkpoint_fingerprint for folder in (pred, val))
     if own and other and own != other:
         raise PredictionError(
             f"{val}: was predicted with another checkpoint than {pred} ({other}, not {own}); a threshold holds for the "
@@ -113,7 +113,7 @@ def check_truth_of(truth: PathLike, preds: Iterable[PathLike]) -> None:
     from wsi_dbps.core.errors import PredictionError
     from wsi_dbps.formats.predict_json import json_object, read_predict_json
 
-    truth, models = Path(truth), [read_predict_json(Path(pred)).checkpoint_fingerprint for pred in preds]
+    truth, models = Path(truth), [read_predict_json(pred).checkpoint_fingerprint for pred in preds]
     if None in models:
         return
     for name in ("localisation", "faithfulness", "stability"):
