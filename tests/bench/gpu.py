@@ -42,7 +42,6 @@ from wsi_dbps.formats.patch_cache import PatchCache
 from wsi_dbps.formats.spec import CacheSpec, TilingSpec
 from wsi_dbps.models.device import pick_device, pick_precision
 from wsi_dbps.models.slide_model import SlideModel
-from wsi_dbps.tiling.plan import TilePlan
 from wsi_dbps.training.augment import augment
 from wsi_dbps.training.loop import autocast
 from wsi_dbps.training.optimizer import build_optimizer
@@ -211,10 +210,12 @@ def write_cache(path: Path, num_patches: int, side: int, seed: int) -> PatchCach
     rows = np.stack([np.arange(num_patches) % columns, np.arange(num_patches) // columns], 1)
     size = Size(columns * side, (num_patches // columns + 1) * side)
     grid = TileGrid(rows * side, float(side), size, 0.5, side, 0.5)
-    plan = TilePlan(spec.tiling, grid, np.ones(num_patches, np.float32))
     provenance = Provenance(path.stem, "bench", "bench", "bench", "file", "")
     thumbnail = encode_jpeg(np.zeros((16, 16, 3), np.uint8), 90)
-    head = CacheHead(plan, provenance, to_dict(spec), PixelSource("reader", 0), thumbnail, np.ones((1, 1), np.bool_))
+    tissue_N = np.ones(num_patches, np.float32)
+    head = CacheHead(
+        grid, tissue_N, provenance, to_dict(spec), PixelSource("reader", 0), thumbnail, np.ones((1, 1), np.bool_)
+    )
     path.touch()
     writer = CacheWriter(path, head)
     for _ in range(num_patches):

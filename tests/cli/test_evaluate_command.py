@@ -154,8 +154,8 @@ def test_a_predict_json_of_another_kind_is_said_in_the_report(table, wsi_dbps, c
     assert wsi_dbps("evaluate", pred, *QUICK)[0] == 0
     assert "cannot be used: " in (pred / "report.html").read_text(encoding="utf-8")
     code, out, _ = wsi_dbps("inspect", pred)
-    assert code == (0 if content == '{"members": []}' else 1)
-    assert code == 0 or "predict.json: not what `predict` writes: " in out
+    assert code == 1
+    assert "predict.json: not what `predict` writes: it names no checkpoint; predict again" in out
 
 
 def test_requests_that_cannot_be_met_are_refused_in_one_line(table, tmp_path, wsi_dbps):

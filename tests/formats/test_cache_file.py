@@ -49,7 +49,8 @@ def write(
     )
     jpegs = jpegs or [encode_jpeg(patch, 90) for patch in patches[:num_patches]]
     head = CacheHead(
-        plan=plan,
+        grid=plan.grid,
+        tissue_N=plan.tissue_N,
         provenance=SOURCE,
         spec=to_dict(spec),
         pixels=PixelSource("reader", 0),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsi_dbps.formats.attention import drawn_path
+from wsi_dbps.drawing.placement import drawn_path
 
 ENDINGS = ("png", "ome.tiff", "rgb.ome.tiff", "geojson", "sheet.png", "csv", "level0.png", "level12.png")
 ENDINGS += ("level0.crop1.png", "level12.crop30.png", "atlas.png")

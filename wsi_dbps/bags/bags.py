@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from wsi_dbps.bags.gpu_decode import decode_jpegs
-from wsi_dbps.core.errors import CacheError
+from wsi_dbps.core.errors import CacheError, one_line
 from wsi_dbps.formats.features import FeatureFile, open_bag
 from wsi_dbps.formats.patch_cache import PatchCache
 from wsi_dbps.formats.patch_filter import PatchFilter, filtered
@@ -103,7 +103,7 @@ class PatchReader:
             except (RuntimeError, ValueError) as error:
                 raise CacheError(
                     f"{cache.path}: patches {ids.tolist()[:8]} ... cannot be decoded on {gpu}: "
-                    f"{' '.join(str(error).split())[:120]}; set training.decode = 'cpu' to learn which"
+                    f"{one_line(error)}; set training.decode = 'cpu' to learn which"
                 ) from None
 
         return decoded

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import simplejpeg
 import torch
 
-from wsi_dbps.core.errors import ConfigError
+from wsi_dbps.core.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,7 +45,7 @@ def _why_not(device: torch.device) -> str:
     try:
         decode_jpegs([jpeg], device)
     except (ImportError, RuntimeError, TypeError) as error:
-        return f"torchvision has no nvJPEG here ({' '.join(str(error).split())[:120]})"
+        return f"torchvision has no nvJPEG here ({one_line(error)})"
     return ""
 
 

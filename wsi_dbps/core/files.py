@@ -36,9 +36,10 @@ PathLike = str | os.PathLike[str]
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; on success it is synced and takes the name `path`, else it is removed.
+    """Yield a temporary path in the same folder to write to; on success it is flushed to disk and renamed to `path`.
 
-    The name beside is always the same, so what a killed run leaves behind is overwritten by the next.
+    If anything fails, the temporary file is removed. Its name is always the same, so that what a killed run leaves
+    behind is overwritten by the next run.
 
     Raises:
         OutputError: If the file cannot be written, with what the system said, or if there is a file of that name that
@@ -58,12 +59,12 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def partial_path(path: Path) -> Path:
-    """The file beside `path` that becomes it when it is whole."""
+    """The temporary file in the same folder that is renamed to `path` when it is complete."""
     return path.with_name(path.name + ".wsi-dbps-part")  # a browser's downloads end in .part
 
 
 def put_in_place(partial: Path, path: Path) -> None:
-    """Sync a file that is whole, record it as ours, and give it its name.
+    """Flush a complete temporary file to disk, record it as ours, and rename it to `path`.
 
     Raises:
         OutputError: If there is a file of that name that this package did not write, or an HDF5 file of another kind.
@@ -79,10 +80,11 @@ def put_in_place(partial: Path, path: Path) -> None:
 
 
 def reserve(handle: int, length: int) -> None:
-    """Have the file system set aside space for the first `length` bytes of an open file, if it can.
+    """Ask the file system to reserve space for the first `length` bytes of an open file.
 
-    On ext4 writing is then up to ten times faster. Where there is not so much space, or no such call, nothing happens:
-    writing will say so. (`os.posix_fallocate` writes zeros where there is no such call.)
+    On ext4, writing is then up to ten times faster. If there is too little space, or no such system call, nothing
+    happens: a full disk is then found while writing. (`os.posix_fallocate` is not used, as it writes zeros where the
+    file system has no such call.)
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).fallocate(handle, 0, ctypes.c_int64(0), ctypes.c_int64(length))
@@ -90,11 +92,11 @@ def reserve(handle: int, length: int) -> None:
 
 @contextmanager
 def claimed(path: Path, *, wait: bool = False) -> Iterator[Path]:
-    """Hold the file beside `path`, empty, for this process alone; what is left of it at the end is removed.
+    """Hold the temporary file of `path`, empty, for this process alone; it is removed at the end if it is still there.
 
     The lock is the system's own on that file (`flock`): it ends with its process, so a killed run leaves nothing to
     clear away, and other machines see it on file systems that share locks (NFS from version 4, Lustre with `flock`,
-    GPFS). Where there are no locks, the claim is always had.
+    GPFS). On a file system without locks, every claim succeeds.
 
     Args:
         path: What is to be written.
@@ -125,10 +127,10 @@ def claimed(path: Path, *, wait: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def folder_written_whole(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `path` for files; on success all is synced and it takes the name `path`.
+    """Yield an empty temporary folder for files; on success all is flushed to disk and it is renamed to `path`.
 
-    A folder that has the name already is replaced. Only one process at a time may write a folder: see `claimed`. The
-    names beside begin with a dot, as no slide id does; what a killed run leaves under them is removed by the next.
+    A folder of that name is replaced. Only one process at a time may write a folder: see `claimed`. The names of the
+    temporary folders begin with a dot, as no slide id does; what a killed run leaves there is removed by the next run.
 
     Raises:
         OutputError: If it cannot be written, with what the system said, or if this package did not write the folder
@@ -208,13 +210,13 @@ def _is_at(handle: int, path: Path) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, whole or not at all."""
+    """Write `text` as UTF-8, atomically."""
     with written_whole(path) as partial:
         partial.write_text(text, encoding="utf-8", newline="")
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write `value` as indented JSON, whole or not at all; NaN is refused, as it is not JSON."""
+    """Write `value` as indented JSON, atomically; NaN is refused, as it is not JSON."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 

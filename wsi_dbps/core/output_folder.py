@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _held: dict[str, int] = {}
-"""Folders that this process holds, and the thread that does."""
+"""Folders that this process holds, and the thread that holds each."""
 
 
 @contextmanager
@@ -26,8 +26,9 @@ def output_folder(folder: Path, command: str, names: Iterable[str] = ()) -> Iter
 
     The lock is the system's own (`flock`) on the folder's `.wsi-dbps-files`: it ends with the process, however that
     ends, and other machines see it on file systems that share locks (NFS from version 4, Lustre with `flock`, GPFS).
-    Where there are no locks, the folder is always had. A function that holds a folder may call another that holds the
-    same. `tile` and `export` hold single files in place of the folder (`claimed`), so that several may share the work.
+    On a file system without locks, every command gets the folder. A function that holds a folder may call another that
+    holds the same. `tile` and `export` hold single files in place of the folder (`claimed`), so that several processes
+    may share the work.
 
     Args:
         folder: Where the command writes.

@@ -13,10 +13,10 @@ from wsi_dbps.core.errors import SlideError
 from wsi_dbps.core.files import written_whole
 from wsi_dbps.core.geometry import Region, Size
 from wsi_dbps.drawing.colours import GREY, INK, blend
-from wsi_dbps.drawing.placement import Window, check_on_slide, length_text, round_length_um
+from wsi_dbps.drawing.placement import Window, check_on_slide, drawn_path, length_text, round_length_um
 from wsi_dbps.drawing.raster import rasterize_window
 from wsi_dbps.drawing.tile_maps import ranks, scale_text
-from wsi_dbps.formats.attention import ROLES, drawn_path
+from wsi_dbps.formats.attention import ROLES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

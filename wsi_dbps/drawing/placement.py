@@ -9,14 +9,17 @@ counts from that part's corner.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 
 from wsi_dbps.core.errors import PredictionError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy.typing as npt
 
     from wsi_dbps.core.geometry import Size, TileGrid
@@ -127,3 +130,21 @@ def check_on_slide(attention: SlideAttention) -> None:
         raise PredictionError(
             f"{attention.slide_id}: the attention of tile {row} is {attention.weights_N[row]}; the model has diverged"
         )
+
+
+def drawn_path(folder: Path, slide_id: str, ending: str) -> Path:
+    """Where a picture or table of a slide lies in a folder of heatmaps: <slide_id>.<ending>.
+
+    An id that itself ends like a file of another slide, as `S.rgb` beside `S`, has a `_` added, and so has that id with
+    its `_`. No name of ours then ends so before its ending, so that two slides never share a file, whichever are drawn.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> drawn_path(Path("maps"), "S", "rgb.ome.tiff").name, drawn_path(Path("maps"), "S.rgb", "ome.tiff").name
+        ('S.rgb.ome.tiff', 'S.rgb_.ome.tiff')
+    """
+    return folder / f"{slide_id}{'_' * bool(_LIKE_A_FILE.search(slide_id))}.{ending}"
+
+
+_LIKE_A_FILE: Final = re.compile(r"\.(rgb|sheet|atlas|level\d+|level\d+\.crop\d+)_*$", re.IGNORECASE)
+"""What stands between a slide's id and a file's last ending, with any `_` added to it."""

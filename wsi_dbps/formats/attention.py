@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -116,24 +115,6 @@ READS_VERSIONS: Final = (1, 2)
 def attention_path(folder: Path, slide_id: str) -> Path:
     """Where a slide's attention lies in a folder of predictions, or of heatmaps."""
     return folder / "attention" / f"{slide_id}.h5"
-
-
-def drawn_path(folder: Path, slide_id: str, ending: str) -> Path:
-    """Where a picture or table of a slide lies in a folder of heatmaps: <slide_id>.<ending>.
-
-    An id that itself ends like a file of another slide, as `S.rgb` beside `S`, has a `_` added, and so has that id with
-    its `_`. No name of ours then ends so before its ending, so that two slides never share a file, whichever are drawn.
-
-    Examples:
-        >>> from pathlib import Path
-        >>> drawn_path(Path("maps"), "S", "rgb.ome.tiff").name, drawn_path(Path("maps"), "S.rgb", "ome.tiff").name
-        ('S.rgb.ome.tiff', 'S.rgb_.ome.tiff')
-    """
-    return folder / f"{slide_id}{'_' * bool(_LIKE_A_FILE.search(slide_id))}.{ending}"
-
-
-_LIKE_A_FILE: Final = re.compile(r"\.(rgb|sheet|atlas|level\d+|level\d+\.crop\d+)_*$", re.IGNORECASE)
-"""What stands between a slide's id and a file's last ending, with any `_` added to it."""
 
 
 def read_attention(path: PathLike) -> SlideAttention:

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from wsi_dbps.core.geometry import Size
-    from wsi_dbps.tiling.plan import TilePlan
+    from wsi_dbps.core.geometry import Size, TileGrid
 
 _WRITE_BYTES: Final = 4 << 20
 _MOST_AT_ONCE: Final = 1024
@@ -44,32 +43,34 @@ class Provenance:
     mpp_source: str
     """`file` or `manifest`."""
     mask_fingerprint: str
-    """Of the mask file that the manifest gave, or its word in the column `tissue`; empty where it gave neither. Of the
-    tiles (`GivenCoords.fingerprint`), where another tool chose them."""
+    """Digest of the mask file that the manifest names, or the manifest's word in the column `tissue`; empty where there
+    is neither. Where another tool chose the tiles, the digest of these tiles (`GivenCoords.fingerprint`)."""
 
 
 @dataclass(frozen=True)
 class PixelSource:
-    """How a slide's patches are had."""
+    """How the pixels of a slide's patches are read."""
 
     path: Literal["copy", "tiles", "reader"]
-    """The scanner's JPEG tiles unchanged; out of these, decoded; or through the reader."""
+    """`copy`: the scanner's JPEG tiles, unchanged. `tiles`: decoded from these tiles. `reader`: through the reader."""
     level: int
-    """Stored level they are read from."""
+    """Stored level that is read."""
     scale: int = 1
     """Each tile of it is decoded at 1 / scale of its size."""
     why: str = ""
-    """Why they are not copied."""
+    """Why the scanner's tiles are not copied."""
     level_px: Size | None = None
-    """Size of that level, if patches are its very pixels, neither shrunk nor enlarged."""
+    """Size of that level, if patches are its own pixels, neither shrunk nor enlarged; else None."""
 
 
 @dataclass(frozen=True)
 class CacheHead:
     """All that a cache holds besides its patches."""
 
-    plan: TilePlan
+    grid: TileGrid
     """Row i is patch i."""
+    tissue_N: npt.NDArray[np.float32]
+    """(N,) share of each tile that is tissue."""
     provenance: Provenance
     spec: dict[str, Any]
     """The `CacheSpec` as plain values."""
@@ -96,21 +97,23 @@ def encode_jpeg(patch_HWC: npt.NDArray[np.uint8], quality: int) -> bytes:
 
 
 class CacheWriter:
-    """Streams patches, whose total size is known only at the end, to where they will lie in the finished file.
+    """Writes patches as they come, directly to their final place in the file.
 
-    The head of the file (everything but the patches) is made last, beside, and laid in front of them: HDF5 gives the
-    patches' place by its alignment rule, so every byte of a patch is written once.
+    The total size of the patches is known only at the end. So the head of the file (everything but the patches) is
+    written last, to a temporary file, and its bytes are then copied to both sides of the patches, whose place the
+    alignment rule of HDF5 gives beforehand. Every byte of a patch is written once: copying all patches a second time
+    took a cache of 200 MB from 0.20 s to 0.55 s.
     """
 
     def __init__(self, partial: Path, planned: CacheHead) -> None:
         """Begin.
 
         Args:
-            partial: The file to write, which the caller holds and gives its name when it is whole.
-            planned: The head, if no tile is dropped.
+            partial: The file to write. The caller holds its lock, and renames it when it is complete.
+            planned: The head of the file if no tile is dropped; it tells how much room to leave before the patches.
         """
         self._partial = partial
-        needed = 64 * len(planned.plan) + len(planned.thumbnail) + planned.mask_HW.size + len(planned.icc_profile)
+        needed = 64 * len(planned.grid) + len(planned.thumbnail) + planned.mask_HW.size + len(planned.icc_profile)
         needed += 1 << 16
         self._room = 1 << (needed - 1).bit_length()
         self._offsets, self._crc32 = array("Q", [0]), array("I")
@@ -136,7 +139,7 @@ class CacheWriter:
         return self._offsets[-1]
 
     def finish(self, head: CacheHead) -> None:
-        """Write all that is not patches; `head.plan` holds the tiles that were added."""
+        """Write all that is not patches; `head.grid` holds the tiles that were added."""
         with tempfile.TemporaryFile(dir=self._partial.parent) as beside:
             place = self._write_head(beside, head)
             end = beside.seek(0, os.SEEK_END)
@@ -156,7 +159,7 @@ class CacheWriter:
         self.close()
 
     def _flush(self) -> None:
-        """Write what waits, without copying it once more."""
+        """Write the waiting patches without copying them in memory."""
         self._written += sum(map(len, self._waiting))
         for first in range(0, len(self._waiting), _MOST_AT_ONCE):
             some = self._waiting[first : first + _MOST_AT_ONCE]
@@ -168,11 +171,11 @@ class CacheWriter:
         self._waiting.clear()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file; it may be called twice."""
         self._file.close()
 
     def _write_head(self, beside: BinaryIO, head: CacheHead) -> int:
-        """The whole HDF5 file, with a hole in place of the patches; where the hole begins."""
+        """Write the whole HDF5 file except the patches, and return the byte at which they begin."""
         aligned = {"alignment_threshold": self._room, "alignment_interval": self._room} if self.num_bytes else {}
         with h5py.File(beside, "w", locking=False, libver=("v110", "v110"), **aligned) as file:
             _write_datasets(file, head)
@@ -191,9 +194,9 @@ class CacheWriter:
 
 def _write_datasets(file: h5py.File, head: CacheHead) -> None:
     """All but the patches; the order decides where each lies, so that the same slide gives the same bytes."""
-    coords = file.create_dataset("coords", data=head.plan.grid.origins_lv0.astype(np.int64))
-    coords.attrs.update(_interop_attributes(head.plan, head.provenance, head.pixels))
-    file["tissue"] = head.plan.tissue_N.astype(np.float32)
+    coords = file.create_dataset("coords", data=head.grid.origins_lv0.astype(np.int64))
+    coords.attrs.update(_interop_attributes(head))
+    file["tissue"] = head.tissue_N.astype(np.float32)
     file["thumbnail"] = np.frombuffer(head.thumbnail, np.uint8)
     file.create_dataset("tissue_mask", data=head.mask_HW.astype(np.uint8), compression="gzip")
     if len(head.dropped_N2):
@@ -210,7 +213,7 @@ def _attributes(head: CacheHead) -> dict[str, Any]:
     """What the file says of itself, in the order in which it is stored."""
     from wsi_dbps.core.version import __version__
 
-    provenance, grid, pixels, spec = head.provenance, head.plan.grid, head.pixels, head.spec
+    provenance, grid, pixels, spec = head.provenance, head.grid, head.pixels, head.spec
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -244,7 +247,7 @@ def _fingerprint(spec: dict[str, Any], provenance: Provenance, mpp_lv0_um: float
     return digest(same)
 
 
-def _interop_attributes(plan: TilePlan, provenance: Provenance, pixels: PixelSource) -> dict[str, Any]:
+def _interop_attributes(head: CacheHead) -> dict[str, Any]:
     """Attributes on `/coords` by which TRIDENT's and CLAM's own readers know the tiles.
 
     The magnifications stand in the ratio of tile and patch, from which TRIDENT computes the tile's side. CLAM reads
@@ -252,22 +255,22 @@ def _interop_attributes(plan: TilePlan, provenance: Provenance, pixels: PixelSou
     other tiles, so its attributes are left out, and it stops at the missing `patch_level`. Folders are ".", as the
     same slide gives the same bytes anywhere; no reader uses them.
     """
-    spec, level0_magnification = plan.spec, round(10 / plan.grid.mpp_lv0_um)
+    grid, level0_magnification = head.grid, round(10 / head.grid.mpp_lv0_um)
     attributes = {
-        "patch_size": spec.size_px,
-        "patch_size_level0": round(plan.grid.tile_lv0),
+        "patch_size": grid.size_px,
+        "patch_size_level0": round(grid.tile_lv0),
         "level0_magnification": level0_magnification,
-        "target_magnification": level0_magnification * spec.size_px / plan.grid.tile_lv0,
-        "overlap": spec.overlap_px,
-        "level0_width": plan.grid.slide_lv0.width,
-        "level0_height": plan.grid.slide_lv0.height,
-        "name": provenance.slide_id,
+        "target_magnification": level0_magnification * grid.size_px / grid.tile_lv0,
+        "overlap": head.spec["tiling"]["overlap_px"],
+        "level0_width": grid.slide_lv0.width,
+        "level0_height": grid.slide_lv0.height,
+        "name": head.provenance.slide_id,
         "savetodir": ".",
     }
-    if (level := pixels.level_px) is not None:
-        slide = plan.grid.slide_lv0
+    if (level := head.pixels.level_px) is not None:
+        slide = grid.slide_lv0
         attributes |= {
-            "patch_level": pixels.level,
+            "patch_level": head.pixels.level,
             "downsample": np.array([slide.width / level.width, slide.height / level.height]),
             "level_dim": np.array([level.width, level.height], np.int64),
             "downsampled_level_dim": np.array([level.width, level.height], np.int64),

@@ -133,7 +133,7 @@ def holds_features(path: PathLike) -> bool:
 
 
 class FeatureFile:
-    """The features of one slide. It holds no open file and no row, and any number of threads may read it at once."""
+    """The features of one slide. It keeps no file open and no row in memory; any number of threads may read at once."""
 
     def __init__(self, path: PathLike, *, mpp_lv0_um: float | None = None, slide: SlideFile | None = None) -> None:
         """Open and check everything but the rows, which are checked when they are read.
@@ -204,7 +204,7 @@ class FeatureFile:
 
     @property
     def fingerprint(self) -> str:
-        """Tells files apart that hold other features."""
+        """Tells files apart that hold different features."""
         return self._fingerprint
 
     @property

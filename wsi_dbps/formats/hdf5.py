@@ -33,7 +33,7 @@ MOST_CHUNK_BYTES: Final = 1 << 30
 
 @contextmanager
 def h5_written_whole(path: Path, *, size: int = 0) -> Iterator[h5py.File]:
-    """Yield an HDF5 file to fill; on success it is flushed and takes the name `path`, else nothing is left.
+    """Yield an HDF5 file to fill, which is written atomically: if anything fails, nothing is left of it.
 
     HDF5 cannot recover from a write that fails: closing the file fails too, and the interpreter then crashes when it
     frees the handle. So HDF5 writes through `_Target`, which never reports a failure to it, and the first failure is
@@ -155,9 +155,9 @@ def plain(value: Any) -> Any:
 
 
 def why_not_stored(data: h5py.Dataset, file_bytes: int) -> str | None:
-    """What keeps a dataset from being read, in words that follow its name; None if it may be read.
+    """Why a dataset must not be read, in words that follow its name; None if it may be read.
 
-    HDF5 makes up zeros for storage that is missing, as many as the dataset claims, so this is to be asked first.
+    Ask this before reading: where storage is missing, HDF5 returns zeros, as many as the dataset claims to hold.
 
     Args:
         data: The dataset.

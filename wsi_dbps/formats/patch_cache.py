@@ -34,7 +34,7 @@ _REPAIR: Final = "delete it and tile again"
 _LEAST_JPEG_BYTES: Final = 100
 """Fewer than any JPEG file has: so many patches may a cache have at most, and so much memory may they take."""
 _MOST_PIXELS: Final = 1 << 28
-"""Of a thumbnail and of a mask: 800 MB as RGB."""
+"""Most pixels of a thumbnail or a mask: 800 MB as RGB."""
 _SIZE_TOLERANCE: Final = 0.01
 """How far a tile's side may be from what patch side and resolutions make of it, as a share."""
 _DATASETS: Final = ("coords", "tissue", "patches/offsets", "patches/data")
@@ -166,10 +166,10 @@ class PatchCache:
         return int((self._ends - self._starts).sum())
 
     def only(self, keep_N: npt.NDArray[np.bool_], why: object) -> PatchCache:
-        """The cache as if it held some of its patches only.
+        """The cache with some of its patches only; the file stays as it is.
 
         Args:
-            keep_N: (N,) which.
+            keep_N: (N,) which patches to keep.
             why: What decided it, JSON-able: it becomes part of the fingerprint.
         """
         some = copy(self)

@@ -32,7 +32,7 @@ class PatchFilter:
 
 
 def filtered(cache: PatchCache, patch_filter: PatchFilter) -> PatchCache:
-    """A cache as if it held only the patches that pass.
+    """The cache with only those patches that pass the filter.
 
     Raises:
         CacheError: If something is asked for that was not measured.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from wsi_dbps.cohort.cohort import SPLITS
 from wsi_dbps.core.digests import file_digest
 from wsi_dbps.core.errors import PredictionError
 from wsi_dbps.core.files import write_text
+from wsi_dbps.formats.predict_json import read_predict_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,7 +75,7 @@ def read_predicted(folder: PathLike) -> Predictions:
     """
     folder = Path(folder)
     predictions = read_predictions(folder / "predictions.csv")
-    expected = made_with(folder).get(TABLE_DIGEST)
+    expected = read_predict_json(folder).predictions_fingerprint
     if expected is not None and expected != file_digest(folder / "predictions.csv"):
         raise PredictionError(
             f"{folder}: predictions.csv is not the table that predict.json was written with: `predict` was stopped "
@@ -83,30 +83,6 @@ def read_predicted(folder: PathLike) -> Predictions:
             "predict.json"
         )
     return predictions
-
-
-TABLE_DIGEST: Final = "predictions_fingerprint"
-"""The key of predict.json that binds it to its predictions.csv."""
-
-
-def made_with(folder: Path) -> dict[str, Any]:
-    """What predict.json of a folder of predictions says; nothing where it is missing or cannot be used."""
-    return said_by(folder / "predict.json")
-
-
-def said_by(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; an empty one where the file is missing or holds something else."""
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return said if isinstance(said, dict) else {}
-
-
-def failed_slides(folder: Path) -> tuple[str, ...]:
-    """One line, beginning with its id, for each slide of a folder of predictions that could not be predicted."""
-    failed = made_with(folder).get("failed")
-    return tuple(str(line) for line in failed) if isinstance(failed, list) else ()
 
 
 def read_predictions(path: PathLike) -> Predictions:

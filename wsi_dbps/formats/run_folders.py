@@ -94,9 +94,9 @@ def check_same_model(pred: PathLike, val: PathLike) -> None:
         PredictionError: If the two folders were predicted with different checkpoints.
     """
     from wsi_dbps.core.errors import PredictionError
-    from wsi_dbps.formats.predictions import made_with
+    from wsi_dbps.formats.predict_json import read_predict_json
 
-    own, other = (made_with(Path(folder)).get("checkpoint_fingerprint") for folder in (pred, val))
+    own, other = (read_predict_json(Path(folder)).checkpoint_fingerprint for folder in (pred, val))
     if own and other and own != other:
         raise PredictionError(
             f"{val}: was predicted with another checkpoint than {pred} ({other}, not {own}); a threshold holds for the "
@@ -111,13 +111,13 @@ def check_truth_of(truth: PathLike, preds: Iterable[PathLike]) -> None:
         PredictionError: If a file of `truth` is about another checkpoint.
     """
     from wsi_dbps.core.errors import PredictionError
-    from wsi_dbps.formats.predictions import made_with, said_by
+    from wsi_dbps.formats.predict_json import json_object, read_predict_json
 
-    truth, models = Path(truth), [made_with(Path(pred)).get("checkpoint_fingerprint") for pred in preds]
+    truth, models = Path(truth), [read_predict_json(Path(pred)).checkpoint_fingerprint for pred in preds]
     if None in models:
         return
     for name in ("localisation", "faithfulness", "stability"):
-        other = said_by(truth / f"{name}.json").get("checkpoint_fingerprint")
+        other = json_object(truth / f"{name}.json").get("checkpoint_fingerprint")
         if other is not None and other not in models:
             raise PredictionError(
                 f"{truth / name}.json: is about the heatmaps of another model ({other}) than the predictions "

@@ -48,7 +48,7 @@ def record_path(run: Path, epoch: int) -> Path:
 
 
 def write_selection_record(path: Path, epoch: int, visits: Sequence[VisitRecord]) -> None:
-    """Write the visits of an epoch in the order of their places, whole or not at all; equal visits, equal bytes."""
+    """Write the visits of an epoch in the order of their places, atomically; equal visits give equal bytes."""
     visits = sorted(visits, key=lambda visit: visit.place)
     rows = max(visit.logits_KR.shape[1] for visit in visits)
     unscored = [np.full((len(visit.logits_KR), rows), np.nan, np.float32) for visit in visits]

@@ -17,7 +17,8 @@ from wsi_dbps.core.output_folder import output_folder
 from wsi_dbps.core.settings import to_dict
 from wsi_dbps.core.version import __version__
 from wsi_dbps.formats.attention import attention_path
-from wsi_dbps.formats.predictions import TABLE_DIGEST, Prediction, Predictions
+from wsi_dbps.formats.predict_json import TABLE_DIGEST
+from wsi_dbps.formats.predictions import Prediction, Predictions
 from wsi_dbps.inference.predictor import Predictor
 from wsi_dbps.metrics.pooling import pool_cases
 

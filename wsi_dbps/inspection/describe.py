@@ -13,7 +13,7 @@ def describe(path: Path) -> dict[str, str]:  # noqa: PLR0911 - one per kind of f
     Raises:
         WsiDbpsError: If it is none of what this package reads.
     """
-    from wsi_dbps.formats.predictions import said_by
+    from wsi_dbps.formats.predict_json import json_object
 
     if path.is_dir() and (path / "run.json").exists():
         begun = {"what": "run folder"}
@@ -32,12 +32,12 @@ def describe(path: Path) -> dict[str, str]:  # noqa: PLR0911 - one per kind of f
         return _manifest(path)
     if path.suffix in (".geojson", ".xml"):
         return _annotations(path)
-    if path.suffix == ".json" and str(kind := said_by(path).get("format", "")).startswith("wsi-dbps "):
+    if path.suffix == ".json" and str(kind := json_object(path).get("format", "")).startswith("wsi-dbps "):
         return {"what": f"{str(kind).removeprefix('wsi-dbps ')} (written by wsi-dbps)"}
     if path.suffix == ".npz" and path.parent.name == "selection":
         return _selection(path)
     if path.suffix in (".json", ".npz"):
-        from wsi_dbps.formats.other_tools import coordinate_facts
+        from wsi_dbps.tiling.coordinate_facts import coordinate_facts
 
         return coordinate_facts(path) or {}
     if path.suffix == ".h5":
@@ -166,8 +166,8 @@ def _hdf5(path: Path) -> dict[str, str]:
     from wsi_dbps.core.errors import CacheError
     from wsi_dbps.formats.attention import ATTENTION_FORMAT, read_attention
     from wsi_dbps.formats.features import FeatureFile, holds_features
-    from wsi_dbps.formats.other_tools import coordinate_facts
     from wsi_dbps.formats.patch_cache import PatchCache
+    from wsi_dbps.tiling.coordinate_facts import coordinate_facts
 
     if not path.is_file() or not h5py.is_hdf5(path):
         raise CacheError(f"{path}: {'not an HDF5 file' if path.is_file() else 'no such file'}")
@@ -231,18 +231,17 @@ def _checkpoint(path: Path) -> dict[str, str]:
 
 def _predictions(path: Path) -> dict[str, str]:
     from wsi_dbps.core.errors import PredictionError
+    from wsi_dbps.formats.predict_json import read_predict_json
     from wsi_dbps.formats.predictions import read_predicted
 
-    predictions = read_predicted(path)
-    try:
-        made = json.loads((path / "predict.json").read_text(encoding="utf-8"))
-        checkpoints = [f"{m['checkpoint']} ({m['checkpoint_fingerprint']})" for m in made.get("members", [made])]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        said = f"{type(error).__name__}: {error}"
-        raise PredictionError(f"{path / 'predict.json'}: not what `predict` writes: {said}; predict again") from None
+    predictions, members = read_predicted(path), read_predict_json(path).members
+    if not members:
+        raise PredictionError(
+            f"{path / 'predict.json'}: not what `predict` writes: it names no checkpoint; predict again"
+        )
     return {
         "what": "predictions",
         "slides": f"{len(predictions.slides)} of {len(predictions.cases)} cases",
         "classes": ", ".join(predictions.classes),
-        "checkpoint": ", ".join(checkpoints),
+        "checkpoint": ", ".join(f"{member.checkpoint} ({member.checkpoint_fingerprint})" for member in members),
     }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from wsi_dbps.core.errors import PredictionError
 from wsi_dbps.core.files import write_json, write_text
-from wsi_dbps.formats.attention import drawn_path
+from wsi_dbps.drawing.placement import drawn_path
 from wsi_dbps.report import figures, tables
 from wsi_dbps.report.pictures import atlas_pictures, inline_picture
 from wsi_dbps.report.runs import find_leaks

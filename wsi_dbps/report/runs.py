@@ -5,15 +5,16 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from wsi_dbps.cohort.manifest import read_manifest
 from wsi_dbps.core.digests import file_digest
 from wsi_dbps.core.errors import CheckpointError
+from wsi_dbps.formats.predict_json import read_predict_json
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
+    from pathlib import Path
 
     from wsi_dbps.cohort.cohort import Cohort
     from wsi_dbps.formats.predictions import Predictions
@@ -78,8 +79,8 @@ def runs_behind(
         CheckpointError: If none of the given runs made the predictions, or one is no run.
         ManifestError: If a run's cohort.csv cannot be used.
     """
-    members = _members(pred)
-    fingerprints = {fingerprint for _, fingerprint in members}
+    members = read_predict_json(pred).members
+    fingerprints = {member.checkpoint_fingerprint for member in members}
     known = frozenset(case_ids)
 
     def is_one(checkpoint: Path) -> bool:
@@ -98,9 +99,9 @@ def runs_behind(
     if not members:
         return (), f"no predict.json in {pred} names the run; give it with --run"
     found, reasons = [], []
-    for checkpoint, _ in members:
-        run = checkpoint.parent
-        if _is_run(run) and is_one(checkpoint):
+    for member in members:
+        run = member.checkpoint.parent
+        if _is_run(run) and is_one(member.checkpoint):
             found.append(_record(run, known))
             continue
         reasons.append(
@@ -110,15 +111,6 @@ def runs_behind(
         )
         found.append(RunRecord(run.name, None, case_ids=known))
     return (() if len(reasons) == len(members) else tuple(found)), "; ".join(reasons) or None
-
-
-def _members(pred: Path) -> list[tuple[Path, str]]:
-    """Checkpoint and fingerprint of every run behind predictions; nothing where predict.json is missing or is none."""
-    try:
-        made = json.loads((pred / "predict.json").read_text(encoding="utf-8"))
-        return [(Path(m["checkpoint"]), str(m["checkpoint_fingerprint"])) for m in made.get("members", [made])]
-    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
-        return []
 
 
 def find_leaks(predictions: Predictions, runs: Sequence[RunRecord]) -> tuple[Leak, ...]:

@@ -202,10 +202,12 @@ def _write(beside: Path, reader: SlideReader, decided: SlidePlan, threads: int) 
                 raise UnreadableSlideError(_too_damaged(bad, plan, spec))
         keep_N = np.ones(len(plan), np.bool_)
         keep_N[list(bad)] = False
+        kept = plan.take(keep_N)
         writer.finish(
             replace(
                 head,
-                plan=plan.take(keep_N),
+                grid=kept.grid,
+                tissue_N=kept.tissue_N,
                 quality=as_arrays(measures) if spec.qc else {},
                 dropped_N2=plan.grid.origins_lv0[~keep_N],
             )
@@ -219,7 +221,8 @@ def _write(beside: Path, reader: SlideReader, decided: SlidePlan, threads: int) 
 def _head(decided: SlidePlan) -> CacheHead:
     """What the cache holds besides its patches, if no tile is dropped."""
     return CacheHead(
-        decided.plan,
+        decided.plan.grid,
+        decided.plan.tissue_N,
         decided.provenance,
         to_dict(decided.spec),
         decided.pixels,

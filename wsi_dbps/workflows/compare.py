@@ -83,7 +83,7 @@ def compare(
     """
     from wsi_dbps.core.files import write_json
     from wsi_dbps.core.output_folder import output_folder
-    from wsi_dbps.formats.predictions import failed_slides
+    from wsi_dbps.formats.predict_json import read_predict_json
     from wsi_dbps.metrics.bootstrap import MetricsConfig
     from wsi_dbps.metrics.compare import compare as compare_predictions
 
@@ -100,7 +100,9 @@ def compare(
     found = compare_predictions(
         _read(a), _read(b), config, validation_a=validation_a, validation_b=validation_b, common=options.common
     )
-    failed_a, failed_b = (sum(len(failed_slides(folder)) for folder in prediction_folders([pred])) for pred in (a, b))
+    failed_a, failed_b = (
+        sum(len(read_predict_json(folder).failed) for folder in prediction_folders([pred])) for pred in (a, b)
+    )
     path = None if out is None else Path(out) / "compare.json"
     if path is not None:
         head = {"format": "wsi-dbps comparison", "format_version": 1, "a": str(a), "b": str(b)}

@@ -145,7 +145,6 @@ def _steps(out: Path, options: DemoOptions) -> list[tuple[str, Callable[[], str 
     changed = [] if options.epochs is None else [f"training.epochs={options.epochs}"]
     resume = (run / "run.json").exists()
     flags = "".join(f" --set {change}" for change in changed) + " --resume" * resume
-    shown: dict[str, Any] = {"val": val, "heatmaps": maps, "truth": truth, "atlas": pictures}
     return [
         (f"making {options.slides} slides in {out / 'slides'}", lambda: _make(out, options)),
         (
@@ -178,9 +177,9 @@ def _steps(out: Path, options: DemoOptions) -> list[tuple[str, Callable[[], str 
         ),
         (f"\n$ wsi-dbps atlas {run} --caches {caches} --out {pictures}", lambda: atlas(run, caches, pictures).summary),
         (
-            f"\n$ wsi-dbps evaluate {test} --out {report} "
-            + " ".join(f"--{name} {folder}" for name, folder in shown.items()),
-            lambda: evaluate(test, report, **shown).summary,
+            f"\n$ wsi-dbps evaluate {test} --out {report} --val {val} --heatmaps {maps} --truth {truth} "
+            f"--atlas {pictures}",
+            lambda: evaluate(test, report, val=val, heatmaps=maps, truth=truth, atlas=pictures).summary,
         ),
     ]
 

@@ -13,7 +13,7 @@ from wsi_dbps.formats.run_folders import check_same_model, check_truth_of, paths
 from wsi_dbps.workflows.cohorts import Columns, as_cohort
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from wsi_dbps.core.files import PathLike
     from wsi_dbps.core.options import Say
@@ -92,7 +92,8 @@ def evaluate(
         ManifestError: If the manifest of `by` cannot be used.
         OutputError: If a file cannot be written.
     """
-    from wsi_dbps.formats.predictions import failed_slides, read_predicted
+    from wsi_dbps.formats.predict_json import read_predict_json
+    from wsi_dbps.formats.predictions import read_predicted
     from wsi_dbps.metrics.metrics import MetricsConfig, evaluate_folds, with_flaws
     from wsi_dbps.metrics.pooling import pool_folds
     from wsi_dbps.metrics.thresholds import parts
@@ -110,7 +111,7 @@ def evaluate(
     metrics = evaluate_folds(folds, config, validation=validation, subgroups=_subgroups(evaluated, options))
     runs, why_none = _runs(folders, tested, options.run)
     leaks = find_leaks(evaluated, runs)
-    failed = [line for pred in folders for line in failed_slides(pred)]
+    failed = [line for pred in folders for line in read_predict_json(pred).failed]
     metrics = with_flaws(metrics, failed=failed, leaked=(leak.case_id for leak in leaks))
     found = EvaluateResult(metrics, evaluated, leaks, Path(given[0] if out is None else out))
     facts = _facts(folders)
@@ -190,35 +191,3 @@ def headline(metrics: Metrics) -> str:
         return f"{cases.num} labelled cases, no AUROC ({cases.reasons['auroc']})"
     interval = "" if auroc.low is None else f" ({auroc.low:.3f} to {auroc.high:.3f})"
     return f"AUROC {auroc.value:.3f}{interval} over {cases.num} cases"
-
-
-def _facts(preds: Sequence[Path]) -> dict[str, str]:
-    """What predict.json says of how the predictions were made, where there is one."""
-    from wsi_dbps.formats.predictions import made_with
-
-    made = [made_with(pred) for pred in preds if (pred / "predict.json").exists()]
-    try:
-        return _facts_of(made) if made else {}
-    except (KeyError, TypeError, AttributeError) as error:  # of another version, or edited
-        return {"predict.json": f"cannot be used: {type(error).__name__}: {error}"[:200]}
-
-
-def _facts_of(made: Sequence[dict[str, Any]]) -> dict[str, str]:
-    members = [member for one in made for member in one["members"]]
-    if not members:
-        raise KeyError("members")
-
-    def each(say: Callable[[dict[str, Any]], str], of: Sequence[dict[str, Any]] = members) -> str:
-        return "; ".join(dict.fromkeys(map(say, of)))
-
-    def selection(member: dict[str, Any]) -> str:
-        of = member["settings"]["selection"]
-        return f"{of['preset']}, M = {of['num_salient']}, S = {of['num_subsalient']}"
-
-    return {
-        "Checkpoint": each(lambda m: f"{m['checkpoint']} ({m['checkpoint_fingerprint']}), epoch {m['epoch']}"),
-        "Encoder": each(lambda m: m["settings"]["encoder"]["name"]),
-        "Selection": each(selection),
-        "Seed": each(lambda m: str(m["settings"]["training"]["seed"])),
-        "wsi-dbps": each(lambda one: str(one["wsi_dbps_version"]), made),
-    }

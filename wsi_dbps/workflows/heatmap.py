@@ -230,10 +230,10 @@ def draw_formats(out: Path, attention: SlideAttention, cache: BagFile, options: 
     from wsi_dbps.drawing.geojson import write_geojson
     from wsi_dbps.drawing.ome_tiff import write_coloured_map, write_value_map
     from wsi_dbps.drawing.overlay import draw_overlay
+    from wsi_dbps.drawing.placement import drawn_path
     from wsi_dbps.drawing.sheet import draw_sheet
     from wsi_dbps.drawing.tile_csv import write_scores
     from wsi_dbps.drawing.tile_maps import chosen_map
-    from wsi_dbps.formats.attention import drawn_path
     from wsi_dbps.formats.patch_cache import PatchCache
 
     written: list[Path] = []
@@ -267,8 +267,8 @@ def draw_close(
     """Write the map over the slide's own pixels, and return the files."""
     from wsi_dbps.core.errors import SlideError, SpecMismatchError
     from wsi_dbps.drawing.closeup import draw_crops, draw_level
+    from wsi_dbps.drawing.placement import drawn_path
     from wsi_dbps.drawing.tile_maps import chosen_map
-    from wsi_dbps.formats.attention import drawn_path
     from wsi_dbps.formats.patch_cache import PatchCache
     from wsi_dbps.slides.open import open_slide
 

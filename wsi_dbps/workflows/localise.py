@@ -141,25 +141,25 @@ def _located(
 
 def _about(pred: Path, failed: tuple[str, ...]) -> dict[str, Any]:
     """Keys of localisation.json that are there where there is something to say."""
-    from wsi_dbps.formats.predictions import made_with
+    from wsi_dbps.formats.predict_json import read_predict_json
 
     about: dict[str, Any] = {}
     if failed:
         about["failed"] = list(failed)
-    if model := made_with(pred).get("checkpoint_fingerprint"):
+    if model := read_predict_json(pred).checkpoint_fingerprint:
         about["checkpoint_fingerprint"] = model
     return about
 
 
 def _reasons(pred: Path, predicted: Predictions, failed: tuple[str, ...]) -> dict[str, str]:
     """Which predicted slides are missing from the numbers, and why."""
-    from wsi_dbps.formats.predictions import failed_slides
+    from wsi_dbps.formats.predict_json import read_predict_json
     from wsi_dbps.metrics.thresholds import parts
 
     reasons = {}
     if left_out := len(predicted.slides) - len(parts(predicted, None)[0].slides):
         reasons["splits"] = f"{left_out} predicted slides are not of split test and are left out"
-    if unpredicted := failed_slides(pred):
+    if unpredicted := read_predict_json(pred).failed:
         reasons["failed"] = f"{len(unpredicted)} slides could not be predicted and are missing; see predict.json"
     if failed:
         reasons["unusable"] = f"{len(failed)} slides could not be measured and are missing: {'; '.join(failed)}"
