@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_dbps.cohort.cohort import Cohort, SlideRecord
-from wsi_dbps.cohort.splits import SplitCount, deal, fold_cohort, split_cohort, split_table
+from wsi_dbps.cohort.splits import SplitCount, assign_parts, fold_cohort, split_cohort, split_table
 from wsi_dbps.core.errors import ConfigError, ManifestError
 
 seeds = st.integers(0, 2**32)
@@ -46,14 +46,14 @@ def cohort_of(*labels: str) -> Cohort:
 
 @given(strata, shares(), seeds)
 def test_every_case_is_dealt_to_one_part(cases: dict[str, tuple[str, ...]], shares: dict, seed: int) -> None:
-    parts = deal(cases, shares, seed)
+    parts = assign_parts(cases, shares, seed)
     assert set(parts) == set(cases)
     assert set(parts.values()) <= set(shares)
 
 
 @given(strata, shares(), seeds)
 def test_each_part_is_within_one_case_of_its_share_of_a_stratum(cases: dict, shares: dict, seed: int) -> None:
-    dealt = Counter((cases[case], part) for case, part in deal(cases, shares, seed).items())
+    dealt = Counter((cases[case], part) for case, part in assign_parts(cases, shares, seed).items())
     for stratum, size in Counter(cases.values()).items():
         for part, share in shares.items():
             assert abs(dealt[stratum, part] - share * size) < 1
@@ -61,7 +61,7 @@ def test_each_part_is_within_one_case_of_its_share_of_a_stratum(cases: dict, sha
 
 @given(strata, st.integers(2, 8), seeds)
 def test_equal_parts_differ_by_at_most_one_case_overall_and_in_a_stratum(cases: dict, num: int, seed: int) -> None:
-    parts = deal(cases, {str(i): Fraction(1, num) for i in range(num)}, seed)
+    parts = assign_parts(cases, {str(i): Fraction(1, num) for i in range(num)}, seed)
     for stratum in set(cases.values()):
         sizes = Counter(part for case, part in parts.items() if cases[case] == stratum)
         assert max(sizes.values()) - min(sizes[str(i)] for i in range(num)) <= 1
@@ -167,7 +167,7 @@ def test_shares_that_leave_nothing_to_train_on_are_refused(val: float, test: flo
 
 def test_shares_that_do_not_add_up_are_a_bug() -> None:
     with pytest.raises(ValueError, match="shares must add up to 1"):
-        deal({}, {"a": Fraction(1, 2)}, seed=0)
+        assign_parts({}, {"a": Fraction(1, 2)}, seed=0)
 
 
 def test_two_folds_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""What a person has drawn on a slide: areas in level-0 pixels, from GeoJSON (QuPath) or XML (ASAP, CAMELYON).
+"""Read areas that a person has drawn on a slide, in level-0 pixels, from GeoJSON (QuPath) or XML (ASAP, CAMELYON).
 
 Documented in docs/formats/annotations.md.
 """
@@ -36,6 +36,7 @@ the square of their number: for 2,000 about two seconds, for 370,000 (1,500 line
 MAX_CROSSINGS_OF_AREAS: Final = 200_000
 """Most points at which the outlines of all areas of a file may cross each other."""
 _FEW, _PARTS = 32, 16
+"""`lesion_shares` divides tiles and lesion into `_PARTS` strips until at most `_FEW` tiles, or corners, are left."""
 _BEFORE: Final = b"\xef\xbb\xbf\xff\xfe\0 \t\r\n"
 """Bytes that may stand before the first `<`: the marks of UTF-8 and UTF-16, and blanks."""
 _NO_ANNOTATIONS: Final = (
@@ -136,8 +137,8 @@ def read_lesion(record: SlideRecord, slide_lv0: Size, names: Collection[str] = (
 def lesion_shares(lesion: BaseGeometry, grid: TileGrid) -> npt.NDArray[np.float64]:
     """(N,) the share of each tile's area that is lesion, 0 to 1, exact.
 
-    Tiles are parted into strips and the lesion cut to each, again and again, until few tiles are left with the edges
-    that concern them; so the time grows with tiles plus vertices, not with their product.
+    The tiles are divided into strips and the lesion is clipped to each, repeatedly, until few tiles are left with only
+    the edges near them. So the time grows with the sum of tiles and vertices, not with their product.
 
     Args:
         lesion: A geometry in level-0 pixels.
@@ -210,7 +211,7 @@ def _from_xml(content: bytes) -> Iterator[tuple[str, BaseGeometry]]:
 
 
 def _areas_of(drawn: BaseGeometry) -> BaseGeometry:
-    """What a geometry encloses, whatever is wrong with it."""
+    """The area that a geometry encloses, repaired where it is invalid."""
     import shapely
 
     if not np.isfinite(shapely.get_coordinates(drawn)).all():

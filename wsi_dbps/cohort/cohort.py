@@ -30,7 +30,7 @@ class SlideRecord:
     slide_id: str
     """Unique in the cohort; names every output of the slide."""
     case_id: str
-    """The patient: slides of one case are never dealt to two splits."""
+    """The patient. All slides of a case are in the same split."""
     path: Path | None = None
     """The slide file."""
     label: str | None = None
@@ -41,11 +41,11 @@ class SlideRecord:
     mask: Path | None = None
     """A tissue mask to use instead of segmentation."""
     annotations: Path | None = None
-    """What a person has drawn on the slide; see docs/formats/annotations.md."""
+    """Areas that a person has drawn on the slide; see docs/formats/annotations.md."""
     coords: Path | None = None
-    """A folder in which another tool has left this slide's tiles, to cut those (`tile --coords`); no column."""
+    """The output folder of another tool that chose this slide's tiles (`tile --coords`); not a column."""
     url: str | None = None
-    """A slide that is not a local file (`s3://...`), as written; `path` is then None."""
+    """The URL of a slide that is not a local file (`s3://...`), as written; `path` is then None."""
     extra: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Every other column (`fold`, `site`, ...), as written."""
 
@@ -72,7 +72,7 @@ class Cohort:
     classes: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        _in_one_only(self.records, lambda record: record.split, "split")
+        _check_one_per_case(self.records, lambda record: record.split, "split")
         seen: set[str] = set()
         for record in self.records:
             if record.slide_id in seen:
@@ -122,7 +122,7 @@ class Cohort:
         Raises:
             ManifestError: If a cell is not a whole number from 0, or a case lies in two folds.
         """
-        _in_one_only(self.records, lambda record: record.extra.get("fold", "").strip() or None, "fold")
+        _check_one_per_case(self.records, lambda record: record.extra.get("fold", "").strip() or None, "fold")
         cells = {record.slide_id: record.extra.get("fold", "").strip() for record in self.records}
         if wrong := {slide: cell for slide, cell in cells.items() if cell and not re.fullmatch("[0-9]{1,4}", cell)}:
             slide, cell = next(iter(wrong.items()))
@@ -190,7 +190,8 @@ def _natural_key(text: str) -> list[tuple[int, str]]:
     return [(len(part.lstrip("0")), part.lstrip("0")) if i % 2 else (0, part) for i, part in enumerate(parts)]
 
 
-def _in_one_only(records: Iterable[SlideRecord], value: Callable[[SlideRecord], str | None], what: str) -> None:
+def _check_one_per_case(records: Iterable[SlideRecord], value: Callable[[SlideRecord], str | None], what: str) -> None:
+    """Refuse a case whose slides lie in two splits or folds: its patient would be both trained and tested on."""
     first: dict[str, str] = {}
     for record in records:
         its = value(record)

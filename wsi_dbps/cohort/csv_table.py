@@ -1,4 +1,7 @@
-"""A table as rows that know their line, under our column names; every problem is collected, none is repaired."""
+"""Read a CSV table into rows that know their line number, under our column names.
+
+All problems are collected, so that one error can list them; nothing is repaired silently.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,16 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+# "ours" are the column names of docs/formats/manifest.md, "theirs" those of the file that is read
 OURS = ("slide_id", "path", "case_id", "label", "split", "mpp", "mask", "annotations")
-RENAMED = (*OURS, "fold", "site")  # what --columns can name
+RENAMABLE = (*OURS, "fold", "site")  # what --columns can rename
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
 MAX_SHOWN = 50
 _BOM = b"\xef\xbb\xbf"
 
 Problem = tuple[int, str]
-"""The line it is on, and what is wrong there."""
+"""The line number of a problem, and what is wrong there."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +35,14 @@ class Row:
     line: int
     """Where it starts in the file, from 1, counting the header."""
     ours: Mapping[str, str]
-    """Cells under our names (those of `RENAMED`), without surrounding blanks; empty where there is no such column."""
+    """Cells under our names (`RENAMABLE`), without surrounding blanks; empty where there is no such column."""
     extra: Mapping[str, str]
     """Every column of the file that does not already have one of the names in `OURS`, as written."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A file's rows with as many cells as the header, and what is wrong with the others."""
+    """The rows of a file that have as many cells as its header, and what is wrong with the others."""
 
     columns: frozenset[str]
     """Our names that the table has."""
@@ -61,9 +65,9 @@ def parse_columns(assignments: Iterable[str]) -> dict[str, str]:
         ours, _, theirs = (part.strip() for part in assignment.partition("="))
         if not (ours and theirs):
             raise ConfigError(f"--columns {assignment!r}: write it as ours=theirs, such as slide_id=FILENAME")
-        if ours not in RENAMED:
+        if ours not in RENAMABLE:
             raise ConfigError(
-                f"--columns {assignment}: {ours!r} is no column of a manifest; known: {', '.join(RENAMED)}"
+                f"--columns {assignment}: {ours!r} is no column of a manifest; known: {', '.join(RENAMABLE)}"
             )
         if ours in columns:
             raise ConfigError(f"--columns {assignment}: {ours} is already {columns[ours]}")
@@ -72,7 +76,7 @@ def parse_columns(assignments: Iterable[str]) -> dict[str, str]:
 
 
 def read_table(path: Path, columns: Mapping[str, str], required: Sequence[str], join: Path | None = None) -> Table:
-    """The rows of a file separated by commas, semicolons or tabs: by which of them its line of column names says.
+    """The rows of a file whose columns are separated by commas, semicolons or tabs, as its header shows.
 
     Args:
         path: The file.
@@ -86,7 +90,7 @@ def read_table(path: Path, columns: Mapping[str, str], required: Sequence[str], 
     """
     problems: list[Problem] = []
     text = _text(path)
-    separator = _separator(text, {*RENAMED, *columns.values()})
+    separator = _separator(text, {*RENAMABLE, *columns.values()})
     lines = _lines(text, separator, problems)
     line, header = next(lines, (1, []))
     header = [name.strip() for name in header]
@@ -99,7 +103,7 @@ def read_table(path: Path, columns: Mapping[str, str], required: Sequence[str], 
         header += added
     refuse(path, [(line, said) for said in _header_problems(header, columns, required)])
 
-    theirs = {ours: columns.get(ours, ours) for ours in RENAMED}
+    theirs = {ours: columns.get(ours, ours) for ours in RENAMABLE}
     rows: list[Row] = []
     for line, cells in lines:
         if len(cells) == own:
@@ -112,7 +116,7 @@ def read_table(path: Path, columns: Mapping[str, str], required: Sequence[str], 
             problems.append((line, f"{len(cells)} cells under {own} column names{hint}"))
     if not rows and not problems:
         refuse(path, [(line, "nothing follows the column names; a manifest has a line per slide")])
-    return Table(frozenset(ours for ours in RENAMED if theirs[ours] in header), tuple(rows), tuple(problems))
+    return Table(frozenset(ours for ours in RENAMABLE if theirs[ours] in header), tuple(rows), tuple(problems))
 
 
 def _read_cases(
@@ -121,7 +125,7 @@ def _read_cases(
     """The column names that a table of cases adds to one of slides, and its cells under them, by case."""
     problems: list[Problem] = []
     text, key = _text(path), columns.get("case_id", "case_id")
-    (_, names), *rows = list(_lines(text, _separator(text, {*RENAMED, *columns.values()}), problems)) or [(1, [])]
+    (_, names), *rows = list(_lines(text, _separator(text, {*RENAMABLE, *columns.values()}), problems)) or [(1, [])]
     names = [name.strip() for name in names]
     for table, found in ((slides, header), (path, names)):
         if key not in found:
@@ -145,7 +149,7 @@ def _read_cases(
 
 
 def refuse(path: Path, problems: Iterable[Problem]) -> None:
-    """Raise one error that lists the problems by line, the first `MAX_SHOWN` of them; do nothing if there are none."""
+    """Raise one error that lists the first `MAX_SHOWN` problems by line; do nothing if there are none."""
     if not (found := sorted(problems, key=lambda problem: problem[0])):
         return
     count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
@@ -155,7 +159,7 @@ def refuse(path: Path, problems: Iterable[Problem]) -> None:
 
 
 def quoted(text: str) -> str:
-    """The text on one line and not too long, for a message."""
+    """The text in quotes, on one line and shortened to 80 characters, for a message."""
     return repr(text if len(text) <= 80 else text[:77] + "...")
 
 
@@ -183,7 +187,7 @@ def _text(path: Path) -> str:
 
 
 def _separator(text: str, known: Collection[str]) -> str:
-    """What parts the column names so that one of them is known; else what makes the most of them."""
+    """The separator with which a known column name is found in the header; else the one that gives most columns."""
     headers: dict[str, list[str]] = {}
     for separator in SEPARATORS:
         wrong: list[Problem] = []
@@ -194,7 +198,7 @@ def _separator(text: str, known: Collection[str]) -> str:
 
 
 def _lines(text: str, separator: str, problems: list[Problem]) -> Iterator[tuple[int, list[str]]]:
-    """Each record that is not blank, with the line it starts on; what is no CSV ends them and joins `problems`."""
+    """Each record that is not blank, with the line it starts on; reading ends with a problem where it is no CSV."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     line = 1
     try:
@@ -219,8 +223,8 @@ def _header_problems(header: list[str], columns: Mapping[str, str], required: Se
         yield "the columns are separated by vertical bars; save the table with commas, semicolons or tabs"
         return
     for ours in columns:
-        if ours not in RENAMED:
-            yield f"{quoted(ours)} is no column of a manifest and cannot be renamed; known: {', '.join(RENAMED)}"
+        if ours not in RENAMABLE:
+            yield f"{quoted(ours)} is no column of a manifest and cannot be renamed; known: {', '.join(RENAMABLE)}"
     for ours, theirs in unfound.items():
         yield f"no column {quoted(theirs)} to use as {ours}; found: {found}"
     for name in missing:

@@ -1,4 +1,4 @@
-"""The same work with every slide of a cohort."""
+"""Do the same work for every slide of a cohort, and go on where one fails."""
 
 from __future__ import annotations
 
@@ -14,13 +14,18 @@ if TYPE_CHECKING:
 
 
 def each_slide(what: str, records: Sequence[SlideRecord], do: Callable[[SlideRecord], object]) -> tuple[str, ...]:
-    """Do it with every slide; one with which it cannot be done is named, and the rest go on.
+    """Call a function for every slide. A slide that fails is reported, and the rest continue.
+
+    Args:
+        what: What is done, for the progress bar.
+        records: The slides.
+        do: The function.
 
     Returns:
         A line for each slide that failed, beginning with its id.
 
     Raises:
-        OutputError: If a file cannot be written, which would befall the other slides too.
+        OutputError: If a file cannot be written, as the other slides would fail too.
         CheckpointError: If the model cannot be used, likewise.
     """
     failed: list[str] = []
@@ -34,7 +39,7 @@ def each_slide(what: str, records: Sequence[SlideRecord], do: Callable[[SlideRec
                 failed.append(f"{record.slide_id}: {str(error).removeprefix(f'{record.slide_id}: ')}")
                 progress.say(failed[-1])
             except (MemoryError, RuntimeError) as error:
-                if not _wants_memory(error):
+                if not _out_of_memory(error):
                     raise
                 said = one_line(error)
                 failed.append(f"{record.slide_id}: takes more memory than there is: {said}")
@@ -43,7 +48,7 @@ def each_slide(what: str, records: Sequence[SlideRecord], do: Callable[[SlideRec
     return tuple(failed)
 
 
-def _wants_memory(error: MemoryError | RuntimeError) -> bool:
+def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
     """Whether memory ran out, which torch raises as a RuntimeError."""
     said = str(error).lower()
     return isinstance(error, MemoryError) or "allocate memory" in said or "out of memory" in said

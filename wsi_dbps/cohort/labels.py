@@ -1,4 +1,4 @@
-"""Whether labels can be classes: what `split` and `train` refuse before they begin."""
+"""Check that labels can be classes, as `split` and `train` do before they begin."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOST_NUMBERS: Final = 10
 
 
 class Labelled(Protocol):
-    """What has a case and perhaps a label: a slide of a manifest, or its prediction."""
+    """A slide of a manifest, or its prediction: it has a case and perhaps a label."""
 
     @property
     def slide_id(self) -> str | None:
@@ -66,7 +66,7 @@ def check_classes(records: Iterable[SlideRecord], named: Collection[str] = ()) -
     counts = Counter(str(record.label) for record in labelled)
     spellings: dict[str | float, str] = {}
     for label in counts:
-        if (other := spellings.setdefault(_spoken(label), label)) != label and not {label, other} <= set(named):
+        if (other := spellings.setdefault(_normalised(label), label)) != label and not {label, other} <= set(named):
             raise ManifestError(
                 f"the labels {other!r} ({_slides(counts[other])}) and {label!r} ({_slides(counts[label])}) differ in "
                 "spelling only and would be two classes; write them alike, or name both in training.classes"
@@ -86,8 +86,8 @@ def check_classes(records: Iterable[SlideRecord], named: Collection[str] = ()) -
         )
 
 
-def _spoken(label: str) -> str | float:
-    """Equal for two labels that differ in case, accents or blanks only, or are the same number."""
+def _normalised(label: str) -> str | float:
+    """A form that is the same for labels that differ only in case, accents or blanks, or are the same number."""
     if (number := finite_number(label)) is not None:
         return number
     letters = unicodedata.normalize("NFKD", label).casefold()

@@ -1,4 +1,4 @@
-"""The cohort manifest: checked whole before any work, and written so that it reads back the same.
+"""Read and write the cohort manifest. All of it is checked before any work, and what is written reads back the same.
 
 The format is docs/formats/manifest.md.
 """
@@ -34,6 +34,7 @@ SLIDE_ENDINGS = (
 )
 """Endings by which slide files are found in a folder; a longer one before one that it ends in."""
 _PLURAL = {"mask": "masks", "annotations": "annotations"}
+# labels that other programs write for an empty cell
 _MISSING_WORDS = ("nan", "na", "n/a", "null")
 
 
@@ -70,7 +71,7 @@ def read_manifest(
     folder = path.parent.absolute()
     search_problems: list[Problem] = []
     if slides is not None:
-        table = replace(table, rows=tuple(_placed(table, folder, Path(slides).absolute(), search_problems)))
+        table = replace(table, rows=tuple(_with_found_files(table, folder, Path(slides).absolute(), search_problems)))
     rows = [(row, _slide_id(row, table)) for row in table.rows]
     problems = [
         *table.problems,
@@ -87,7 +88,7 @@ def read_manifest(
 
 
 def write_manifest(path: PathLike, cohort: Cohort) -> None:
-    """Write a cohort under our column names, whole or not at all, every other column after them.
+    """Write a cohort atomically under our column names, every other column after them.
 
     A slide below the manifest's folder gets a relative path, so that the folder can move; any other an absolute one.
     Columns of ours that hold nothing are left out.
@@ -239,8 +240,8 @@ def _file_problems(table: Table, folder: Path, *, need_path: bool) -> Iterator[P
                 yield row.line, f"{name} {quoted(cell)}: no such file{where}; correct the cell, or remove the line"
 
 
-def _placed(table: Table, folder: Path, slides: Path, problems: list[Problem]) -> Iterator[Row]:
-    """The rows, each with the path of its slide below the folder where it names no file that is there."""
+def _with_found_files(table: Table, folder: Path, slides: Path, problems: list[Problem]) -> Iterator[Row]:
+    """The rows; one whose path names no existing file gets the file in the folder whose name is its slide_id."""
     if not slides.is_dir():
         raise ManifestError(f"--slides {slides}: no such folder")
     files: dict[str, list[Path]] = {}

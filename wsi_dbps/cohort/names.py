@@ -1,4 +1,4 @@
-"""Slide ids name files: which ids can, which two would name the same one, and the id that a file's name makes."""
+"""Slide ids name files: which ids can, which two ids would name the same file, and the id made from a file's name."""
 
 from __future__ import annotations
 

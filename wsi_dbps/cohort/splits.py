@@ -1,4 +1,4 @@
-"""Deals cases, never slides, to train, val and test, or to folds, each class in the same shares."""
+"""Split a cohort by case (patient) into train, val and test, or into folds, stratified by label."""
 
 from __future__ import annotations
 
@@ -19,24 +19,26 @@ if TYPE_CHECKING:
     from wsi_dbps.cohort.cohort import SlideRecord
 
 
-def deal(cases: Mapping[str, tuple[str, ...]], shares: Mapping[str, Fraction], seed: int) -> dict[str, str]:
-    """A part for each case.
+def assign_parts(cases: Mapping[str, tuple[str, ...]], shares: Mapping[str, Fraction], seed: int) -> dict[str, str]:
+    """Assign each case to a part, stratified.
 
-    The cases of a stratum, shuffled, go one by one to the part that is furthest behind its share of the stratum; among
-    equals, of all cases dealt so far; among equals again, to the first in `shares`. With equal shares, or up to three
-    of them, each part's count in each stratum is within one of its share. The order of `cases` does not matter.
+    The cases of a stratum are shuffled and assigned one by one, each to the part that is furthest behind its share of
+    the stratum. Ties are broken by the part that is furthest behind its share of all cases so far, then by the order of
+    `shares`. With equal shares, or up to three of them, each part's count in each stratum is within one of its share.
+    The order of `cases` does not matter.
 
     Args:
         cases: Case to stratum.
         shares: Part to its share; they add up to 1.
-        seed: Of the shuffle.
+        seed: Random seed for shuffling.
 
     Raises:
         ValueError: If the shares do not add up to 1.
 
     Examples:
         >>> from collections import Counter
-        >>> parts = deal({str(i): ("tumour",) for i in range(10)}, {"a": Fraction(7, 10), "b": Fraction(3, 10)}, seed=0)
+        >>> cases = {str(i): ("tumour",) for i in range(10)}
+        >>> parts = assign_parts(cases, {"a": Fraction(7, 10), "b": Fraction(3, 10)}, seed=0)
         >>> sorted(Counter(parts.values()).items())
         [('a', 7), ('b', 3)]
     """
@@ -51,9 +53,9 @@ def deal(cases: Mapping[str, tuple[str, ...]], shares: Mapping[str, Fraction], s
     in_all: Counter[str] = Counter()
     for _, members in sorted(strata.items()):
         in_stratum: Counter[str] = Counter()
-        for num_dealt, i in enumerate(rng.permutation(len(members)), start=1):
+        for num_assigned, i in enumerate(rng.permutation(len(members)), start=1):
             behind = {
-                part: (share * num_dealt - in_stratum[part], share * (len(parts) + 1) - in_all[part])
+                part: (share * num_assigned - in_stratum[part], share * (len(parts) + 1) - in_all[part])
                 for part, share in shares.items()
             }
             part = max(behind, key=behind.__getitem__)
@@ -64,7 +66,7 @@ def deal(cases: Mapping[str, tuple[str, ...]], shares: Mapping[str, Fraction], s
 
 
 def split_cohort(cohort: Cohort, *, val: float = 0.2, test: float = 0.2, seed: int = 0) -> Cohort:
-    """The cohort with every case dealt anew to train, val or test; a share of 0 leaves that part empty.
+    """The cohort with new splits: every case is assigned to train, val or test. A share of 0 leaves that part empty.
 
     A slide without a label gets no split, and so does not take part.
 
@@ -79,13 +81,13 @@ def split_cohort(cohort: Cohort, *, val: float = 0.2, test: float = 0.2, seed: i
         raise ConfigError(f"val {val} and test {test} must be shares from 0, together below 1")
     shares = {part: share for part, share in {"train": train, **shares}.items() if share}
 
-    parts = _dealt(cohort, shares, seed)
+    parts = _assigned(cohort, shares, seed)
     _check_trained(cohort, {case for case, part in parts.items() if part == "train"}, "train")
     return replace(cohort, records=tuple(replace(r, split=_part_of(r, parts)) for r in cohort.records))
 
 
 def fold_cohort(cohort: Cohort, *, num_folds: int, seed: int = 0) -> Cohort:
-    """The cohort with every case dealt anew to a fold, from 0, in its `fold` column; splits stay as they are.
+    """The cohort with new folds: every case gets a number from 0 in the `fold` column. Splits stay as they are.
 
     A slide without a label gets no fold, and so does not take part.
 
@@ -98,7 +100,7 @@ def fold_cohort(cohort: Cohort, *, num_folds: int, seed: int = 0) -> Cohort:
         raise ConfigError(
             f"{num_folds} folds are too few: one tests, one validates, the rest train; ask for {MIN_FOLDS}"
         )
-    folds = _dealt(cohort, {str(k): Fraction(1, num_folds) for k in range(num_folds)}, seed)
+    folds = _assigned(cohort, {str(k): Fraction(1, num_folds) for k in range(num_folds)}, seed)
     for k in range(num_folds):
         out = {str(k), str((k + 1) % num_folds)}
         _check_trained(cohort, {case for case, fold in folds.items() if fold not in out}, f"train of fold {k}")
@@ -145,21 +147,22 @@ def _part_of(record: SlideRecord, parts: Mapping[str, str]) -> str | None:
     return None if record.label is None else parts[record.case_id]
 
 
-def _dealt(cohort: Cohort, shares: Mapping[str, Fraction], seed: int) -> dict[str, str]:
-    """A part for each case with a label, none of the parts empty."""
+def _assigned(cohort: Cohort, shares: Mapping[str, Fraction], seed: int) -> dict[str, str]:
+    """The part of each case that has a label; no part is empty."""
     check_classes(cohort.records)
     labels = {record.case_id: record.label for record in cohort.records if record.label is not None}
     if not labels:
         raise ManifestError("no slide has a label; a split is stratified by label: fill the label column")
     if len(labels) < len(shares):
         raise ManifestError(f"{len(labels)} cases are too few for {len(shares)} parts ({', '.join(shares)})")
-    parts = deal({case: (label,) for case, label in labels.items()}, shares, seed)
+    parts = assign_parts({case: (label,) for case, label in labels.items()}, shares, seed)
     if empty := [part for part in shares if part not in parts.values()]:
         raise ManifestError(f"{len(labels)} cases leave {empty[0]} empty; add cases, or ask for other shares")
     return parts
 
 
 def _check_trained(cohort: Cohort, cases: Set[str], where: str) -> None:
+    """Refuse a split that leaves a class without a case to train on."""
     trained = {record.label for record in cohort.records if record.case_id in cases}
     for label in cohort.classes:
         if label not in trained:

@@ -46,6 +46,6 @@ def masked_softmax(logits: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
 
 
 def top_ids(scores_N: torch.Tensor, ids_N: torch.Tensor) -> torch.Tensor:
-    """(N,) positions from the highest score to the lowest; among equals the smaller id comes first."""
+    """(N,) positions from the highest score to the lowest; ties are broken by the smaller id."""
     by_id = ids_N.argsort()
     return by_id[scores_N[by_id].argsort(descending=True, stable=True)]

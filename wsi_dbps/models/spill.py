@@ -33,7 +33,7 @@ class EmbeddingSpill:
         self._file.close()
 
     def append(self, embeddings_LD: torch.Tensor) -> None:
-        """Take in the next rows."""
+        """Append (L, D) rows."""
         self._file.write(embeddings_LD.detach().float().cpu().numpy().tobytes())
         self.num_rows += len(embeddings_LD)
 

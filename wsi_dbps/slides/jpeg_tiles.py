@@ -1,4 +1,4 @@
-"""The scanner's own JPEG tiles of a TIFF: where they lie, and each as a complete JPEG file.
+"""The scanner's own JPEG tiles in a TIFF: where each lies, and each as a complete JPEG file.
 
 In a TIFF a tile's stream usually lacks the quantisation and Huffman tables, which are stored once per level, and says
 nothing of its colour space: scanners store RGB as well as YCbCr. Both are put in, so that any decoder shows the tile

@@ -161,7 +161,7 @@ class ByteRanges:
         return content
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if isinstance(self._source, Path):
             os.close(self._handle)
 

@@ -1,4 +1,4 @@
-"""Is a TIFF file whole, and can it be decoded piece by piece? Found from its tables of contents alone, in bounded work.
+"""Check from its tables alone, in bounded time, whether a TIFF file is complete and can be decoded piece by piece.
 
 The decoders are lenient: a file cut short inside its last tables opens with levels missing and nothing said, one whose
 tables run in a circle is read for ever, and one that declares a strip of a terabyte ends the process. So the tables are

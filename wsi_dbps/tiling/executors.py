@@ -13,7 +13,8 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from wsi_dbps.core.errors import ConfigError
+from wsi_dbps.core.errors import ConfigError, one_line
+from wsi_dbps.core.processes import copies_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,10 +29,7 @@ def in_this_process(workers: int) -> Executor:
 
 def in_processes(workers: int) -> Executor:
     """Processes on this machine: a decoder that crashes takes one down, not the run."""
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
-    if method == "forkserver":
-        context.set_forkserver_preload(["wsi_dbps.tiling.tile_cohort"])
+    context = copies_with("wsi_dbps.tiling.tile_cohort")
     return ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent)
 
 
@@ -69,7 +67,7 @@ def on_cluster(address: str, *, timeout_s: float = 10.0) -> Callable[[int], Abst
     try:
         client = Client(address, timeout=timeout_s, set_as_default=False)
     except OSError as error:
-        raise ConfigError(f"--dask {address}: no scheduler answers ({' '.join(str(error).split())})") from None
+        raise ConfigError(f"--dask {address}: no scheduler answers ({one_line(error)})") from None
 
     def check_scheduler() -> None:
         if client.status != "running":

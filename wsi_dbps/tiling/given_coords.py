@@ -33,7 +33,6 @@ _NAMES: Final = ("{}_patches.h5", "{}.h5", "{}.coordinates.meta.json")
 _PLACES: Final = ("patches", "tiles", "*_overlap/patches")
 """Where in a tool's output folder they lie, besides the folder itself."""
 _AGAIN: Final = "make the coordinates anew, or tile without --coords"
-"""What h5py, numpy and json raise on damaged files and on things of another kind than expected."""
 
 
 @dataclass(frozen=True)

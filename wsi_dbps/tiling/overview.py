@@ -1,4 +1,4 @@
-"""`tiling.csv`: what became of every slide, one row each, over all runs that wrote to a folder."""
+"""`tiling.csv`: what became of each slide, a row each, over all runs that wrote to a folder of caches."""
 
 from __future__ import annotations
 

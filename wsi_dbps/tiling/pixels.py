@@ -1,4 +1,4 @@
-"""A plan's patches as JPEG files, in order: the scanner's own tiles, or read, resampled and encoded in threads."""
+"""The patches of a plan as JPEG files, in order: the scanner's own tiles, or read, resampled and encoded in threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is measured on each patch if asked for, and which patches a run then leaves out, without tiling again."""
+"""Measures of each patch's quality (`tile --qc`), by which a later run can leave patches out without tiling again."""
 
 from __future__ import annotations
 
@@ -32,9 +32,8 @@ def measure(jpeg: bytes) -> tuple[float, ...]:
     grey = np.asarray(picture.convert("L"), np.int16)
     around = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]
     laplacian = 4 * grey[1:-1, 1:-1] - around
-    white = (
-        np.minimum(np.minimum(pixels[..., 0], pixels[..., 1]), pixels[..., 2]) >= WHITE
-    )  # .min(2) takes 5 times that
+    # five times as fast as pixels.min(2)
+    white = np.minimum(np.minimum(pixels[..., 0], pixels[..., 1]), pixels[..., 2]) >= WHITE
     pen = pen_share(np.asarray(picture.reduce(min(_PEN_REDUCE, *picture.size))))
     return float(laplacian.var()) if laplacian.size else 0.0, float(white.mean()), pen
 

@@ -16,6 +16,7 @@ from wsi_dbps.core.errors import (
     SlideError,
     UnreadableSlideError,
     WsiDbpsError,
+    one_line,
 )
 from wsi_dbps.core.files import BusyError, claimed, put_in_place
 from wsi_dbps.core.ownership import refuse_another_kind, refuse_to_replace
@@ -87,7 +88,7 @@ def tile_slide(
         return Failed(record.slide_id, named(record, error))
     except Exception as error:
         changed = _stamp(record.file) != stamp
-        said = _CHANGED if changed else f"unforeseen {type(error).__name__}: {' '.join(str(error).split())}"
+        said = _CHANGED if changed else f"unforeseen {type(error).__name__}: {one_line(error)}"
         said = f"{record.slide_id}: {record.file}: {said}"
         return Failed(record.slide_id, said, None if changed else traceback.format_exc())
 
@@ -246,11 +247,11 @@ def _kept(path: Path, info: SlideInfo, record: SlideRecord, spec: CacheSpec, giv
     """The outcome for a cache that is there and fits; one that does not fit is an error naming what differs."""
     cache = PatchCache(path)
     mpp_um, provenance = provenance_of(info, record, given)
-    made_with = to_dict(build(CacheSpec, dict(cache.facts.spec), str(path)))  # later settings have their defaults
+    made_with = build(CacheSpec, dict(cache.facts.spec), str(path))  # settings that came later have their defaults
     now = record.mask or record.extra.get("tissue") or "none"
     mask_said = f"the manifest's mask or tissue was another one than {now}"
     differ = differences(
-        _flat(made_with) | _inputs(cache.slide_id, cache.grid.mpp_lv0_um, cache.facts),
+        _flat(to_dict(made_with)) | _inputs(cache.slide_id, cache.grid.mpp_lv0_um, cache.facts),
         _flat(to_dict(spec)) | _inputs(record.slide_id, mpp_um, provenance),
         words={
             "slide_fingerprint": f"the slide file was another one than {record.file}",
@@ -262,6 +263,7 @@ def _kept(path: Path, info: SlideInfo, record: SlideRecord, spec: CacheSpec, giv
 
 
 def _inputs(slide_id: str, mpp_lv0_um: float, of: Provenance | CacheFacts) -> dict[str, Any]:
+    """What else than the settings decides the content of a cache, by the name that an error gives it."""
     fingerprints = {"slide_fingerprint": of.slide_fingerprint, "mask_fingerprint": of.mask_fingerprint}
     return {"slide_id": slide_id, "mpp_level0": mpp_lv0_um} | fingerprints
 

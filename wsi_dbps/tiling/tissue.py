@@ -188,7 +188,9 @@ def _is_pen(
 
 
 def _parts_up_to(num_px: float, mask_HW: npt.NDArray[np.bool_], *, inside: bool = False) -> npt.NDArray[np.bool_]:
-    """The connected parts of a mask (over sides, not corners) that have at most `num_px` pixels.
+    """The connected parts of a mask (4-connected) that have at most `num_px` pixels.
+
+    scikit-image's `remove_small_holes` also fills parts at the picture's edge, so it cannot take the place of this.
 
     Args:
         num_px: How many.

@@ -97,6 +97,7 @@ def evaluate(
     from wsi_dbps.metrics.metrics import MetricsConfig, evaluate_folds, with_flaws
     from wsi_dbps.metrics.pooling import pool_folds
     from wsi_dbps.metrics.thresholds import parts
+    from wsi_dbps.report.facts import facts_of
     from wsi_dbps.report.runs import find_leaks
 
     options, given = options_with(options, changes), paths_of(preds)
@@ -114,7 +115,7 @@ def evaluate(
     failed = [line for pred in folders for line in read_predict_json(pred).failed]
     metrics = with_flaws(metrics, failed=failed, leaked=(leak.case_id for leak in leaks))
     found = EvaluateResult(metrics, evaluated, leaks, Path(given[0] if out is None else out))
-    facts = _facts(folders)
+    facts = facts_of(folders)
     if why_none:
         facts |= {"Leak check": f"{'in part' if runs else 'not made'}: {why_none}"}
     title = ", ".join(pred.resolve().name for pred in given)

@@ -65,7 +65,7 @@ class GatedAttention(Aggregator):
         head_CHd = self.head.weight.unflatten(1, (self.num_heads, -1))
 
         def shares(patches_LD: torch.Tensor, member_L: torch.Tensor) -> torch.Tensor:
-            """(L, H, d) what each patch puts in."""
+            """(L, H, d) share of each patch in the pooled vector; as `Pool.shares`, of members and others."""
             logits_HL = self._refined(self._logits(patches_LD[None]), patches_LD[None], None, (pool_1ND, raw_1HN))[0]
             excess_HL = logits_HL - log_sum_H[:, None]
             weights_HL = torch.where(member_L, excess_HL.exp(), excess_HL.sigmoid())
@@ -89,6 +89,13 @@ class GatedAttention(Aggregator):
         present_BN: torch.Tensor | None,
         pool: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """(B, H, N) logits as they are pooled by; `pool`: patches and raw logits to refine from, if not these."""
+        """(B, H, N) logits that patches are pooled by: here the raw ones; `abmilx` refines them.
+
+        Args:
+            logits_BHN: Raw logits of the patches.
+            patches_BND: Their embeddings.
+            present_BN: bool; False where a row is padding. None: all are patches.
+            pool: Patches and their raw logits to refine from, where these are not the patches themselves.
+        """
         del patches_BND, present_BN, pool
         return logits_BHN

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reading:
-    """How one bag's buffers became logits, and what each patch did to them; on the aggregator's device.
+    """How the buffers of one bag became logits, and what each patch contributed; on the aggregator's device.
 
     Source: M. Sundararajan et al., "Axiomatic attribution for deep networks", ICML 2017 (integrated gradients), along
     the straight line from nothing pooled to what was pooled, with the attention weights as they are. Where the layers
@@ -30,7 +30,7 @@ class Reading:
     empty_logits_C: torch.Tensor
     """Logits where nothing is pooled."""
     embedding_D: torch.Tensor
-    """What the last linear layer sees."""
+    """What the last linear layer gets."""
     contribution: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     """(L, C) signed contributions of patches to the logits, from their (L, D) embeddings and (L,) roles, 1 salient and
     2 sub-salient: over both buffers they sum to `logits_C - empty_logits_C`. A patch of role 0 counts as if it alone

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from wsi_dbps.models.settings import AggregatorConfig
 
 PATH_POINTS: Final = 64
-"""Points at which the gradient along the path from nothing to the whole bag is taken."""
+"""T, points at which the gradient is taken on the path from nothing pooled to the whole bag."""
 
 
 class CrossAttention(nn.Module):
@@ -85,7 +85,8 @@ class QueryAggregator(Aggregator):
         ends_2C = self.head(self._embedded(torch.stack([start_D, end_D])))
         slope_CD = _mean_gradient(lambda points: self.head(self._embedded(points)), start_D, end_D)
         way_D = end_D - start_D
-        missing_C = ends_2C[1] - ends_2C[0] - slope_CD @ way_D  # what so many points leave out; shared along the way
+        # The midpoint rule misses a little of the difference; added along the way, the contributions sum to all of it.
+        missing_C = ends_2C[1] - ends_2C[0] - slope_CD @ way_D
         slope_CD = slope_CD + missing_C[:, None] * way_D / way_D.square().sum().clamp(min=1e-12)
 
         def contribution(embeddings_LD: torch.Tensor, role_L: torch.Tensor) -> torch.Tensor:
@@ -102,6 +103,7 @@ class QueryAggregator(Aggregator):
         raise NotImplementedError
 
     def _embedded(self, pooled_BD: torch.Tensor) -> torch.Tensor:
+        """(B, D) input of the head, z' of the paper."""
         z_BD = self.norm(pooled_BD)
         embedding_BD: torch.Tensor = self.norm_out(z_BD + self.drop(self.mlp(z_BD)))
         return embedding_BD
@@ -112,7 +114,13 @@ class QueryAggregator(Aggregator):
 
 
 class Pool:
-    """One cross-attention of one bag, taken apart into what each patch puts in."""
+    """One cross-attention over one bag, split into the shares that its patches have in the pooled vector.
+
+    Args:
+        attention: Its weights.
+        query_D: What the bag is pooled with.
+        patches_ND: The patches that are pooled, at least one.
+    """
 
     def __init__(self, attention: CrossAttention, query_D: torch.Tensor, patches_ND: torch.Tensor) -> None:
         self._attention, self._query_D = attention, query_D
@@ -120,7 +128,14 @@ class Pool:
         self.pooled_D = self.shares(patches_ND, member=True).sum(dim=0)
 
     def shares(self, patches_LD: torch.Tensor, *, member: bool) -> torch.Tensor:
-        """(L, D) what each patch puts in; of a patch that is no member, were it added alone to those that are."""
+        """(L, D) share of each patch in the pooled vector.
+
+        Args:
+            patches_LD: Embeddings.
+            member: Whether these are among the patches that are pooled. Else a share is what the patch would have if it
+                alone were added to them.
+        """
+        # exp(l) / sum = exp(l - log sum), and with the patch added exp(l) / (sum + exp(l)) = sigmoid(l - log sum)
         excess_HL = self._attention.logits(self._query_D[None], patches_LD[None])[0] - self._log_sum_H[:, None]
         weights_LH = (excess_HL.exp() if member else excess_HL.sigmoid()).T
         values_LHd = self._attention.to_value(patches_LD).unflatten(1, (self._attention.num_heads, -1))

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def load_weights_file(backbone: nn.Module, path: Path, match: str) -> None:
-    """Load a local weights file into a backbone, whole; only a classifier head that the file has beyond it is left out.
+    """Load a local weights file into a backbone; it must fit completely, only a classifier head may be left over.
 
     Args:
         backbone: What to load into.
         path: .safetensors, or anything `torch.load` reads with `weights_only`.
-        match: `name`, or `order`: tensor after tensor, each of the same shape.
+        match: How tensors are matched. `name`: by their names. `order`: one after the other, each of the same shape.
 
     Raises:
         ConfigError: If the file is missing or not weights; or if a tensor of the backbone is not in it or has another
