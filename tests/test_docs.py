@@ -227,7 +227,7 @@ def test_the_page_of_python_is_true(python_page: tuple[Path, dict[str, Any]]) ->
     assert found["picture"].shape == (found["size"].height, found["size"].width, 3)
     assert found["tissue"].mask_HW.any()
     assert found["patches"].shape == (3, 32, 32, 3)
-    assert (found["corners"] == found["attention"].coords_N2[:3]).all()
+    assert (found["corners"] == found["attention"].grid.origins_lv0[:3]).all()
     assert found["attention"].weights_N[found["highest"]].tolist() == sorted(found["attention"].weights_N)[:-11:-1]
     assert len(found["figure"].axes) > 2
     assert len(list((out / "heatmaps").glob("*.geojson"))) == 4
