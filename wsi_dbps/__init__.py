@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from wsi_dbps.cohort.annotations import read_annotations as read_annotations
     from wsi_dbps.cohort.cohort import Cohort as Cohort
     from wsi_dbps.cohort.cohort import SlideRecord as SlideRecord
+    from wsi_dbps.cohort.given import cohort_from_slides as cohort_from_slides
+    from wsi_dbps.cohort.given import read_cohort as read_cohort
     from wsi_dbps.cohort.manifest import write_manifest as write_manifest
     from wsi_dbps.core.errors import CacheError as CacheError
     from wsi_dbps.core.errors import CheckpointError as CheckpointError
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
     from wsi_dbps.workflows.atlas import AtlasOptions as AtlasOptions
     from wsi_dbps.workflows.atlas import AtlasResult as AtlasResult
     from wsi_dbps.workflows.atlas import atlas as atlas
-    from wsi_dbps.workflows.cohorts import cohort_from_slides as cohort_from_slides
-    from wsi_dbps.workflows.cohorts import read_cohort as read_cohort
     from wsi_dbps.workflows.compare import CompareOptions as CompareOptions
     from wsi_dbps.workflows.compare import CompareResult as CompareResult
     from wsi_dbps.workflows.compare import compare as compare

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import wsi_dbps as wd
-from wsi_dbps.workflows.run_settings import run_tables
+from wsi_dbps.training.given_settings import run_tables
 
 DOTTED = {
     "encoder.name": "small_gn",

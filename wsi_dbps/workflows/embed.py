@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from wsi_dbps.cohort.given import Columns, Device, cohort_part
 from wsi_dbps.core.options import Range, options_with, to_stderr
 from wsi_dbps.core.settings import settings
 from wsi_dbps.models.settings import EncoderConfig
-from wsi_dbps.workflows.cohorts import Columns, Device, cohort_part
 
 if TYPE_CHECKING:
     from wsi_dbps.cohort.cohort import Cohort

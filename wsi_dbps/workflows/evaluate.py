@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from wsi_dbps.cohort.given import Columns, as_cohort
 from wsi_dbps.core.errors import ConfigError
 from wsi_dbps.core.options import options_with, to_stderr
 from wsi_dbps.core.settings import build, settings
 from wsi_dbps.formats.run_folders import check_same_model, check_truth_of, paths_of, prediction_folders
-from wsi_dbps.workflows.cohorts import Columns, as_cohort
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

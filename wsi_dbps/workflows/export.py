@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from wsi_dbps.cohort.given import Columns, cohort_part
 from wsi_dbps.core.options import Range, options_with, to_stderr
 from wsi_dbps.core.settings import settings
 from wsi_dbps.formats.run_folders import paths_of
-from wsi_dbps.workflows.cohorts import Columns, cohort_part
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from wsi_dbps.cohort.given import Columns, Device, Fold, Split, cohort_part
 from wsi_dbps.core.options import options_with, to_stderr
 from wsi_dbps.core.settings import build, settings
 from wsi_dbps.formats.run_folders import member_runs, paths_of, warn_of_seen
-from wsi_dbps.workflows.cohorts import Columns, Device, Fold, Split, cohort_part
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from wsi_dbps.cohort.cohort import Cohort
     from wsi_dbps.core.files import PathLike
     from wsi_dbps.core.options import Say
-    from wsi_dbps.explain.faithfulness import SlideFaithfulness
+    from wsi_dbps.inference.faithfulness import SlideFaithfulness
 
 Score = Literal["attention", "evidence"]
 """What ranks the patches; `evidence` is attribution."""
@@ -97,7 +97,7 @@ def faithfulness(
         CheckpointError: If a run has no checkpoint, or a damaged one.
         OutputError: If a file cannot be written.
     """
-    from wsi_dbps.explain.faithfulness import FaithfulnessConfig, measure_faithfulness
+    from wsi_dbps.inference.faithfulness import FaithfulnessConfig, measure_faithfulness
     from wsi_dbps.training.checkpoint import load_checkpoint
 
     o = options_with(options, changes)

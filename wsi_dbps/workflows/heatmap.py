@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from wsi_dbps.cohort.given import Columns, Device, Fold, Split, cohort_part, one_slide
 from wsi_dbps.core.errors import ConfigError, PredictionError
 from wsi_dbps.core.options import Range, options_with, to_stderr
 from wsi_dbps.core.settings import settings
 from wsi_dbps.formats.run_folders import member_runs, one_fold, paths_of
-from wsi_dbps.workflows.cohorts import Columns, Device, Fold, Split, cohort_part, one_slide
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from matplotlib.figure import Figure
 
-    from wsi_dbps.bags.bags import BagFile
     from wsi_dbps.cohort.cohort import Cohort, SlideRecord
     from wsi_dbps.core.files import PathLike
     from wsi_dbps.core.options import Say
-    from wsi_dbps.formats.attention import SlideAttention
     from wsi_dbps.inference.predictor import Predictor
 
 Format = Literal["png", "ome-tiff", "geojson", "sheet", "csv"]
@@ -97,6 +95,7 @@ class HeatmapResult:
             CacheError: If its cache cannot be read any more.
         """
         from wsi_dbps.drawing.overlay import overlay_figure
+        from wsi_dbps.drawing.slide import with_tile_side
         from wsi_dbps.formats.attention import read_attention
         from wsi_dbps.formats.features import open_bag
 
@@ -191,6 +190,8 @@ def _slides(cohort: Cohort | PathLike, predictions: Path | None, options: Heatma
 def _draw(
     predictor: Predictor, record: SlideRecord, predictions: Path | None, out: Path, options: HeatmapOptions, say: Say
 ) -> DrawnSlide:
+    from wsi_dbps.core.errors import SlideError
+    from wsi_dbps.drawing.slide import Shown, draw_close, draw_formats, with_tile_side
     from wsi_dbps.formats.attention import attention_path
 
     attention = predictor.kept(record, predictions) if predictions else predictor.kept_or_new(record, out)
@@ -199,90 +200,10 @@ def _draw(
         attention, notice = with_tile_side(attention, cache)
         if notice:
             say(notice)
-    files = draw_formats(out, attention, cache, options)
+    shown = Shown(options.values, options.scale, options.smooth)
+    files = draw_formats(out, attention, cache, options.format, shown)
     if options.needs_slide:
-        files += draw_close(out, attention, cache, record, options)
+        if record.file is None:
+            raise SlideError("no path in the manifest; --overlay-level and --crops read the slide itself")
+        files += draw_close(out, attention, cache, record.file, options.overlay_level or 0, options.crops, shown)
     return DrawnSlide(record, attention_path(predictions or out, record.slide_id), tuple(files))
-
-
-def with_tile_side(attention: SlideAttention, cache: BagFile) -> tuple[SlideAttention, str]:
-    """The attention, with what it does not say of the slide and of the tiles; and a notice of what was taken for it.
-
-    Where features do not say how large tiles are, the smallest distance between two is taken.
-    """
-    import math
-
-    from wsi_dbps.formats.features import FeatureFile
-
-    attention = attention.with_slide(cache.grid)
-    if math.isfinite(attention.grid.tile_lv0) or not isinstance(cache, FeatureFile):
-        return attention, ""
-    step_lv0 = cache.step_lv0()
-    notice = (
-        f"{attention.slide_id}: the features do not say how large tiles are; each is drawn {step_lv0:g} px of level 0 "
-        "wide, the smallest distance between two"
-    )
-    return replace(attention, grid=attention.grid.with_tile(step_lv0)), notice
-
-
-def draw_formats(out: Path, attention: SlideAttention, cache: BagFile, options: HeatmapOptions) -> list[Path]:
-    """Write all formats that need no slide, and return the files."""
-    from wsi_dbps.drawing.geojson import write_geojson
-    from wsi_dbps.drawing.ome_tiff import write_coloured_map, write_value_map
-    from wsi_dbps.drawing.overlay import draw_overlay
-    from wsi_dbps.drawing.placement import drawn_path
-    from wsi_dbps.drawing.sheet import draw_sheet
-    from wsi_dbps.drawing.tile_csv import write_scores
-    from wsi_dbps.drawing.tile_maps import chosen_map
-    from wsi_dbps.formats.patch_cache import PatchCache
-
-    written: list[Path] = []
-
-    def named(ending: str) -> Path:
-        written.append(drawn_path(out, attention.slide_id, ending))
-        return written[-1]
-
-    formats, smooth_um = options.format, options.smooth
-    if "csv" in formats:
-        write_scores(named("csv"), attention)
-    if not set(formats) - {"csv"}:
-        return written
-    if "geojson" in formats:
-        write_geojson(named("geojson"), attention)
-    if "ome-tiff" in formats:
-        write_value_map(named("ome.tiff"), attention, smooth_um=smooth_um)
-        one = chosen_map(attention, options.values, options.scale)
-        write_coloured_map(named("rgb.ome.tiff"), attention, one, smooth_um=smooth_um)
-    if "sheet" in formats:
-        assert isinstance(cache, PatchCache)  # `heatmap` has refused runs on features
-        draw_sheet(named("sheet.png"), attention, cache.patches)
-    if "png" in formats:
-        draw_overlay(named("png"), attention, cache.thumbnail(), smooth_um=smooth_um, scale=options.scale)
-    return written
-
-
-def draw_close(
-    out: Path, attention: SlideAttention, cache: BagFile, record: SlideRecord, options: HeatmapOptions
-) -> list[Path]:
-    """Write the map over the slide's own pixels, and return the files."""
-    from wsi_dbps.core.errors import SlideError, SpecMismatchError
-    from wsi_dbps.drawing.closeup import draw_crops, draw_level
-    from wsi_dbps.drawing.placement import drawn_path
-    from wsi_dbps.drawing.tile_maps import chosen_map
-    from wsi_dbps.formats.patch_cache import PatchCache
-    from wsi_dbps.slides.open import open_slide
-
-    if record.file is None:
-        raise SlideError("no path in the manifest; --overlay-level and --crops read the slide itself")
-    level, one = options.overlay_level or 0, chosen_map(attention, options.values, options.scale)
-    facts = cache.facts if isinstance(cache, PatchCache) else None  # features do not name the reader of the slide
-    with open_slide(record.file, facts.reader if facts else "auto") as slide:
-        info, expected = slide.info, facts and facts.slide_fingerprint
-        if info.size_lv0 != attention.grid.slide_lv0 or (expected is not None and expected != info.fingerprint):
-            raise SpecMismatchError(f"{record.file}: is not the file that {cache.path} was made from; mend the path")
-        what = (slide.read, info.levels, level)
-        if options.crops:
-            return draw_crops(out, *what, options.crops, attention, one, smooth_um=options.smooth)
-        path = drawn_path(out, record.slide_id, f"level{level}.png")
-        draw_level(path, *what, attention, one, smooth_um=options.smooth)
-        return [path]

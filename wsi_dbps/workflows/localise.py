@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from wsi_dbps.cohort.given import Columns, as_cohort, cohort_name
 from wsi_dbps.core.options import options_with, to_stderr
 from wsi_dbps.core.settings import build, settings
 from wsi_dbps.formats.run_folders import check_same_model, one_fold
-from wsi_dbps.workflows.cohorts import Columns, as_cohort, cohort_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

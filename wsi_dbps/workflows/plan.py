@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from wsi_dbps.cohort.given import Columns, Device, as_cohort
 from wsi_dbps.core.options import options_with, to_stderr
 from wsi_dbps.core.settings import settings
-from wsi_dbps.workflows.cohorts import Columns, Device, as_cohort
-from wsi_dbps.workflows.run_settings import SetOption, run_tables
+from wsi_dbps.training.given_settings import SetOption, run_tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from wsi_dbps.cohort.given import Columns, Device, Fold, Split, cohort_part, one_slide
 from wsi_dbps.core.errors import ConfigError, PredictionError
 from wsi_dbps.core.options import options_with, to_stderr
 from wsi_dbps.core.settings import settings
 from wsi_dbps.formats.run_folders import fold_runs, member_runs, paths_of, warn_of_seen
-from wsi_dbps.workflows.cohorts import Columns, Device, Fold, Split, cohort_part, one_slide
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from wsi_dbps.cohort.given import Columns, SlidesFolder, as_cohort, cohort_name
 from wsi_dbps.core.options import options_with, to_stderr
 from wsi_dbps.core.settings import settings
-from wsi_dbps.workflows.cohorts import Columns, SlidesFolder, as_cohort, cohort_name
 
 if TYPE_CHECKING:
     from wsi_dbps.cohort.cohort import Cohort

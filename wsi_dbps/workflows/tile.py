@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
+from wsi_dbps.cohort.given import Columns, SlidesFolder, as_cohort, cohort_name
 from wsi_dbps.core.options import Range, options_with, to_stderr
 from wsi_dbps.core.settings import settings
 from wsi_dbps.formats.spec import CacheSpec, Codec, Icc, ReaderName, TilingSpec, Tissue
-from wsi_dbps.workflows.cohorts import Columns, SlidesFolder, as_cohort, cohort_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence

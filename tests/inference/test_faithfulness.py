@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_dbps.core.errors import CheckpointError, PredictionError
-from wsi_dbps.explain.faithfulness import (
+from wsi_dbps.formats.patch_cache import PatchCache
+from wsi_dbps.inference.faithfulness import (
     FRACTIONS,
     FaithfulnessConfig,
     SlideFaithfulness,
@@ -20,7 +21,6 @@ from wsi_dbps.explain.faithfulness import (
     _mean_correlation,
     measure_faithfulness,
 )
-from wsi_dbps.formats.patch_cache import PatchCache
 from wsi_dbps.inference.member import Member
 from wsi_dbps.training.checkpoint import load_checkpoint
 from wsi_dbps.training.loop import train
