@@ -4,6 +4,7 @@
 """
 
 import ast
+import contextlib
 import csv
 import doctest
 import glob
@@ -24,12 +25,19 @@ import pandas as pd
 import pytest
 
 import wsi_dbps
+from wsi_dbps.cohort.manifest import read_manifest, write_manifest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
+SMALL_RUN = {
+    "encoder": {"name": "small_gn", "dim": 16},
+    "selection": {"num_salient": 3, "num_subsalient": 6, "num_kept": 12},
+    "aggregator": {"num_heads": 2},
+    "training": {"epochs": 1, "device": "cpu", "decode_threads": 1},
+}
 BEGIN = "<!-- Below: written by `python tests/test_docs.py` from the code. -->\n"
 
 
@@ -186,27 +194,44 @@ def test_doctests_pass() -> None:
 
 
 @pytest.fixture(scope="module")
-def made(small_cohort: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `run` after one epoch and `pred`."""
-    from wsi_dbps.cohort.manifest import read_manifest
-    from wsi_dbps.inference.predict import predict
-    from wsi_dbps.training.loop import train
-    from wsi_dbps.training.settings import build_run_config
+def python_page(
+    small_cohort: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    """The folder in which the code of python.md was run, on small slides and with a small model; and what it made."""
+    out, found = tmp_path_factory.mktemp("docs"), {}
+    write_manifest(out / "cohort.csv", read_manifest(small_cohort[0]))
+    code = "\n".join(blocks("python.md", "python"))
+    for said, small in {
+        "mpp=0.5, size=256": 'mpp=1.0, size=32, tissue="none", min_tissue=0.0, workers=1, sheet=False',
+        '{"encoder.name": "resnet18", "training.epochs": 20}': str(SMALL_RUN),
+    }.items():
+        assert said in code
+        code = code.replace(said, small)
+    with contextlib.chdir(out):
+        exec(compile(code, "python.md", "exec"), found)
+    return out, found
 
-    out, cohort = tmp_path_factory.mktemp("docs"), read_manifest(small_cohort[0])
-    tables = {
-        "encoder": {"name": "small_gn", "dim": 16},
-        "selection": {"num_salient": 3, "num_subsalient": 6, "num_kept": 12},
-        "aggregator": {"num_heads": 2},
-        "training": {"epochs": 1, "device": "cpu", "decode_threads": 1},
-    }
-    train(cohort, small_cohort[1], out / "run", build_run_config(tables, "test"))
-    from wsi_dbps.training.checkpoint import load_checkpoint
 
-    predict(
-        [load_checkpoint(out / "run" / "best.pt")], cohort.part("test"), small_cohort[1], out / "pred", device="cpu"
-    )
-    return out
+@pytest.fixture(scope="module")
+def made(python_page: tuple[Path, dict[str, Any]]) -> Path:
+    """A folder with `run` after one epoch and `predictions`."""
+    return python_page[0]
+
+
+def test_the_page_of_python_is_true(python_page: tuple[Path, dict[str, Any]]) -> None:
+    out, found = python_page
+    assert found["tiled"].failed == ()
+    assert 0 <= found["auroc"].low <= found["auroc"].value <= found["auroc"].high <= 1
+    assert found["why_not"] is None
+    assert {round(sum(row.values()), 9) for row in found["probabilities"].values()} == {1}
+    assert found["picture"].shape == (found["size"].height, found["size"].width, 3)
+    assert found["tissue"].mask_HW.any()
+    assert found["patches"].shape == (3, 32, 32, 3)
+    assert (found["corners"] == found["attention"].grid.origins_lv0[:3]).all()
+    assert found["attention"].weights_N[found["highest"]].tolist() == sorted(found["attention"].weights_N)[:-11:-1]
+    assert len(found["figure"].axes) > 2
+    assert len(list((out / "heatmaps").glob("*.geojson"))) == 4
+    assert "mpp" in found["message"]
 
 
 def run_block(name: str, i: int, **given: Any) -> dict[str, Any]:
@@ -218,7 +243,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:distutils:DeprecationWarning")
 
 
 def test_the_page_of_predictions_is_true(made: Path) -> None:
-    path = made / "pred" / "predictions.csv"
+    path = made / "predictions" / "predictions.csv"
     found = run_block("formats/predictions.md", 0, path=path)
     assert found["classes"] == ["coarse", "flat"]
     assert (len(found["slides"]), len(found["cases"])) == (4, 4)
@@ -231,12 +256,12 @@ def test_the_page_of_predictions_is_true(made: Path) -> None:
     assert checked["probability"] == {name: row[f"prob_{name}"] for name in found["classes"]}
     known = quoted(page("formats/predictions.md"))
     assert {re.sub("^prob_.*", "prob_<class>", name) for name in found["table"].columns} <= known
-    made_with = json.loads((made / "pred" / "predict.json").read_text(encoding="utf-8"))
+    made_with = json.loads((made / "predictions" / "predict.json").read_text(encoding="utf-8"))
     assert set(made_with) <= known
 
 
 def test_the_page_of_attention_is_true(made: Path) -> None:
-    path = made / "pred" / "attention" / "slide_00.h5"
+    path = made / "predictions" / "attention" / "slide_00.h5"
     found = run_block("formats/attention.md", 0, path=path)
     assert len(found["boxes"]) == 10
     assert len(found["salient"]) == 3

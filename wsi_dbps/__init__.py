@@ -105,7 +105,7 @@ _NAMES = {
     "workflows.heatmap": "HeatmapOptions HeatmapResult heatmap",
     "workflows.inspect": "InspectResult inspect",
     "workflows.localise": "LocaliseOptions LocaliseResult localise",
-    "workflows.look": "find_tissue load_run read_predictions thumbnail",
+    "inspection.look": "find_tissue load_run read_predictions thumbnail",
     "workflows.plan": "PlanOptions PlanResult plan",
     "workflows.predict": "PredictOptions PredictResult predict",
     "workflows.split": "SplitOptions SplitResult split",
