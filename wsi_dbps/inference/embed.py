@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from wsi_dbps.cohort.cohort import Cohort
+    from wsi_dbps.bags.bags import FeatureKind, PatchKind
+    from wsi_dbps.cohort.cohort import Cohort, SlideRecord
     from wsi_dbps.models.settings import EncoderConfig
 
 Layout = Literal["h5", "pt", "stamp"]
@@ -94,12 +95,7 @@ def embed(
     with output_folder(out, "embed"), Progress("embedding", len(cohort), "slides") as progress:
         for record in cohort.records:
             try:
-                cache = open_cache(caches, record, kind, PatchFilter())
-                if not isinstance(cache, PatchCache):
-                    raise CacheError(
-                        f"{cache.path}: holds features already; give --caches a folder of patch caches, as `wsi-dbps "
-                        "tile` writes them, or give this folder to `train` or `predict` as it is"
-                    )
+                cache = _pixels(caches, record, kind)
                 kind = kind or patch_kind(cache)
                 if embedder.slide_in_layout(cache, out, progress, layout=layout, overwrite=overwrite):
                     num_slides += 1
@@ -113,6 +109,21 @@ def embed(
             progress.advance(extra=embedder.speed())
     embedder.close()
     return EmbedResult(num_slides, embedder.num_patches, kept, tuple(failed), embedder.speed())
+
+
+def _pixels(caches: Path, record: SlideRecord, kind: PatchKind | FeatureKind | None) -> PatchCache:
+    """A slide's patch cache.
+
+    Raises:
+        CacheError: As `open_cache`, and if the folder holds features.
+    """
+    cache = open_cache(caches, record, kind, PatchFilter())
+    if not isinstance(cache, PatchCache):
+        raise CacheError(
+            f"{cache.path}: holds features already; give --caches a folder of patch caches, as `wsi-dbps tile` writes "
+            "them, or give this folder to `train` or `predict` as it is"
+        )
+    return cache
 
 
 class Embedder:
