@@ -21,7 +21,7 @@ from wsi_dbps.inference.faithfulness import (
     _mean_correlation,
     measure_faithfulness,
 )
-from wsi_dbps.inference.member import Member
+from wsi_dbps.inference.predictor import check_same_patches
 from wsi_dbps.training.checkpoint import load_checkpoint
 from wsi_dbps.training.loop import train
 from wsi_dbps.training.settings import build_run_config
@@ -135,18 +135,18 @@ def test_a_slide_without_cache_is_named_and_the_rest_go_on(checkpoints, cohort, 
         )
 
 
-def test_a_damaged_model_and_runs_of_other_patches_are_named(checkpoints, cohort, caches, tmp_path, monkeypatch):
-    part = dataclasses.replace(cohort, records=cohort.part("test").records[:1])
+def test_a_damaged_model_is_named(checkpoints, cohort, caches, tmp_path):
     state = {name: weights.clone() for name, weights in checkpoints[0].model_state.items()}
     state["aggregator.head.bias"] += float("nan")
     damaged = dataclasses.replace(checkpoints[0], model_state=state)
     with pytest.raises(CheckpointError, match=r"the weights aggregator.head.bias are not finite; the checkpoint is"):
-        measure_faithfulness([damaged], part, caches, tmp_path, FEW, device="cpu")
-    fewer = PatchCache(caches / f"{part.records[0].slide_id}.h5").only(np.arange(36) < 30, why={"test": 1})
-    monkeypatch.setattr(Member, "cache", lambda member, record: fewer if member.checkpoint is checkpoints[1] else whole)
-    whole = PatchCache(caches / f"{part.records[0].slide_id}.h5")
-    with pytest.raises(PredictionError, match="the runs take different patches of it"):
-        measure_faithfulness(checkpoints, part, caches, tmp_path, FEW, device="cpu")
+        measure_faithfulness([damaged], cohort.part("test"), caches, tmp_path, FEW, device="cpu")
+
+
+def test_runs_of_other_patches_cannot_be_compared(caches):
+    grid = PatchCache(caches / "slide_00.h5").grid
+    with pytest.raises(PredictionError, match="slide_00: the runs take different patches of it"):
+        check_same_patches("slide_00", [grid, grid.take(np.arange(36) < 30)])
 
 
 @pytest.mark.parametrize("wrong", [{"drop": 1.0}, {"num_seeds": 1}, {"num_random": 0}])

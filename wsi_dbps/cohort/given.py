@@ -204,16 +204,11 @@ def _no_slide(cohort: Cohort | PathLike, whole: Cohort, split: Split) -> str:
 def one_slide(path: Cohort | PathLike) -> Cohort | None:
     """The cohort of one slide, where its file, its cache or its file of features is given; None for all else.
 
-    The slide's id is the file's name without the ending, which is how `tile` names a cache.
+    The slide is called by the file's name without the ending, which is how `tile` names a cache.
     """
-    from wsi_dbps.cohort.cohort import SlideRecord
     from wsi_dbps.cohort.manifest import SLIDE_ENDINGS
 
-    if isinstance(path, Cohort):
-        return None
-    path = Path(path)
-    for ending in (".h5", *SLIDE_ENDINGS):
-        if path.name.lower().endswith(ending):
-            slide_id = path.name[: -len(ending)]
-            return Cohort.of([SlideRecord(slide_id, slide_id, None if ending == ".h5" else path)])
-    return None
+    name = "" if isinstance(path, Cohort) else os.path.basename(os.fspath(path))
+    if name.lower().endswith(".h5"):
+        return Cohort.of([SlideRecord(name[:-3], name[:-3])])
+    return cohort_from_slides(path) if name.lower().endswith(SLIDE_ENDINGS) else None

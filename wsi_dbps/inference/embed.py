@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from wsi_dbps.bags.bags import BagFile
-    from wsi_dbps.cohort.cohort import Cohort
+    from wsi_dbps.bags.bags import FeatureKind, PatchKind
+    from wsi_dbps.cohort.cohort import Cohort, SlideRecord
     from wsi_dbps.models.settings import EncoderConfig
 
 Layout = Literal["h5", "pt", "stamp"]
@@ -97,7 +97,7 @@ def embed(
     with output_folder(out, "embed"), Progress("embedding", len(cohort), "slides") as progress:
         for record in cohort.records:
             try:
-                cache = _patches(open_cache(caches, record, kind, PatchFilter()))
+                cache = _pixels(caches, record, kind)
                 kind = kind or patch_kind(cache)
                 if embedder.slide_in_layout(cache, out, progress, layout=layout, overwrite=overwrite):
                     num_slides += 1
@@ -113,14 +113,19 @@ def embed(
     return EmbedResult(num_slides, embedder.num_patches, kept, tuple(failed), embedder.speed())
 
 
-def _patches(bag: BagFile) -> PatchCache:
-    """The cache of a slide, which holds pixels; features cannot be encoded again."""
-    if isinstance(bag, PatchCache):
-        return bag
-    raise CacheError(
-        f"{bag.path}: holds features already; give --caches a folder of patch caches, as `wsi-dbps tile` writes them, "
-        "or give this folder to `train` or `predict` as it is"
-    )
+def _pixels(caches: Path, record: SlideRecord, kind: PatchKind | FeatureKind | None) -> PatchCache:
+    """A slide's patch cache.
+
+    Raises:
+        CacheError: As `open_cache`, and if the folder holds features.
+    """
+    cache = open_cache(caches, record, kind, PatchFilter())
+    if not isinstance(cache, PatchCache):
+        raise CacheError(
+            f"{cache.path}: holds features already; give --caches a folder of patch caches, as `wsi-dbps tile` writes "
+            "them, or give this folder to `train` or `predict` as it is"
+        )
+    return cache
 
 
 class Embedder:
