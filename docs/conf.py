@@ -106,13 +106,13 @@ def packages() -> dict[str, str]:
 
 
 def command_line() -> str:
-    """A page of every command with its arguments and options, in the words of its `--help`, and in groups."""
+    """A page of every command with its arguments and options, in the words and the groups of `--help`."""
     text = headed("Command line") + "Every command, as ``wsi-dbps COMMAND --help`` prints it.\n\n"
-    groups: dict[str, str] = {}
-    for name, command in typer.main.get_command(wsi_dbps_cli.main.app).commands.items():  # type: ignore[attr-defined]
-        group = getattr(command, "rich_help_panel", None) or ""
-        groups[group] = groups.get(group, "") + one_command(name, command)
-    return text + "".join((headed(group, "~") if group else "") + commands for group, commands in groups.items())
+    commands: dict[str, Any] = typer.main.get_command(wsi_dbps_cli.main.app).commands  # type: ignore[attr-defined]
+    for group, modules in wsi_dbps_cli.main.COMMANDS.items():
+        names = [module.__name__.rpartition(".")[2] for module in modules]
+        text += headed(group, "~") + "".join(one_command(name, commands[name]) for name in names)
+    return text
 
 
 def one_command(name: str, command: Any) -> str:

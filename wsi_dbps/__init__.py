@@ -95,7 +95,7 @@ _NAMES = {
     "formats.selection_record": "read_selection_record",
     "slides.open": "open_slide",
     "workflows.atlas": "AtlasOptions AtlasResult atlas",
-    "workflows.cohorts": "cohort_from_slides read_cohort",
+    "cohort.given": "cohort_from_slides read_cohort",
     "workflows.compare": "CompareOptions CompareResult compare",
     "workflows.demo": "DemoOptions DemoResult demo",
     "workflows.embed": "EmbedOptions EmbedResult embed",
