@@ -77,7 +77,9 @@ if TYPE_CHECKING:
     from wsi_dbps.workflows.split import split as split
     from wsi_dbps.workflows.tile import TileOptions as TileOptions
     from wsi_dbps.workflows.tile import TileResult as TileResult
+    from wsi_dbps.workflows.tile import plan_tiling as plan_tiling
     from wsi_dbps.workflows.tile import tile as tile
+    from wsi_dbps.workflows.tile import tile_slide as tile_slide
     from wsi_dbps.workflows.train import TrainOptions as TrainOptions
     from wsi_dbps.workflows.train import TrainResult as TrainResult
     from wsi_dbps.workflows.train import train as train
@@ -109,7 +111,7 @@ _NAMES = {
     "workflows.plan": "PlanOptions PlanResult plan",
     "workflows.predict": "PredictOptions PredictResult predict",
     "workflows.split": "SplitOptions SplitResult split",
-    "workflows.tile": "TileOptions TileResult tile",
+    "workflows.tile": "TileOptions TileResult plan_tiling tile tile_slide",
     "workflows.train": "TrainOptions TrainResult train",
 }
 """The public names by the module that they come from; the imports above tell editors and type checkers the same."""
