@@ -11,7 +11,7 @@ import signal
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from wsi_dbps.core.errors import ConfigError, one_line
 from wsi_dbps.core.processes import copies_with
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from contextlib import AbstractContextManager
 
+_PRELOAD: Final = (
+    *("wsi_dbps.tiling.tile_cohort", "wsi_dbps.slides.readers.openslide"),
+    *("scipy.ndimage", "skimage.filters.rank", "skimage.morphology"),
+)
+"""What nearly every slide needs: imported once, and not again in each worker (0.4 s)."""
+
 
 def in_this_process(workers: int) -> Executor:
     """Threads of this process: a lone slide has no others to protect, and need not wait for a second interpreter."""
@@ -29,7 +35,7 @@ def in_this_process(workers: int) -> Executor:
 
 def in_processes(workers: int) -> Executor:
     """Processes on this machine: a decoder that crashes takes one down, not the run."""
-    context = copies_with("wsi_dbps.tiling.tile_cohort")
+    context = copies_with(*_PRELOAD)
     return ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent)
 
 
