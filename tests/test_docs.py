@@ -159,28 +159,6 @@ def test_tests_and_files_that_the_pages_name_exist() -> None:
                 assert (ROOT / name).exists() or (ROOT / "wsi_dbps" / name).exists(), f"{path.name}: {name}"
 
 
-def test_the_command_line_in_the_page_is_that_of_the_code() -> None:
-    import typer.main
-    from wsi_dbps_cli.main import app
-
-    text = page("architecture.md").partition("## The command line")[2].partition("\n## ")[0]
-    said: dict[str, set[str]] = {}
-    numbers: dict[tuple[str, str], float] = {}
-    for line in re.findall(r"^    (.+)$", text, re.M):
-        if line.startswith("wsi-dbps "):
-            command = line.split()[1]
-        said.setdefault(command, set()).update(re.findall(r"--[\w-]+", line))
-        numbers |= {(command, flag): float(number) for flag, number in re.findall(r"\[(--[\w-]+) (\d[\d.]*)\]", line)}
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    assert said == {
-        name: {f for p in command.params for f in (*p.opts, *p.secondary_opts) if f.startswith("--")} - {"--help"}
-        for name, command in commands.items()
-    }
-    assert len(numbers) > 8
-    for (name, flag), number in numbers.items():
-        assert [p.default for p in commands[name].params if flag in p.opts] == [number], f"{name} {flag}"
-
-
 def test_doctests_pass() -> None:
     attempted = 0
     for module in pkgutil.walk_packages(wsi_dbps.__path__, "wsi_dbps."):
