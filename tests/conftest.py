@@ -23,9 +23,9 @@ from wsi_dbps.synth.pyramid import write_aperio
 from wsi_dbps.tiling.outcomes import Tiled
 from wsi_dbps.tiling.tile_slide import tile_slide
 
-# The same examples on every machine; HYPOTHESIS_PROFILE=search looks for new ones.
-settings.register_profile("same", derandomize=True, database=None)
-settings.register_profile("search", database=None)
+# The same examples on every machine, however slow it is; HYPOTHESIS_PROFILE=search looks for new ones.
+settings.register_profile("same", derandomize=True, database=None, deadline=None)
+settings.register_profile("search", database=None, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 

@@ -40,10 +40,9 @@ from wsi_dbps.dbps.drop import draw_kept, num_kept
 from wsi_dbps.formats.cache_writer import CacheHead, CacheWriter, PixelSource, Provenance, encode_jpeg
 from wsi_dbps.formats.patch_cache import PatchCache
 from wsi_dbps.formats.spec import CacheSpec, TilingSpec
-from wsi_dbps.models.device import pick_device, pick_precision
+from wsi_dbps.models.device import autocast, pick_device, pick_precision
 from wsi_dbps.models.slide_model import SlideModel
 from wsi_dbps.training.augment import augment
-from wsi_dbps.training.loop import autocast
 from wsi_dbps.training.optimizer import build_optimizer
 from wsi_dbps.training.settings import RunConfig, as_size, build_run_config
 

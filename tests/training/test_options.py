@@ -1,6 +1,5 @@
 """Options of training: average weights, rates by layer, determinism, compiled encoders; and reading ahead."""
 
-import copy
 from itertools import pairwise
 
 import pytest
@@ -12,7 +11,6 @@ from wsi_dbps.formats.patch_cache import PatchCache
 from wsi_dbps.inference.predict import predict
 from wsi_dbps.models.settings import AggregatorConfig, EncoderConfig, SelectionConfig
 from wsi_dbps.models.slide_model import SlideModel
-from wsi_dbps.training import loop as loop_module
 from wsi_dbps.training.checkpoint import load_checkpoint
 from wsi_dbps.training.loop import train
 from wsi_dbps.training.optimizer import build_optimizer, update_average
@@ -33,21 +31,6 @@ def test_average_weights_are_the_weighted_mean_of_those_they_followed() -> None:
     assert average.weight.item() == pytest.approx(by_hand)
 
 
-def test_the_average_is_what_is_validated_and_kept(cohort, caches, tmp_path, make_config, monkeypatch) -> None:
-    seen, whole = [], loop_module.validate
-
-    def noted(model, *arguments):
-        seen.append(copy.deepcopy(model.state_dict()))
-        return whole(model, *arguments)
-
-    monkeypatch.setattr(loop_module, "validate", noted)
-    train(cohort, caches, tmp_path / "run", make_config(training={"epochs": 1, "ema": 0.99}))
-    best, last = (load_checkpoint(tmp_path / "run" / name) for name in ("best.pt", "last.pt"))
-    assert all(torch.equal(seen[0][name], value) for name, value in best.model_state.items())
-    assert all(torch.equal(last.loop_state["average"][name], value) for name, value in best.model_state.items())
-    assert not all(torch.equal(last.model_state[name], value) for name, value in best.model_state.items())
-
-
 def test_a_lower_layer_learns_at_a_share_of_the_rate_above() -> None:
     encoder = EncoderConfig(name="resnet18", pretrained=False, dim=16)
     model = SlideModel(2, encoder, AggregatorConfig(num_heads=1), SelectionConfig())
@@ -64,29 +47,28 @@ def test_a_lower_layer_learns_at_a_share_of_the_rate_above() -> None:
         build_optimizer(small, OptimizerConfig(layer_decay=0.5))
 
 
-def test_determinism_is_asked_of_torch_for_the_run_only(cohort, caches, tmp_path, make_config, monkeypatch) -> None:
-    seen, whole = [], loop_module.validate
-
-    def noted(*arguments):
-        seen.append(torch.are_deterministic_algorithms_enabled())
-        return whole(*arguments)
-
-    monkeypatch.setattr(loop_module, "validate", noted)
-    train(cohort, caches, tmp_path / "run", make_config(training={"epochs": 1, "deterministic": True}))
-    assert seen == [True]
+def test_determinism_is_asked_of_torch_for_the_run_only(cohort, caches, tmp_path, make_config) -> None:
+    seen = []
+    train(
+        cohort,
+        caches,
+        tmp_path / "run",
+        make_config(training={"epochs": 1, "deterministic": True}),
+        say=lambda _: seen.append(torch.are_deterministic_algorithms_enabled()),
+    )
+    assert set(seen) == {True}
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_a_compiled_encoder_is_asked_for_and_leaves_the_same_names(
-    cohort, caches, tmp_path, make_config, monkeypatch
-) -> None:
-    """With torch's own stand-in for a compiler: tested is that it is used and that checkpoints do not change."""
-    whole = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **named: whole(self, backend="eager", **named))
-    for name, compiled in (("plain", False), ("compiled", True)):
-        train(cohort, caches, tmp_path / name, make_config(training={"epochs": 1, "compile": compiled}))
-    plain, compiled = (load_checkpoint(tmp_path / name / "last.pt").model_state for name in ("plain", "compiled"))
-    assert all(torch.allclose(compiled[name], value, atol=1e-5) for name, value in plain.items())
+def test_a_compiled_encoder_is_asked_for_and_leaves_the_same_names(make_trainer) -> None:
+    """Without a compiler: tested is that it is asked for and that checkpoints do not change."""
+    plain, compiled = (make_trainer(training={"compile": wanted}) for wanted in (False, True))
+    assert compiled.model.encoder._compiled_call_impl is not None
+    with torch.compiler.set_stance("force_eager"):
+        for one, other in zip(plain.steps_left(), compiled.steps_left(), strict=True):
+            plain.step(one)
+            compiled.step(other)
+    torch.testing.assert_close(compiled.state_dict()["model"], plain.state_dict()["model"])
 
 
 def test_what_is_announced_is_read_ahead_and_a_wrong_guess_is_harmless(caches) -> None:
@@ -102,44 +84,45 @@ def test_what_is_announced_is_read_ahead_and_a_wrong_guess_is_harmless(caches) -
     reader.close()
 
 
-def test_an_error_in_a_decoding_thread_is_raised_where_the_patch_is_wanted(caches, monkeypatch) -> None:
-    cache = PatchCache(caches / "slide_05.h5")
+class Broken:
+    """A file of patches none of which can be read."""
 
-    def broken(ids: object) -> None:
+    def patches(self, ids: object) -> None:
         raise MemoryError("no room")
 
-    monkeypatch.setattr(cache, "patches", broken)
+
+def test_an_error_in_a_decoding_thread_is_raised_where_the_patch_is_wanted(caches) -> None:
+    broken, other = Broken(), PatchCache(caches / "slide_06.h5")
     reader = PatchReader(2)
-    reader.expect(cache, [torch.tensor([1])])
-    other = PatchCache(caches / "slide_06.h5")
+    reader.expect(broken, [torch.tensor([1])])
     assert len(list(reader.read(other, [torch.tensor([0, 1])]))) == 1
     with pytest.raises(MemoryError, match="no room"):
-        list(reader.read(cache, [torch.tensor([1])]))
+        list(reader.read(broken, [torch.tensor([1])]))
     reader.close()
 
 
-def test_classes_stand_in_the_order_that_was_asked_for(cohort, caches, tmp_path, make_config, capsys) -> None:
-    config = make_config(training={"epochs": 1, "classes": ["flat", "coarse"]})
-    result = train(cohort, caches, tmp_path / "run", config)
-    assert load_checkpoint(result.checkpoint).classes == ("flat", "coarse")
-    said = capsys.readouterr().err
-    assert "classes: flat, coarse; coarse is the positive one" in said
-    state = load_checkpoint(result.checkpoint).model_state
+def test_classes_stand_in_the_order_that_was_asked_for(cohort, caches, tmp_path, make_config, trained) -> None:
+    finished = trained(make_config(training={"epochs": 1, "classes": ["flat", "coarse"]}))
+    checkpoint = load_checkpoint(finished.result.checkpoint)
+    assert checkpoint.classes == ("flat", "coarse")
+    assert finished.said[0] == "classes: flat, coarse; coarse is the positive one (training.classes sets the order)"
+    state = checkpoint.model_state
     held = [sum(t.numel() for name, t in state.items() if name.startswith(part)) for part in ("encoder", "aggregator")]
-    assert f"parameters: encoder {held[0]:,}, aggregator {held[1]:,} (embedding size 16)" in said
-    found = predict([load_checkpoint(result.checkpoint)], cohort.part("test"), caches, tmp_path / "pred", device="cpu")
+    assert finished.said[1] == f"parameters: encoder {held[0]:,}, aggregator {held[1]:,} (embedding size 16)"
+    found = predict([checkpoint], cohort.part("test"), caches, tmp_path / "pred", device="cpu")
     assert found.predictions.classes == ("flat", "coarse")
-    assert train(cohort, caches, tmp_path / "run", config, resume=True).best == result.best
+    run = finished.copy(tmp_path / "run")
+    assert train(cohort, caches, run, finished.config, resume=True).best == finished.result.best
     other = make_config(training={"epochs": 1, "classes": ["coarse", "flat"]})
     with pytest.raises(CheckpointError, match=r"cannot resume with other settings \(training.classes was"):
-        train(cohort, caches, tmp_path / "run", other, resume=True)
+        train(cohort, caches, run, other, resume=True)
 
 
-@pytest.mark.parametrize("classes", [["flat", "bumpy"], ["flat", "coarse", "bumpy"]])
-def test_other_classes_than_the_labels_are_refused(cohort, caches, tmp_path, make_config, classes) -> None:
-    said = rf"\[training\] classes = {', '.join(classes)}, but the train slides are labelled coarse, flat; name each"
+def test_other_classes_than_the_labels_are_refused(cohort, caches, tmp_path, make_config) -> None:
+    config = make_config(training={"classes": ["flat", "bumpy"]})
+    said = r"\[training\] classes = flat, bumpy, but the train slides are labelled coarse, flat; name each"
     with pytest.raises(TrainingError, match=said):
-        train(cohort, caches, tmp_path / "run", make_config(training={"classes": classes}))
+        train(cohort, caches, tmp_path / "run", config)
     assert not (tmp_path / "run").exists()
 
 

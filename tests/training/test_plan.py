@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_dbps.core.errors import ConfigError, TrainingError
@@ -16,7 +16,7 @@ from wsi_dbps.training.loop import train
 from wsi_dbps.training.settings import RunConfig, as_size, build_run_config, size_bytes
 
 MIB = 1 << 20
-RESNET = Calibration(
+RESNET = PatchCost(
     fixed_bytes=180 * MIB,
     workspace_bytes=20 * MIB,
     pixel_bytes=3 * 256**2,
@@ -59,7 +59,6 @@ def test_more_of_anything_never_needs_less(m, s, chunk, batch, cohort, data) -> 
         assert more.memory_bytes >= less.memory_bytes
 
 
-@settings(deadline=None)
 @given(
     salients, recycleds, chunks, batches, cohorts, st.sampled_from(["dbps", "ips", "random", "full"]), budgets, budgets
 )
@@ -125,9 +124,9 @@ def test_the_time_of_an_epoch_is_that_of_its_patches() -> None:
 @pytest.mark.parametrize("aggregator", ["dual", "concat"])
 @pytest.mark.parametrize(("encoder", "side"), [("small_gn", 48), ("resnet18", 64)])
 def test_a_real_step_saves_what_was_predicted(aggregator, encoder, side) -> None:
-    """Gradient-stage bytes of `SlideModel`, by hook, within 15 % of the prediction for every M, S and batch."""
+    """Gradient-stage bytes of `SlideModel`, by hook, within 15 % of one prediction for every M, S and batch."""
     torch.manual_seed(0)
-    off = []
+    off, cost = [], None
     for m, s, batch in ((1, 0, 1), (2, 8, 1), (4, 16, 2), (8, 64, 2), (16, 64, 1), (16, 0, 4), (3, 200, 3)):
         config = build_run_config(
             {
@@ -139,7 +138,7 @@ def test_a_real_step_saves_what_was_predicted(aggregator, encoder, side) -> None
             "test",
         )
         model = SlideModel(2, config.encoder, config.aggregator, config.selection)
-        cost = calibrate(model, config, side, torch.float32, num_patches=2, repeats=1)
+        cost = cost or measure_patch_cost(model, config, side, torch.float32, num_patches=2, repeats=1)
         bags = [random_bag(m + s + 5, side) for _ in range(batch)]
         draws = torch.Generator().manual_seed(0)
         chosen = [model.select(bag, torch.arange(bag.num_patches), draws) for bag in bags]
@@ -159,7 +158,7 @@ def test_calibration_leaves_weights_and_gradients_alone(make_config) -> None:
     config = make_config()
     model = SlideModel(2, config.encoder, config.aggregator, config.selection)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    cost = calibrate(model, config, 32, torch.float32)
+    cost = measure_patch_cost(model, config, 32, torch.float32)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     assert 0 < cost.forward_bytes < cost.gradient_bytes

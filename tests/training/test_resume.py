@@ -17,10 +17,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:distutils:DeprecationWarning")
 
 
 @pytest.fixture
-def run(cohort, caches, tmp_path, make_config):
+def run(plain_run, tmp_path):
     """A finished run of two epochs of three steps."""
-    train(cohort, caches, tmp_path / "run", make_config())
-    return tmp_path / "run"
+    return plain_run.copy(tmp_path / "run")
 
 
 def test_what_is_not_given_anew_is_as_it_was(run, make_config) -> None:
@@ -62,12 +61,12 @@ def test_the_command_needs_no_setting_again_and_says_where_it_goes_on(small_coho
     assert (code, f"{run}: has no last.pt yet; goes on from the first epoch" in err) == (0, True)
 
 
-def test_each_epoch_is_one_line(cohort, caches, tmp_path, make_config, capsys) -> None:
-    rows = train(cohort, caches, tmp_path / "run", make_config(training={"epochs": 3})).history
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch ")]
+def test_each_epoch_is_one_line(trained, make_config) -> None:
+    finished = trained(make_config(training={"epochs": 3}))
+    lines = [line for line in finished.said if line.startswith("epoch ")]
     assert len(lines) == 3
     best = 0.0, float("-inf")
-    for line, row in zip(lines, rows, strict=True):
+    for line, row in zip(lines, finished.result.history, strict=True):
         goodness = row["val_auroc"], -row["val_loss"]
         said = (
             f"epoch {row['epoch']} of 3: train loss {row['train_loss']:.3f}, val loss {row['val_loss']:.3f}, "

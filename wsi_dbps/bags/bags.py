@@ -1,4 +1,4 @@
-"""Bags: a slide's cached patches, or features, and its label, read in chunks by threads while the device computes."""
+"""Slides on disk as bags: cached patches, or features, read in chunks by threads while the device computes."""
 
 from __future__ import annotations
 
@@ -32,40 +32,41 @@ if TYPE_CHECKING:
 BagFile = PatchCache | FeatureFile
 """What a bag is read from."""
 
-
 _AHEAD = 2
-"""Lists of ids in the threads' hands at a time."""
+"""Number of lists of ids that the threads work on at a time."""
 
 
 class PatchReader:
     """Threads that read and decode JPEG patches; libjpeg-turbo runs without the GIL.
 
-    They are kept busy: while a list is computed on, the next is decoded, and after a bag's last list the first of the
-    bag that was announced by `expect`.
+    They read ahead: while the device computes on one list of ids, the next one is decoded. After the last list of a
+    bag, they begin with the first lists of the bag that was announced by `expect`.
     """
 
     def __init__(self, num_threads: int, *, pin_memory: bool = False, gpu: torch.device | None = None) -> None:
-        """Begin.
+        """Start the threads.
 
         Args:
-            num_threads: How many read, and decode if `gpu` is None.
-            pin_memory: Put pixels where a GPU can fetch them while it computes.
-            gpu: Decode there, and leave the pixels there.
+            num_threads: Number of threads that read, and decode if `gpu` is None.
+            pin_memory: Put pixels into pinned memory, from which a GPU copies them while it computes.
+            gpu: Decode on this GPU, and leave the pixels there.
         """
         self._pool = ThreadPoolExecutor(num_threads, "decode")
         self._num_threads, self._pin, self._gpu = num_threads, pin_memory, gpu
         self._expected: tuple[BagFile, list[torch.Tensor]] | None = None
         self._begun: tuple[BagFile, list[torch.Tensor], list[_Coming]] | None = None
         self.waited_s = 0.0
-        """Seconds that callers have been kept waiting for pixels."""
+        """Seconds that callers have waited for pixels."""
 
     def expect(self, cache: BagFile, id_lists: Iterable[torch.Tensor]) -> None:
-        """Say what will be read next: its first lists are begun once nothing else is left to do. A wrong guess is
-        harmless."""
+        """Announce what will be read next; the threads begin it when they have nothing else to do.
+
+        A wrong announcement is harmless.
+        """
         self._expected = cache, list(islice(id_lists, _AHEAD))
 
     def read(self, cache: BagFile, id_lists: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """For each list of ids its (L, 3, P, P) uint8 pixels or (L, D) features, the next being read meanwhile."""
+        """Yield (L, 3, P, P) uint8 pixels or (L, D) features for each list of ids, reading the next ones meanwhile."""
         lists = list(id_lists)
         coming = self._take_begun(cache, lists)
         for i in range(len(lists)):
@@ -120,7 +121,7 @@ class PatchReader:
 
 @dataclass(frozen=True)
 class CacheBag:
-    """A slide as a bag, its patches, or their features, on disk."""
+    """A slide as a bag: its patches, or their features, on disk."""
 
     record: SlideRecord
     cache: BagFile
@@ -142,17 +143,17 @@ class CacheBag:
         return torch.from_numpy(grid.origins_lv0 / grid.tile_lv0).float()
 
     def read(self, id_lists: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """For each list of ids its (L, 3, P, P) uint8 pixels, or (L, D) float32 features."""
+        """Yield (L, 3, P, P) uint8 pixels, or (L, D) float32 features, for each list of ids."""
         return self.reader.read(self.cache, id_lists)
 
     def expect(self, id_lists: Iterable[torch.Tensor]) -> None:
-        """Say what will be read of this bag, once the bag at hand has been read."""
+        """Announce what will be read of this bag after the current one (`PatchReader.expect`)."""
         self.reader.expect(self.cache, id_lists)
 
 
 @dataclass(frozen=True)
 class PatchKind:
-    """What every patch of a run must be."""
+    """Resolution and size that all patches of a run have in common."""
 
     mpp_um: float
     size_px: int
@@ -163,34 +164,35 @@ class PatchKind:
 
 @dataclass(frozen=True)
 class FeatureKind:
-    """What the features of every patch of a run must be."""
+    """Size and origin that all features of a run have in common."""
 
     dim: int
     encoder: str
-    """What made them, as far as the files say."""
+    """The encoder that made them, if the files name it."""
 
     def __str__(self) -> str:
         return f"{self.dim} features by {self.encoder or 'an encoder that the file does not name'}"
 
 
 def patch_kind(cache: BagFile) -> PatchKind | FeatureKind:
-    """What the patches of a cache, or the features of a file, are."""
+    """The kind of a cache's patches, or of a file's features."""
     if isinstance(cache, FeatureFile):
         return FeatureKind(cache.dim, cache.encoder)
     return PatchKind(cache.grid.mpp_um, cache.grid.size_px)
 
 
 def kind_from(fields: dict[str, Any]) -> PatchKind | FeatureKind:
-    """The kind that `dataclasses.asdict` made these fields of."""
+    """The kind whose fields `dataclasses.asdict` returned."""
     return FeatureKind(**fields) if "dim" in fields else PatchKind(**fields)
 
 
 def open_cache(
     caches: Path, record: SlideRecord, kind: PatchKind | FeatureKind | None, patch_filter: PatchFilter
 ) -> BagFile:
-    """A slide's cache, or file of features, checked to be the slide's and of the kind at hand; the patches that pass.
+    """Open a slide's cache or features, and check that they belong to the slide and are of the given kind.
 
-    Which of the two it is its content says. Features of a slide without patches are of every kind.
+    The content of the file decides whether it holds patches or features. A cache is reduced to the patches that pass
+    the filter. An empty file of features is of every kind.
 
     Raises:
         CacheError: If it is missing or damaged, belongs to another slide, holds patches of another kind, or lacks the

@@ -1,7 +1,8 @@
 """What a task must offer so that a slide model can be trained, validated and used for prediction.
 
 Training, validation and prediction call these methods and know nothing else about the question that is asked. A new
-task is one module with a class that has them, and an entry in `tasks/by_name.py`.
+task is one module with a class that has them, an entry in `tasks/by_name.py`, and a branch in `training/data.py`, which
+makes the task of a run from its labels and settings.
 
 Shapes: B slides, C outputs of the model, K numbers predicted per slide.
 """

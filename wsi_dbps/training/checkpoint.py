@@ -1,7 +1,7 @@
-"""Checkpoints and the run folder: everything needed to go on, to predict, and to repeat.
+"""Checkpoints, and the files of a run folder: all that is needed to resume, to predict and to repeat a run.
 
 run.toml      every setting, resolved           history.csv   a row per epoch
-run.json      versions, classes, slides,        last.pt       to go on from
+run.json      versions, classes, slides,        last.pt       to resume from
               fingerprints of every input       best.pt       to predict with
 cohort.csv    the cohort as it was used         tensorboard/  where TensorBoard is installed
 """
@@ -37,14 +37,14 @@ FORMAT_VERSION: Final = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model after some epoch, and what it was made with."""
+    """A trained model, with the settings and the classes it was trained with."""
 
     path: Path
     config: RunConfig
     classes: tuple[str, ...]
     patch_kind: PatchKind | FeatureKind
     epoch: int
-    """Epochs done."""
+    """Number of epochs done."""
     model_state: dict[str, torch.Tensor]
     loop_state: dict[str, Any]
     """What `Trainer.state_dict` holds besides the model; empty in best.pt."""

@@ -1,8 +1,8 @@
-"""What a run needs before it runs: memory of its largest step and seconds of an epoch; and settings that fit.
+"""The cost model: memory of the largest step and seconds of an epoch, before a run; and settings that fit in memory.
 
 Symbols of docs/method.md, section "What it costs": F is `forward_seconds`, (1 + beta) F `gradient_seconds`, a + i
-`gradient_bytes`, p + i `forward_bytes`, i / 4 `pixel_bytes`, M, S, L, B the settings. training/calibration.py measures
-them. Plain arithmetic: nothing here touches a device.
+`gradient_bytes`, p + i `forward_bytes`, i / 4 `pixel_bytes`, and M, S, L and B are settings. training/device_cost.py
+measures them on a device; this module only calculates.
 """
 
 from __future__ import annotations
@@ -23,56 +23,56 @@ if TYPE_CHECKING:
     from wsi_dbps.training.settings import RunConfig
 
 _COPIES: Final = 4
-"""Of each weight on the device: itself, its gradient, AdamW's two moments."""
+"""Values per weight on the device: the weight, its gradient and AdamW's two moments."""
 TOLERANCE: Final = 0.15
-"""Share by which a run may need more than its budget before it is stopped: what a plan promises."""
+"""Fraction by which a run may exceed its budget before it is stopped; plans are accurate to this."""
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """What one patch costs on a device."""
+class PatchCost:
+    """Memory and time that one patch takes on a device."""
 
     fixed_bytes: int
     """Parameters, gradients, AdamW's moments, and buffers of the model."""
     workspace_bytes: int
-    """What a gradient stage needs whatever the number of patches."""
+    """Memory of a gradient stage that does not depend on the number of patches."""
     pixel_bytes: int
-    """A patch as uint8."""
+    """One patch as uint8 pixels."""
     forward_bytes: float
-    """Per patch of a chunk, without gradient, besides its uint8."""
+    """Per patch of a chunk, without gradient, besides its uint8 pixels."""
     gradient_bytes: float
-    """Per salient patch, in the gradient stage, besides its uint8."""
+    """Per salient patch, in the gradient stage, besides its uint8 pixels."""
     pooled_bytes: float
-    """Per recycled embedding."""
+    """Per sub-salient embedding."""
     bag_bytes: float
-    """Per bag: the aggregator's own."""
+    """Per bag, in the aggregator, whatever the number of patches."""
     forward_seconds: float
     """Per patch, without gradient."""
     gradient_seconds: float
     """Per salient patch, forward and backward."""
     read_seconds: float = 0.0
-    """Per patch, read and decoded with the run's threads."""
+    """Per patch, to read and decode it with the run's threads."""
     overlapped: bool = False
-    """Whether reading goes on while the device computes, on other cores than it."""
+    """Whether patches are read while the device computes: true for a GPU."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """What settings cost."""
+    """Memory and time that a run with some settings needs."""
 
     memory_bytes: int
-    """Of the largest step: everything that lives on the device."""
+    """Everything on the device at the peak of the largest step."""
     selection_bytes: int
-    """Of it, what the no-gradient pass needs at its peak, model included."""
+    """At the peak of the no-gradient pass, model included."""
     gradient_bytes: int
-    """Of it, what the gradient stage needs at its peak, model included."""
+    """At the peak of the gradient stage, model included."""
     epoch_seconds: float
-    """Training and validation."""
+    """Training and validation of one epoch."""
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """Settings that fit, and how they differ from those asked for."""
+    """Settings that fit in memory, and how they differ from those asked for."""
 
     config: RunConfig
     need: Need
@@ -83,13 +83,13 @@ class Proposal:
 # ---- the cost model
 
 
-def memory(config: RunConfig, num_patches: Sequence[int], cost: Calibration) -> Need:
-    """What the largest step needs; `epoch_seconds` is 0.
+def memory(config: RunConfig, num_patches: Sequence[int], cost: PatchCost) -> Need:
+    """The memory of the largest step; `epoch_seconds` is left at 0.
 
     Args:
         config: Settings.
-        num_patches: N of every training slide; the largest bags are taken to meet in one batch.
-        cost: Measured.
+        num_patches: N of every training slide; the largest bags are assumed to be in one batch.
+        cost: As measured on the device.
     """
     s, batch = config.selection, config.training.batch_slides
     kept = sorted((_kept(n, config) for n in num_patches), reverse=True)[:batch]
@@ -108,18 +108,18 @@ def memory(config: RunConfig, num_patches: Sequence[int], cost: Calibration) -> 
     return Need(max(stages), stages[0], stages[1], 0.0)
 
 
-def need(config: RunConfig, train: Sequence[int], val: Sequence[int], cost: Calibration) -> Need:
-    """What settings need in memory, and the seconds of an epoch.
+def need(config: RunConfig, train: Sequence[int], val: Sequence[int], cost: PatchCost) -> Need:
+    """The memory of the largest step and the seconds of an epoch.
 
-    Time of a step: B [N' F + M (1 + beta) F]; a selector that scores no patch encodes the recycled ones alone. Every
-    validation slide is scored whole. Where the device is not the processor, reading goes on beside it and the slower
-    of the two counts; else they add up.
+    Time of a step: B [N' F + M (1 + beta) F]; a selector that scores no patches encodes only the sub-salient
+    ones. Every patch of a validation slide is scored. On a GPU, patches are read meanwhile, and the slower of the two
+    counts; on a CPU, the two times add up.
 
     Args:
         config: Settings.
         train: N of every training slide.
         val: N of every validation slide.
-        cost: Measured.
+        cost: As measured on the device.
     """
     forward = gradient = read = 0
     for n in train:
@@ -151,13 +151,13 @@ def _workload(kept: int, config: RunConfig) -> Workload:
 
 
 def propose(
-    config: RunConfig, train: Sequence[int], val: Sequence[int], cost: Calibration, budget_bytes: int
+    config: RunConfig, train: Sequence[int], val: Sequence[int], cost: PatchCost, budget_bytes: int
 ) -> Proposal:
-    """The settings asked for, or else the first that fit of: fewer bags at once, fewer salient, fewer recycled patches.
+    """The settings asked for if they fit; else the first that fit when reduced step by step.
 
-    In this order, because each costs more than the one before: smaller batches with as many more to a step leave a step
-    the same slides; fewer salient patches give up gradient; recycled ones take hardly any memory. Under each, the chunk
-    is halved until the no-gradient pass fits: it changes speed only.
+    Reduced are first the bags per batch, then the salient, then the sub-salient patches. Smaller batches change nothing
+    else, as more of them make a step; fewer salient patches give up gradient; sub-salient patches hardly take memory.
+    For each of these settings, the chunk is halved until the no-gradient pass fits: that only changes the speed.
 
     Raises:
         ConfigError: If even one patch at a time does not fit.
@@ -178,8 +178,8 @@ def propose(
     )
 
 
-def most_salient(config: RunConfig, train: Sequence[int], cost: Calibration, budget_bytes: int) -> int:
-    """The largest M that fits with everything else as it is; 0 if none does."""
+def most_salient(config: RunConfig, train: Sequence[int], cost: PatchCost, budget_bytes: int) -> int:
+    """The largest number of salient patches that fits if nothing else changes; 0 if none does."""
     low, high = 0, max(train)
     while low < high:
         middle = (low + high + 1) // 2
@@ -194,15 +194,15 @@ def _candidates(config: RunConfig, train: Sequence[int]) -> Iterator[RunConfig]:
         accumulate = loop.accumulate * (loop.batch_slides // batch)
         single = _with(config, "training", batch_slides=batch, accumulate=accumulate)
         yield single
-    if s.selector == "all" or s.most_subsalient is None:  # every kept patch is salient or recycled: keep fewer
+    if s.selector == "all" or s.most_subsalient is None:  # every kept patch is selected, so fewer must be kept
         for kept in range(max(_kept(n, config) for n in train) - 1, 0, -1):
             yield _with(single, "selection", num_kept=kept, drop_rate=0.0, num_salient=min(s.num_salient, kept))
         return
     for salient in range(min(s.num_salient, max(train)) - 1, 0, -1):
         single = _with_salient(single, salient)
         yield single
-    for recycled in _halvings(s.most_subsalient) if s.most_subsalient else ():
-        yield _with(single, "selection", num_subsalient=recycled)
+    for subsalient in _halvings(s.most_subsalient) if s.most_subsalient else ():
+        yield _with(single, "selection", num_subsalient=subsalient)
     yield _with(single, "selection", num_subsalient=0)
 
 
@@ -238,10 +238,10 @@ def _changes(asked: RunConfig, found: RunConfig) -> tuple[str, ...]:
 
 
 def check_budget(measured_bytes: int, budget_bytes: int) -> None:
-    """Refuse to go on with a run that needs more than its budget by over `TOLERANCE`.
+    """Stop a run that needs more memory than its budget by over `TOLERANCE`.
 
     Raises:
-        TrainingError: Saying what was measured and what to lower.
+        TrainingError: With the memory that was measured, and the settings to lower.
     """
     if measured_bytes > (1 + TOLERANCE) * budget_bytes:
         raise TrainingError(

@@ -1,4 +1,4 @@
-"""The bags of a training run: train and val, never test."""
+"""The bags of a training run, of the splits train and val; the split test is never opened."""
 
 from __future__ import annotations
 
@@ -147,10 +147,11 @@ def _missing(caches: Path, wanted: Sequence[SlideRecord], failed: SlideRecord) -
 
 
 def fitted(encoder: EncoderConfig, kind: PatchKind | FeatureKind) -> EncoderConfig:
-    """The encoder's settings with `num_features` filled in from the bags.
+    """The encoder's settings, with `num_features` taken from the bags.
 
     Raises:
-        ConfigError: If it takes pixels and the bags hold features, the other way round, or features of another size.
+        ConfigError: If the encoder takes pixels and the bags hold features, or the other way round, or the number of
+            features differs.
     """
     if isinstance(kind, PatchKind):
         if encoder.name == "projector":

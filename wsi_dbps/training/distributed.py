@@ -1,9 +1,9 @@
 """Training in several processes, one per GPU, started by torchrun; and one process as the special case.
 
-Each process selects and encodes its own slides of a batch; before a step their gradients are added up, so that all take
-the same step. This is done by one explicit sum over a flat buffer, not by a wrapper of the model: a slide's gradient is
-weighted in the loss already, processes may have unequal numbers of slides, or none, and selection calls the encoder
-without gradient at its own pace, none of which the wrapper allows for.
+Each process selects and encodes its own slides of a batch. Before a step the gradients are added up over the processes,
+so that all take the same step. This is one explicit sum over a flat buffer instead of DistributedDataParallel, which
+does not fit here: the loss weights each slide's gradient already, processes may have unequal numbers of slides, or
+none, and selection calls the encoder without gradient a different number of times in each process.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run. Every process calls these in the same order."""
+    """The processes of a run. Every process must call these methods in the same order."""
 
     rank: int = 0
-    """Which of them this one is; 0 writes the files."""
+    """The number of this process; process 0 writes the files."""
     size: int = 1
     local_rank: int = 0
-    """Which of those on this machine: the number of its GPU."""
+    """The number of this process on its machine, which is also the number of its GPU."""
 
     def mine(self, items: Sequence[T]) -> Sequence[T]:
-        """This process's share of a list that all have."""
+        """This process's share of a list that every process has."""
         return items[self.rank :: self.size]
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Each number added up over the processes.
+        """The sum over the processes of each number.
 
         Raises:
             TrainingError: If another process has ended or does not answer.
@@ -62,7 +62,7 @@ class World:
                 distributed.all_reduce(tensor)
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        """Add gradients up over the processes, in place; a parameter that has none anywhere keeps none."""
+        """Add gradients up over the processes, in place; a parameter without gradient in any process stays without."""
         if self.size == 1:
             return
         present = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
@@ -77,7 +77,7 @@ class World:
                 parameter.grad.copy_(piece.view_as(parameter))
 
     def gather(self, items: list[T]) -> list[T]:
-        """The items of all processes, on process 0; on the others none."""
+        """The items of all processes, in process 0; an empty list in the others."""
         if self.size == 1:
             return items
         found: list[list[T]] | None = [[] for _ in range(self.size)] if self.rank == 0 else None
@@ -102,16 +102,16 @@ ALONE: Final = World()
 
 @contextmanager
 def joined(wait_minutes: float) -> Iterator[World]:
-    """The processes that torchrun started together with this one; without torchrun, this one alone.
+    """Join the processes that torchrun started together with this one; without torchrun, this one is alone.
 
     Args:
-        wait_minutes: How long to wait for the others before giving up.
+        wait_minutes: How long a process waits for the others before it gives up.
     """
     size = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
     if size == 1:
         yield ALONE
         return
-    if distributed.is_initialized():  # by a caller that joins once for several runs
+    if distributed.is_initialized():  # by a caller that joins once and trains several runs
         yield World(distributed.get_rank(), size, int(os.environ.get("LOCAL_RANK", "0")))
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -124,20 +124,20 @@ def joined(wait_minutes: float) -> Iterator[World]:
         together = True
         raise
     finally:
-        # Python must not end while Gloo's threads run, which then abort the process (exit code 134). Gloo's group is
-        # destroyed without the other processes; NCCL's after an error waits for them, and they may be gone.
+        # If Python ends while Gloo's threads run, they abort the process (exit code 134). Gloo's group can be destroyed
+        # without the other processes; NCCL's would wait for them after an error, and they may have ended.
         if together or backend == "gloo":
             distributed.destroy_process_group()
 
 
 def stopped(place: Path, where: str, world: World, stopping: Stopping) -> StoppedError:
-    """The error to end with after a process was told to stop. All processes call it, and get the same.
+    """The error with which all processes end after one was told to stop. All of them call it, and get the same.
 
     Args:
-        place: The run folder, or that of all folds.
-        where: How far the run came.
+        place: The run folder, or the folder of all folds.
+        where: How far the run has come.
         world: The processes.
-        stopping: What this one was told. If any was told by SIGTERM, all end with its exit code.
+        stopping: What this process was told. If SIGTERM reached any process, all end with its exit code.
     """
     by, code = ("SIGTERM", 143) if world.sum([float(stopping.by_sigterm)])[0] else ("Ctrl-C", 130)
     return StoppedError(f"{place}: ended by {by} {where}", exit_code=code)

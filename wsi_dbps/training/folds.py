@@ -1,4 +1,4 @@
-"""Cross-validation: every fold in turn, each a run folder of its own."""
+"""Cross-validation: every fold is trained in turn, into its own run folder."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def train_folds(
 ) -> tuple[TrainingResult, ...]:
     """Train with each fold as the test split, into OUT/fold0, OUT/fold1 ..., and write OUT/folds.csv, a row per fold.
 
-    A fold that was begun goes on, and one that is finished is left as it is: calling it again after an interruption is
-    all it takes. folds.csv grows with each fold.
+    A fold that was begun is resumed, and a finished fold is left as it is; after an interruption, call the function
+    again. folds.csv gets a row when a fold is done.
 
     Args:
         cohort: With labels and a `fold` column.
@@ -46,21 +46,21 @@ def train_folds(
     Raises:
         ManifestError: If the cohort has no usable `fold` column.
         StoppedError: After SIGTERM or Ctrl-C, when the running step is done and saved.
-        WsiDbpsError: Whatever `train` raises for a fold; the folds done stay.
+        WsiDbpsError: Whatever `train` raises for a fold; finished folds are kept.
     """
     caches, out = Path(caches), Path(out)
     num_folds = max(cohort.folds().values(), default=0) + 1
     splits = [cohort.with_fold(fold) for fold in range(num_folds)]
     check_labels(cohort, config.training)
     results: list[TrainingResult] = []
-    # joined once: processes cannot part and meet again
+    # joined only once, because processes that have left their group cannot join again
     with (
         joined(config.training.wait_minutes) as world,
         told_to_stop() as stopping,
         output_folder(out, "train --folds all", ("folds.csv",)) if world.rank == 0 else nullcontext(),
     ):
         for fold, split in enumerate(splits):
-            if world.sum([float(stopping())])[0]:  # one process is told: all end here
+            if world.sum([float(stopping())])[0]:  # if one process is told, all end here
                 raise stopped(out, f"between two folds; {fold} of {num_folds} are done", world, stopping)
             run = out / f"fold{fold}"
             if world.rank == 0:

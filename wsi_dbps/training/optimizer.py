@@ -1,4 +1,4 @@
-"""AdamW with linear warm-up and cosine decay, the learning rate a plain function of the step."""
+"""AdamW with linear warm-up and cosine decay; the learning rate is a function of the step alone."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from wsi_dbps.training.settings import OptimizerConfig
 
 FINAL_SHARE: Final = 0.01
-"""Share of the peak learning rate that the cosine ends at."""
+"""Fraction of the peak learning rate at which the cosine ends."""
 
 
 def build_optimizer(model: SlideModel, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over encoder and aggregator; each group remembers its peak learning rate.
+    """AdamW for encoder and aggregator; each parameter group stores its peak learning rate under `peak`.
 
-    Weight decay acts on matrices and filters; norms, biases and the query are vectors and go without.
+    Weight decay applies to matrices and filters only; norms, biases and the query are vectors and have none.
     """
     groups: list[dict[str, Any]] = []
     encoder_peak = config.encoder_lr or config.lr
@@ -43,10 +43,10 @@ def build_optimizer(model: SlideModel, config: OptimizerConfig) -> torch.optim.A
 
 
 def _by_layer(encoder: PatchEncoder | Projector, peak: float, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Groups whose peak falls by `layer_decay` with each layer from the top, layers as timm knows them.
+    """Parameter groups whose peak falls by a factor `layer_decay` per layer from the top; layers as timm defines them.
 
     Raises:
-        ConfigError: If the encoder is not one of timm's, which know their layers.
+        ConfigError: If the encoder is not one of timm's, which define their layers.
     """
     from timm.optim._param_groups import param_groups_layer_decay
 
@@ -62,7 +62,11 @@ def _by_layer(encoder: PatchEncoder | Projector, peak: float, config: OptimizerC
 
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, decay: float, num_steps: int) -> None:
-    """Move the average weights towards the model's: by 1 - decay, over the first t steps by 9 / (10 + t)."""
+    """Move the average weights towards the model's by 1 - decay, but at step t by at least 9 / (10 + t).
+
+    Not torch's `AveragedModel`: it copies the weights at its first update and stores them under other names, so that
+    older checkpoints would go on with other results.
+    """
     decay = min(decay, (1 + num_steps) / (10 + num_steps))
     for mean, parameter in zip(average.parameters(), model.parameters(), strict=True):
         mean.lerp_(parameter, 1 - decay)
@@ -71,7 +75,7 @@ def update_average(average: nn.Module, model: nn.Module, decay: float, num_steps
 
 
 def lr_share(step: int, num_steps: int, warmup: float) -> float:
-    """Share of the peak learning rate at a step, counted from 0.
+    """Fraction of the peak learning rate at a step, counted from 0.
 
     Examples:
         >>> [round(lr_share(step, 10, 0.2), 2) for step in (0, 1, 2, 9)]
@@ -85,6 +89,6 @@ def lr_share(step: int, num_steps: int, warmup: float) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
-    """Set every group to this share of its peak."""
+    """Set the learning rate of every group to this fraction of its peak."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * share

@@ -1,4 +1,4 @@
-"""What a run folder says of its making, and whether a run that goes on is the same run."""
+"""What a run folder says about how it was made, and whether a resumed run has the same settings and inputs."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 
 FILES: Final = ("run.toml", "run.json", "cohort.csv", "history.csv", "last.pt", "best.pt")
-"""What a run writes at the top of its folder."""
+"""The files that a run writes directly into its folder."""
 
 
 def check_no_run(run: Path) -> None:
-    """Check that a folder holds no run, before caches are opened and weights fetched for another one.
+    """Check that a folder holds no run, before caches are opened and weights downloaded for a new one.
 
     Raises:
-        CheckpointError: If it holds one.
+        CheckpointError: If it holds a run.
     """
     if (run / "run.json").exists():
         raise CheckpointError(f"{run}: holds a run already; pass --resume to go on, or another --out folder")
@@ -50,16 +50,16 @@ def begin_run(run: Path, config: RunConfig, cohort: Cohort, data: TrainingData, 
 
 
 def settings_to_go_on(run: Path, given: Mapping[str, Any], source: str) -> RunConfig:
-    """The settings of a begun run, with those given anew in their place where they may change.
+    """The settings of a run that was begun, updated with newly given ones that may change.
 
     Args:
         run: Its folder.
-        given: Tables of settings; what they leave out is as it was when the run began.
-        source: Where they come from, for an error.
+        given: Tables of settings; settings that they leave out stay as they were when the run began.
+        source: Where they come from, for error messages.
 
     Raises:
-        CheckpointError: If the folder holds no run, or what is given differs from it.
-        ConfigError: If what is given is no setting.
+        CheckpointError: If the folder holds no run, or a setting that may not change differs.
+        ConfigError: If a setting is unknown or out of range.
     """
     begun = _begun(run)["settings"]
     tables = {name: dict(table) for name, table in begun.items()}
@@ -71,7 +71,7 @@ def settings_to_go_on(run: Path, given: Mapping[str, Any], source: str) -> RunCo
 
 
 def check_same_run(run: Path, config: RunConfig, data: TrainingData) -> None:
-    """Check that settings and inputs are those that the folder's run began with.
+    """Check that settings and inputs are those with which the run of the folder began.
 
     Raises:
         CheckpointError: If the folder holds no run, or another one; naming what differs.
@@ -84,7 +84,7 @@ def check_same_run(run: Path, config: RunConfig, data: TrainingData) -> None:
 
 
 def note_changes(run: Path, config: RunConfig) -> None:
-    """Write run.toml and run.json anew if the run goes on with settings changed, so that it is resumed with them."""
+    """Rewrite run.toml and run.json if settings have changed, so that the next --resume uses them."""
     begun, settings = _begun(run), _plain(config)
     if begun["settings"] != settings:
         write_text(run / "run.toml", to_toml(config))
@@ -94,7 +94,7 @@ def note_changes(run: Path, config: RunConfig) -> None:
 _FREE: Final = tuple(
     f"training.{key}" for key in ("device", "decode_threads", "decode", "vram", "save_every_minutes", "wait_minutes")
 )
-"""Settings that a run may go on with changed: where it runs, not what it computes."""
+"""Settings that may change on resuming, because they decide where a run takes place and not what it computes."""
 
 
 _EPOCHS: Final = "training.epochs"

@@ -1,4 +1,4 @@
-"""Settings of a training run: what run.toml may hold."""
+"""Settings of a training run: the tables and keys of run.toml."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ class OptimizerConfig:
     lr: float = 1e-4
     """Peak learning rate of the aggregator."""
     encoder_lr: float | None = None
-    """Peak learning rate of the encoder; None: the same."""
+    """Peak learning rate of the encoder; None: the same as `lr`."""
     layer_decay: float = 1.0
-    """Each layer of the encoder learns at this share of the rate of the layer above it; 1: all alike."""
+    """Factor by which the learning rate falls from each layer of the encoder to the one below it; 1: all layers have
+    the same rate."""
     weight_decay: float = 0.1
-    """Decoupled weight decay of matrices; norms, biases and the query have none."""
+    """Decoupled weight decay of matrices and filters; norms, biases and the query have none."""
     warmup: float = 0.1
-    """First share of the steps, in which the learning rate grows to its peak."""
+    """Fraction of the steps over which the learning rate rises to its peak."""
     clip_norm: float = 1.0
-    """Largest norm of a step's gradient; 0: no limit."""
+    """Largest norm of the gradient of a step; larger gradients are scaled down. 0: no limit."""
 
     def __post_init__(self) -> None:
         for name in ("lr", "encoder_lr"):
@@ -47,15 +48,16 @@ class OptimizerConfig:
 
 @settings
 class AugmentationConfig:
-    """Changes to salient patches in training; selection and prediction see plain pixels."""
+    """Random changes to salient patches in training; selection and prediction see the pixels unchanged."""
 
     flips: bool = True
-    """Mirror each patch at random."""
+    """Flip each patch horizontally at random."""
     turns: bool = True
-    """Turn each patch by a random multiple of 90 degrees."""
+    """Rotate each patch by a random multiple of 90 degrees."""
     stain_jitter: float = 0.05
-    """Largest change of haematoxylin, eosin and residual stain, drawn for each patch: a factor in 1 +- this, and a
-    shift of optical density of +- a tenth of this (0.05 is light, 0.2 strong, by Tellez et al. 2018). 0: none."""
+    """Largest random change of the haematoxylin, eosin and residual stain of each patch: each is multiplied by
+    a factor of 1 +- this, and shifted by +- a tenth of this in optical density (0.05 is light, 0.2 strong, by Tellez et
+    al. 2018). 0: no change."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.stain_jitter < 1:
@@ -64,51 +66,51 @@ class AugmentationConfig:
 
 @settings
 class LoopConfig:
-    """How long, on what, and which epoch is kept."""
+    """How long a run trains, on which device, and which epoch is kept."""
 
     epochs: int = 40
-    """Visits to every training slide."""
+    """Number of epochs; each visits every training slide once."""
     batch_slides: int = 4
-    """Slides that are encoded and pooled together; with several processes, by all of them together."""
+    """Slides per batch; several processes share them."""
     accumulate: int = 1
-    """Batches whose gradients make one step."""
+    """Number of batches whose gradients are averaged for one optimizer step."""
     classes: tuple[str, ...] | None = None
-    """The labels in order, such as `["wildtype", "mutant"]`: of two the second is the positive one; the first is what
-    has no lesion. None: by value where all are numbers, else by name."""
+    """The labels in order, such as `["wildtype", "mutant"]`. Of two, the second is the positive class. The first is the
+    class of slides without lesions. None: ordered by value if all are numbers, else by name."""
     class_weights: Literal["none", "balanced"] = "none"
-    """`balanced`: a class weighs inversely to its number of training slides."""
+    """`balanced`: the loss of a slide is weighted inversely to the number of training slides of its class."""
     monitor: Literal["auroc", "loss"] = "auroc"
-    """What the best epoch is chosen by, on the validation slides; equal AUROCs go by the loss."""
+    """What the best epoch is chosen by, on the validation slides; ties of the AUROC are broken by the loss."""
     patience: int | None = None
-    """Stop after this many epochs without a better one; None: never."""
+    """Stop after this many epochs without a better one; None: train all epochs."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """`auto`: bf16 where the GPU has it, else fp32."""
+    """Number format of the forward pass. `auto`: bf16 if the GPU supports it, else fp32."""
     device: str = "auto"
-    """`auto`: the first GPU, else the CPU; or a torch device."""
+    """`auto`: the first GPU if there is one, else the CPU; or the name of a torch device."""
     decode_threads: int = 2
-    """Threads that decode JPEG patches."""
+    """Number of threads that decode JPEG patches."""
     decode: Literal["auto", "cpu", "gpu"] = "cpu"
     """Where JPEG patches are decoded. `gpu`: by nvJPEG through torchvision, in batches; `auto`: so if the device can,
     else by the threads. The two may differ by up to 2 grey levels on average (the tests' tolerance; not yet run on a
     GPU); RGB-coded JPEGs are always decoded by the CPU."""
     vram: str | None = None
-    """GPU memory that the run may use, such as `12G`: once a step needs over 15 % more, training stops and says so. Of
-    a GPU only; None: no limit."""
+    """GPU memory that the run may use, such as `12G`: training stops with an error if a step needs over 15 % more. Not
+    for CPUs; None: no limit."""
     seed: int = 0
-    """Of everything random: weights, order, drop, dropout, augmentation."""
+    """Random seed of everything: initial weights, order of slides, random drop, dropout and augmentation."""
     ema: float = 0.0
-    """Decay of a moving average of the weights, for instance 0.999, which is then validated and kept in best.pt; 0:
-    none."""
+    """Decay of an exponential moving average of the weights, for instance 0.999. The average is then validated and kept
+    in best.pt. 0: no average."""
     save_every_minutes: float = 10.0
-    """last.pt is also written in the middle of an epoch, when this long has passed; 0: after every step."""
+    """last.pt is also written within an epoch, when this many minutes have passed; 0: after every step."""
     record: bool = True
-    """Write which patches were chosen at each visit, and their scores: docs/formats/selection-record.md."""
+    """Write which patches were selected at each visit, and their logits: docs/formats/selection-record.md."""
     deterministic: bool = False
-    """Have torch use deterministic algorithms only: two runs on one GPU are then alike, and slower."""
+    """Use only deterministic algorithms of torch: two runs on one GPU are then equal, and slower."""
     compile: bool = False
     """Compile the encoder with torch.compile; its benefit has not been measured here on a GPU."""
     wait_minutes: float = 30.0
-    """With several processes: how long one waits for the others before it gives up."""
+    """With several processes: how many minutes one waits for the others before it gives up."""
 
     def __post_init__(self) -> None:
         if self.classes is not None and len(set(self.classes)) < max(2, len(self.classes)):
@@ -132,7 +134,7 @@ class LoopConfig:
 
 @settings
 class RunConfig:
-    """Everything that decides a run, besides cohort and caches."""
+    """All settings of a run; with the cohort and the caches they determine it."""
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
@@ -156,7 +158,7 @@ _UNITS: Final = {"G": 1 << 30, "M": 1 << 20}
 
 
 def size_bytes(text: str) -> int:
-    """A size of memory in bytes; G and M are powers of 1024, as GPUs count.
+    """Parse a size of memory, in bytes; G and M are powers of 1024.
 
     Raises:
         ValueError: If it is not a number above 0 with G or M (or GiB, MiB).
@@ -172,7 +174,7 @@ def size_bytes(text: str) -> int:
 
 
 def as_size(num_bytes: float) -> str:
-    """Bytes as people read them.
+    """A number of bytes as text, in GiB or MiB.
 
     Examples:
         >>> as_size(12 * 2**30), as_size(3_000_000)

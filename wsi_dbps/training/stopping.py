@@ -1,4 +1,4 @@
-"""Being told to stop: by SIGTERM, with which a cluster's scheduler ends a job, or by Ctrl-C at the keyboard."""
+"""Requests to stop: SIGTERM, with which the scheduler of a cluster ends a job, or Ctrl-C at the keyboard."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ class Stopping:
         self._by_keyboard = False
 
     def __call__(self) -> bool:
-        """Whether it was."""
+        """Whether this process was told to stop."""
         return self.by_sigterm or self._by_keyboard
 
     def note(self, number: int, _: FrameType | None = None) -> None:
         """Remember a signal. A second Ctrl-C ends the process at once, by `KeyboardInterrupt`.
 
-        Not one of several processes: torchrun passes the first Ctrl-C on to processes that have had it already.
+        With several processes a second one does nothing: the terminal sends Ctrl-C to all of them, and torchrun then
+        sends it to its processes again.
         """
         if number == signal.SIGTERM:
             self.by_sigterm = True
@@ -42,10 +43,10 @@ class Stopping:
 
 @contextmanager
 def told_to_stop() -> Iterator[Stopping]:
-    """Inside, SIGTERM and the first Ctrl-C are noted and do nothing else. In the main thread only.
+    """Within this block, SIGTERM and the first Ctrl-C are only noted. It has no effect outside the main thread.
 
-    A block inside another one shares its `Stopping`, so that a signal that comes in the last moment of the inner block
-    is seen by the outer one.
+    A block inside another one shares its `Stopping`, so that the outer block sees a signal that arrives at the end of
+    the inner one.
     """
     outer = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
     if isinstance(outer, Stopping):

@@ -1,6 +1,6 @@
-"""A training visit: what is drawn for a slide at an epoch, from the seed, the epoch and the slide alone.
+"""A training visit: everything random about one slide in one epoch, drawn from the seed, the epoch and the slide alone.
 
-So a visit is the same in whatever process, batch or order it comes, after whatever interruption.
+A visit is therefore the same in any process, batch or order, and after any interruption.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Visit:
-    """A slide, and all that chance decides about it."""
+    """A slide, and everything random about one visit to it."""
 
     bag: CacheBag
     place: int
     """Position in the epoch's order, from 0."""
     seed: int
-    """Of augmentation and dropout."""
+    """Random seed of augmentation and dropout."""
     draws: torch.Generator
-    """Of random selection."""
+    """Generator of random selection."""
     kept_N: torch.Tensor
-    """Ids that random drop left, ascending."""
+    """Ids of the patches that random drop kept, ascending."""
     explore: bool
-    """Select at random."""
+    """Whether patches are selected at random, as exploration."""
     noise: float
-    """Scale of the Gumbel noise that patches are ranked with."""
+    """Scale of the Gumbel noise added to the logits by which patches are ranked."""
 
     def record(self, chosen: Chosen) -> VisitRecord:
-        """What became of every patch."""
+        """What the selection record keeps: which patches were kept and selected, and their logits."""
         selection = chosen.selection
         kept_N = np.zeros(self.bag.num_patches, bool)
         kept_N[self.kept_N.numpy()] = True
@@ -60,7 +60,7 @@ class Visit:
 
 
 def visit_seed(seed: int, epoch: int, slide_id: str) -> int:
-    """A seed for one visit to one slide.
+    """Random seed for one visit to one slide.
 
     >>> visit_seed(0, 3, "a") == visit_seed(0, 3, "a") != visit_seed(0, 4, "a")
     True
@@ -76,10 +76,10 @@ def draw_visit(
     Args:
         bag: The slide.
         place: Position in the epoch's order, from 0.
-        seed: The run's.
-        epoch: From 0.
-        exploration: From 1 down to 0: chance of a random selection, or scale of the noise.
-        config: Says how many patches are kept, and which of the two falls.
+        seed: Random seed of the run.
+        epoch: Counted from 0.
+        exploration: Between 1 and 0: probability of a random selection, or scale of the noise.
+        config: How many patches are kept, and which of the two kinds of exploration is used.
     """
     its_seed = visit_seed(seed, epoch, bag.record.slide_id)
     draws = torch.Generator().manual_seed(its_seed)
@@ -90,7 +90,7 @@ def draw_visit(
 
 
 def read_ahead(model: SlideModel, visits: Iterable[Visit]) -> Iterator[Visit]:
-    """The visits, each one's bag being told what it will be asked for while the one before is at work."""
+    """The visits; while one is at work, the bag of the next is told what to read ahead."""
     for visit, following in pairwise(chain(visits, [None])):
         if following is not None:
             following.bag.expect(model.will_read(following.kept_N, following.draws, explore=following.explore))
@@ -99,7 +99,9 @@ def read_ahead(model: SlideModel, visits: Iterable[Visit]) -> Iterator[Visit]:
 
 
 def exploring(epoch: float, epochs: int, exploration: float) -> float:
-    """Chance of a random selection, or scale of the noise: from 1 evenly down to 0 over a first share of training.
+    """Probability of a random selection, or scale of the noise: decays linearly from 1 to 0.
+
+    It reaches 0 after a fraction `exploration` of training; with 0, there is none.
 
     >>> [exploring(epoch, 10, 0.4) for epoch in (0, 1, 2, 4, 9)]
     [1.0, 0.75, 0.5, 0.0, 0.0]
