@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from wsi_dbps.core.errors import ConfigError, TrainingError
 from wsi_dbps.models.bag import TensorBag
 from wsi_dbps.models.slide_model import SlideModel
-from wsi_dbps.planning.device_cost import calibrate, plan, saved_bytes
-from wsi_dbps.training.cost import Calibration, check_budget, memory, most_salient, need, propose
+from wsi_dbps.planning.device_cost import measure_patch_cost, plan, saved_bytes
+from wsi_dbps.training.cost import PatchCost, check_budget, memory, most_salient, need, propose
 from wsi_dbps.training.loop import train
 from wsi_dbps.training.settings import RunConfig, as_size, build_run_config, size_bytes
 
