@@ -127,7 +127,8 @@ def test_a_tuned_encoder_embeds_as_its_run_encodes(cohort, caches, tmp_path, mak
     assert (result.num_slides, result.failed) == (4, ())
     record = cohort.part("val").records[0]
     file, reader = FeatureFile(tmp_path / "out" / f"{record.slide_id}.h5"), PatchReader(1)
-    assert file.attrs["checkpoint_fingerprint"] == checkpoint.fingerprint()
+    with h5py.File(file.path) as stored:
+        assert stored.attrs["checkpoint_fingerprint"] == checkpoint.fingerprint()
     bag = CacheBag(record, PatchCache(caches / f"{record.slide_id}.h5"), reader)
     model = checkpoint.build_model(torch.device("cpu"))
     with torch.no_grad():
