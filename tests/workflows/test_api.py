@@ -27,6 +27,13 @@ def test_every_public_name_is_there(name: str) -> None:
     assert getattr(wd, name) is not None
 
 
+def test_no_public_name_is_that_of_a_room() -> None:
+    """Importing a room sets it as an attribute of the package, in place of the function of the same name."""
+    rooms = {path.parent.name for path in SOURCE.parent.glob("*/__init__.py")}
+    assert len(rooms) > 10
+    assert not rooms & set(wd.__all__)
+
+
 def test_every_command_is_a_public_function() -> None:
     assert set(WORKFLOWS) <= set(wd.__all__)
 
@@ -62,7 +69,7 @@ def test_defaults_of_options_pass_their_own_checks(command: str) -> None:
 def test_choices_of_options_are_those_of_the_settings_that_they_are_for() -> None:
     from typing import get_args, get_type_hints
 
-    from wsi_dbps.export.export import ExportSpec
+    from wsi_dbps.exporting.export import ExportSpec
     from wsi_dbps.models.settings import EncoderConfig
     from wsi_dbps.training.settings import LoopConfig
     from wsi_dbps.workflows import embed, export

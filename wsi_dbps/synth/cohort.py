@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ import numpy as np
 from wsi_dbps.core.errors import ConfigError, SpecMismatchError
 from wsi_dbps.core.files import write_json, write_text
 from wsi_dbps.core.geometry import Size
+from wsi_dbps.core.processes import new_interpreters
 from wsi_dbps.synth.spec import TissueSpec
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _mapped(make: Callable[[SyntheticSlide], None], slides: list[SyntheticSlide]
     if num_workers <= 1:
         yield from map(make, slides)
         return
-    with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(num_workers, mp_context=new_interpreters()) as pool:
         tasks = [pool.submit(make, slide) for slide in slides]
         try:
             for task in as_completed(tasks):

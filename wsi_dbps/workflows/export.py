@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from wsi_dbps.cohort.cohort import Cohort, SlideRecord
     from wsi_dbps.core.files import PathLike
     from wsi_dbps.core.options import Say
-    from wsi_dbps.export.export import ExportOutcome, ExportSpec
+    from wsi_dbps.exporting.export import ExportOutcome, ExportSpec
 
 ExportFormat = Literal["jpeg", "png", "tar"]
 """What is written for each slide: its cached JPEG files, their pixels as PNG, or a WebDataset."""
@@ -91,7 +91,7 @@ def export(
     """
     from wsi_dbps.core.ownership import refuse_to_replace
     from wsi_dbps.core.settings import build
-    from wsi_dbps.export.export import LABELS, ExportSpec, find_caches, records_of, write_labels
+    from wsi_dbps.exporting.export import LABELS, ExportSpec, find_caches, records_of, write_labels
 
     o, out = options_with(options, changes), Path(out)
     spec = build(ExportSpec, {"format": format, "max_patches": o.max, "seed": o.seed}, "export")
@@ -119,7 +119,7 @@ def _export_all(
     """Export every cache, with a progress display."""
     from wsi_dbps.core.cores import num_cores
     from wsi_dbps.core.progress import Progress
-    from wsi_dbps.export.export import export_caches
+    from wsi_dbps.exporting.export import export_caches
 
     outcomes: list[ExportOutcome] = []
     with Progress("exporting", len(paths), "slides") as progress:

@@ -26,7 +26,7 @@ from wsi_dbps.cohort.names import why_unsafe
 from wsi_dbps.core.errors import OutputError
 from wsi_dbps.core.files import claimed
 from wsi_dbps.core.ownership import RECORD
-from wsi_dbps.export.export import (
+from wsi_dbps.exporting.export import (
     LABELS,
     ExportSpec,
     export_cache,
@@ -212,7 +212,7 @@ def test_sigkill_at_any_time_leaves_a_whole_export_or_none(many: Path, tmp_path:
     code = f"""
 import sys
 from pathlib import Path
-from wsi_dbps.export.export import ExportSpec, export_cache
+from wsi_dbps.exporting.export import ExportSpec, export_cache
 print("go", flush=True)
 while True:
     outcome = export_cache(Path(sys.argv[1]), Path(sys.argv[2]), ExportSpec(format="{format_}"), overwrite=True)
