@@ -10,8 +10,8 @@ import torch
 
 from wsi_dbps.cohort.cohort import Cohort
 from wsi_dbps.core.errors import CacheError, CheckpointError, ConfigError, ManifestError, TrainingError
+from wsi_dbps.models.bag import TensorBag
 from wsi_dbps.models.device import pick_device
-from wsi_dbps.models.slide_model import TensorBag
 from wsi_dbps.training.checkpoint import load_checkpoint
 from wsi_dbps.training.loop import train
 
