@@ -86,3 +86,10 @@ def test_the_result_of_all_folds_has_one_for_each(small_cohort, tmp_path: Path) 
     assert len(result.summary.splitlines()) == 3
     with pytest.raises(wd.ConfigError, match=r"holds 3 folds; ask for one of them: result.trained\[0\]"):
         _ = result.best
+
+
+def test_what_is_said_of_a_run_goes_to_who_asked_for_it(small_cohort, tmp_path: Path, capsys) -> None:
+    lines: list[str] = []
+    wd.train(*small_cohort, tmp_path / "run", DOTTED, say=lines.append)
+    assert [line for line in lines if line.startswith("epoch 1 of 1: train loss ")]
+    assert "epoch 1 of 1" not in capsys.readouterr().err

@@ -87,7 +87,7 @@ def train(
     settings: Mapping[str, Any] | PathLike | None = None,
     options: TrainOptions = TrainOptions(),
     *,
-    say: Say = to_stderr,  # noqa: ARG001 - the trainer reports its epochs itself
+    say: Say = to_stderr,
     **changes: Any,
 ) -> TrainResult:
     """Train a model end to end with dual-buffer selection, and leave a run folder that holds all to repeat it.
@@ -102,7 +102,7 @@ def train(
         settings: Settings of the run: tables, keys with a dot (`{"encoder.name": "resnet18"}`), or the path of a TOML
             file; see docs/settings.md.
         options: Options; see `TrainOptions`.
-        say: Takes lines of notice.
+        say: Takes each line about the run, such as one for each epoch; by default they go to standard error.
         changes: Options to change, by name: `train(cohort, "caches", "run", folds="all")`.
 
     Raises:
@@ -127,13 +127,14 @@ def train(
     whole = as_cohort(cohort, o.columns, need_label=True)
     if o.fold is not None:
         whole = whole.with_fold(o.fold)
+    heard: dict[str, Any] = {} if say is to_stderr else {"say": say}  # by default the trainer prints without our prefix
     if o.folds is not None:
         from wsi_dbps.training.folds import train_folds
 
-        return TrainResult(out, train_folds(whole, caches, out, config))
+        return TrainResult(out, train_folds(whole, caches, out, config, **heard))
     from wsi_dbps.training.loop import train as train_one
 
-    return TrainResult(out, (train_one(whole, caches, out, config, resume=o.resume),))
+    return TrainResult(out, (train_one(whole, caches, out, config, resume=o.resume, **heard),))
 
 
 def _line(result: TrainingResult) -> str:
